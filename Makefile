@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made and filled once; only Python, Git and make must be there.
+#   make PYTHON=python3.12 ...   another Python (>= 3.11)
+#   make test PYTEST="-m 'not slow'"   options for pytest
+#   make ui PORT=5001   another port
+
+PYTHON ?= python3
+PYTEST ?=
+PORT ?= 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+# What the project starts phones nobody.
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: help repro test lint ui clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+repro: $(VENV)/runtime.stamp ## Run the pipeline: what has changed, and what depends on it
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+test: lint ## Check style and types, run all tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/dev.stamp ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port PORT of this machine
+	$(BIN)/python -m unveil.tracking ui --port $(PORT)
+
+clean: ## Remove what the tools cache; data, models and runs stay
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find src stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/runtime.stamp $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python %d.%d.%d, expected 3.11 or newer; name one: make PYTHON=python3.12 ..." % sys.version_info[:3])'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no ensurepip, which fills $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)

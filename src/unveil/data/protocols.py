@@ -1,0 +1,108 @@
+"""Protocols: how a face becomes a small square. Each published FID has one; numbers compare only within one.
+
+============  ====================================  ==========================================  ================
+protocol      crop of the 178 x 218 image           resize                                      images in train
+============  ====================================  ==========================================  ================
+ddim          128 x 128 at rows 57-185, cols 25-153  PIL bilinear (antialiased)                  train split
+score-sde     central 140 x 140                     antialiased bilinear in float, rounded      train split
+gan           central 148 x 148                     PIL bilinear (antialiased)                  train split
+adm-ip        none: squashed to a square            bilinear without antialiasing (as OpenCV)   all images
+squash        none: squashed to a square            PIL bilinear (antialiased)                  train split
+============  ====================================  ==========================================  ================
+
+Sources: DDIM (2010.02502) and Score SDE (2011.13456) by their published code, the GAN crop by the code of
+the GAN and VAE literature, ADM-IP (2301.11706) by its published code, squash by torchvision's Resize((n, n)).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unveil.data.celeba import CANVAS
+
+Resize = Literal["pil", "float", "aliased"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way from a decoded image to a training image.
+
+    Attributes:
+        name: as in params.yaml.
+        crop: (left, top, width, height) in pixels of the 178 x 218 canvas; None takes the whole image.
+        resize: ``pil`` antialiased in 8 bit as Pillow's bilinear; ``float`` the same filter in float, rounded
+            once at the end; ``aliased`` plain bilinear, which skips pixels when it shrinks.
+        images: whether ``train`` holds the train split or, as in ADM-IP's numbers, every image.
+    """
+
+    name: str
+    crop: tuple[int, int, int, int] | None
+    resize: Resize
+    images: Literal["train", "all"] = "train"
+
+    def describe(self) -> str:
+        """One line for reports."""
+        where = "the whole image" if self.crop is None else "{2} x {3} pixels at column {0}, row {1}".format(*self.crop)
+        how = {
+            "pil": "antialiased bilinear in 8 bit (Pillow)",
+            "float": "antialiased bilinear in float",
+            "aliased": "bilinear without antialiasing (OpenCV)",
+        }[self.resize]
+        which = "the train split" if self.images == "train" else "all images"
+        return f"{where}, resized by {how}, train = {which}"
+
+
+def _central(side: int) -> tuple[int, int, int, int]:
+    width, height = CANVAS
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("ddim", (25, 57, 128, 128), "pil"),
+        Protocol("score-sde", _central(140), "float"),
+        Protocol("gan", _central(148), "pil"),
+        Protocol("adm-ip", None, "aliased", images="all"),
+        Protocol("squash", None, "pil"),
+    )
+}
+
+
+def crop(image: Tensor, protocol: Protocol) -> Tensor:
+    """The protocol's part of an image, as a view: uint8 [3, H, W] -> [3, h, w].
+
+    Raises:
+        ValueError: if the protocol crops CelebA's canvas and the image has another size.
+    """
+    if protocol.crop is None:
+        return image
+    width, height = CANVAS
+    if image.shape[1:] != (height, width):
+        raise ValueError(f"found {image.shape[2]} x {image.shape[1]} pixels, expected {width} x {height}")
+    left, top, crop_width, crop_height = protocol.crop
+    return image[:, top : top + crop_height, left : left + crop_width]
+
+
+def resize(images: Tensor, size: int, how: Resize) -> Tensor:
+    """Resize a batch of one shape to squares: uint8 [N, 3, h, w] -> uint8 [N, 3, size, size].
+
+    PyTorch's 8-bit antialiased bilinear is Pillow's, bit for bit; a test holds it to that.
+    """
+    target = (size, size)
+    if how == "pil":
+        return F.interpolate(images, target, mode="bilinear", antialias=True)
+    smooth = F.interpolate(images.float(), target, mode="bilinear", antialias=how == "float")
+    return smooth.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_all(images: list[Tensor], size: int, how: Resize) -> Tensor:
+    """Resize images of any shapes to squares: uint8 [3, h, w] each -> uint8 [N, 3, size, size]."""
+    if not images:
+        return torch.empty(0, 3, size, size, dtype=torch.uint8)
+    if len({image.shape for image in images}) == 1:  # one call for all is faster
+        return resize(torch.stack(images), size, how)
+    return torch.cat([resize(image[None], size, how) for image in images])

@@ -1,0 +1,191 @@
+"""Tensor shards: what preprocess writes and every later stage reads."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unveil.errors import UnveilError
+from unveil.files import file_digest, write_json
+
+FORMAT = 1
+INDEX_FILE = "index.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split: its name, number of images and SHA-256."""
+
+    file: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What ``index.json`` says of the shards beside it.
+
+    Attributes:
+        source: cartoon, celeba or folder.
+        protocol: name of the crop and resize, see :mod:`unveil.data.protocols`.
+        image_size: height and width in pixels.
+        attributes: names of the columns of ``attributes``.
+        splits: the shards of train, valid and test.
+        mean, std: per channel (RGB), over the train split, of pixels in [-1, 1].
+        corrupt: names of the images that were left out.
+        train_holds: ``train``, or ``all`` if the protocol trains on every image, held-out ones included.
+    """
+
+    source: str
+    protocol: str
+    image_size: int
+    attributes: tuple[str, ...]
+    splits: Mapping[str, tuple[Shard, ...]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    corrupt: tuple[str, ...] = ()
+    train_holds: str = "train"
+
+    def num_images(self, split: str) -> int:
+        """Number of images in a split."""
+        return sum(shard.images for shard in self.splits[split])
+
+    def digest(self) -> str:
+        """SHA-256 over the hashes of all shards and the protocol: the identity of the data set."""
+        hashes = [shard.sha256 for name in sorted(self.splits) for shard in self.splits[name]]
+        facts = json.dumps([self.protocol, self.image_size, hashes])
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write ``index.json``."""
+        counts = {
+            name: {"images": self.num_images(name), "shards": [vars(shard) for shard in shards]}
+            for name, shards in self.splits.items()
+        }
+        write_json(
+            folder / INDEX_FILE,
+            {
+                "format": FORMAT,
+                "source": self.source,
+                "protocol": self.protocol,
+                "image_size": self.image_size,
+                "images": sum(self.num_images(name) for name in self.splits),
+                "train_holds": self.train_holds,
+                "splits": counts,
+                "moments": {"mean": list(self.mean), "std": list(self.std)},
+                "corrupt": list(self.corrupt),
+                "attributes": list(self.attributes),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "ShardIndex":
+        """Read ``index.json`` in ``folder``.
+
+        Raises:
+            UnveilError: if it is missing, damaged or of another format.
+        """
+        path = folder / INDEX_FILE
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UnveilError(f"{path}: not there, expected what preprocess writes; run the preprocess stage") from None
+        except ValueError:
+            raise UnveilError(f"{path}: not JSON, expected what preprocess writes; run preprocess again") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else type(values).__name__
+            raise UnveilError(f"{path}: format is {found!r}, expected {FORMAT}; run the preprocess stage again")
+        try:
+            return cls(
+                source=values["source"],
+                protocol=values["protocol"],
+                image_size=values["image_size"],
+                attributes=tuple(values["attributes"]),
+                splits={
+                    name: tuple(Shard(**shard) for shard in split["shards"]) for name, split in values["splits"].items()
+                },
+                mean=tuple(values["moments"]["mean"]),
+                std=tuple(values["moments"]["std"]),
+                corrupt=tuple(values["corrupt"]),
+                train_holds=values["train_holds"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UnveilError(f"{path}: incomplete ({error}); run the preprocess stage again") from None
+
+
+def write_shard(folder: Path, split: str, number: int, images: Tensor, attributes: Tensor, ids: Tensor) -> Shard:
+    """Write ``<split>-<number>.safetensors``.
+
+    Args:
+        folder: where to.
+        split: train, valid or test.
+        number: position of the shard in its split, from 0.
+        images: uint8 [N, 3, H, W].
+        attributes: bool [N, 40].
+        ids: int64 [N], the number in each image's file name.
+    """
+    path = folder / f"{split}-{number:05d}.safetensors"
+    save_file({"images": images.contiguous(), "attributes": attributes, "ids": ids}, path)
+    return Shard(path.name, len(ids), file_digest(path))
+
+
+def load_tensor(folder: Path, split: str, name: str = "images", limit: int | None = None) -> Tensor:
+    """One tensor of a split, all shards concatenated, in order of the ids.
+
+    Args:
+        folder: of the shards.
+        split: train, valid or test.
+        name: ``images`` (uint8 [N, 3, H, W]), ``attributes`` (bool [N, 40]) or ``ids`` (int64 [N]).
+        limit: at most so many images, the first.
+
+    Raises:
+        UnveilError: if the split is unknown or empty, or a shard is missing or damaged.
+    """
+    index = ShardIndex.load(folder)
+    if not index.splits.get(split):
+        known = ", ".join(name for name in index.splits if index.splits[name])
+        raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
+    parts: list[Tensor] = []
+    for shard in index.splits[split]:
+        left = None if limit is None else limit - sum(map(len, parts))
+        if left == 0:
+            break
+        parts.append(_read(folder / shard.file, name, left))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def load_images(folder: Path, split: str, limit: int | None = None) -> Tensor:
+    """The images of a split: uint8 [N, 3, H, W] in order of the ids; the first ``limit`` of them."""
+    return load_tensor(folder, split, "images", limit)
+
+
+def _read(path: Path, name: str, limit: int | None) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[:limit] if limit is not None else file.get_tensor(name)
+            return rows
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
+    except (SafetensorError, OSError) as error:
+        raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
+
+
+def verify(folder: Path, splits: Sequence[str]) -> None:
+    """Compare the shards of some splits with their hashes in ``index.json``.
+
+    Raises:
+        UnveilError: that names the first shard that differs.
+    """
+    index = ShardIndex.load(folder)
+    for split in splits:
+        for shard in index.splits.get(split, ()):
+            path = folder / shard.file
+            if not path.exists() or file_digest(path) != shard.sha256:
+                raise UnveilError(f"{path}: missing or not what {INDEX_FILE} says; run the preprocess stage again")

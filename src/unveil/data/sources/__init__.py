@@ -1,0 +1,111 @@
+"""Where images come from.
+
+Every source writes CelebA's own layout, so that nothing after it knows which it was.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from unveil.data.celeba import read_partition
+from unveil.data.sources.facts import SOURCE_FILE, FileFacts, SourceFacts, SourceRecord
+from unveil.data.sources.progress import Say
+from unveil.errors import UnveilError
+from unveil.files import atomic_directory, file_digest, write_json
+
+__all__ = ["SourceFacts", "SourceName", "SourceRecord", "fetch"]
+
+SourceName = Literal["cartoon", "celeba", "folder"]
+
+
+def fetch(
+    raw: Path,
+    *,
+    source: SourceName,
+    workers: int = 0,
+    split: Mapping[str, float],
+    num_faces: int = 0,
+    seed: int = 0,
+    celeba_path: Path | None = None,
+    mirror: bool = True,
+    folder_path: Path | None = None,
+    attributes: Path | None = None,
+    downloads: Path = Path(".unveil/downloads"),
+    say: Say = print,
+) -> SourceRecord:
+    """Fill the folder ``raw`` from a source, or leave it as it was.
+
+    Args:
+        raw: gets CelebA's layout (``unveil.data.celeba``) and ``source.json``; an old one is replaced.
+        source: which; the arguments of the others are not read.
+        workers: processes that draw or re-encode; 0 = all cores. Never changes the result.
+        split: cartoon, folder: shares of train, valid and test.
+        num_faces: cartoon: faces to draw.
+        seed: cartoon: another seed, other faces.
+        celeba_path: celeba: archive or folder on disk; None takes $CELEBA_ROOT, then the network.
+        mirror: celeba: whether a mirror may deliver.
+        folder_path: folder: the folder of images.
+        attributes: folder: a CSV of attributes, or None.
+        downloads: celeba: where files from the network gather, and stay if not all arrive.
+        say: takes lines of progress.
+
+    Returns:
+        What now stands in ``source.json``.
+
+    Raises:
+        UnveilError: whatever the user can mend, a full disk included.
+    """
+    with _named_failures(raw), atomic_directory(raw) as folder:
+        if source == "cartoon":
+            from unveil.data.sources import cartoon
+
+            facts = cartoon.write(folder, num_faces=num_faces, seed=seed, split=dict(split), workers=workers)
+        elif source == "celeba":
+            from unveil.data.sources import celeba
+
+            facts = celeba.write(folder, path=celeba_path, mirror=mirror, say=say, downloads=downloads)
+        else:
+            from unveil.data.sources import folder as any_images
+
+            if folder_path is None:
+                raise UnveilError("download.folder.path: found null, expected the folder of images")
+            facts = any_images.write(
+                folder, path=folder_path, attributes=attributes, split=split, workers=workers, say=say
+            )
+        record = _record(source, facts, folder)
+        write_json(folder / SOURCE_FILE, record.to_json())
+    return record
+
+
+def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecord:
+    paths = sorted(path for path in folder.iterdir() if path.name != SOURCE_FILE)
+    return SourceRecord(
+        source=source,
+        origin=facts.origin,
+        licence=facts.licence,
+        credit=facts.credit,
+        images=len(read_partition(folder)[0]),
+        files={path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths},
+        canvas=facts.canvas,
+        published=facts.published,
+    )
+
+
+@contextmanager
+def _named_failures(raw: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that says how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or raw
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnveilError(
+                f"{where}: disk full ({error.strerror}); free some space and run again, {raw} is as it was"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UnveilError(
+                f"{where}: no permission ({error.strerror}); change the file's permissions or owner, {raw} is as it was"
+            ) from error
+        raise

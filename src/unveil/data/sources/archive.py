@@ -1,0 +1,137 @@
+"""Archives: writing the stored zip of a raw folder, and telling what a file really is that should be one."""
+
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from unveil.data.celeba import IMAGE_FOLDER, image_member
+from unveil.data.sources.progress import megabytes
+from unveil.errors import UnveilError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+"""Suffixes, in lower case, of the files that are taken for images."""
+
+FIRST_DATE = (1980, 1, 1, 0, 0, 0)
+"""The earliest time stamp that a zip can hold; with it an archive does not depend on when it was made."""
+
+HEAD_BYTES = 1 << 16
+MAGIC = {
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for",
+}
+FREE_SPACE_MARGIN = 64_000_000
+
+
+def write_stored_zip(path: Path, images: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, bytes) pairs uncompressed under ``img_align_celeba/``, in the order given.
+
+    Dates, permissions and the named system are fixed: equal images give equal bytes on every machine.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in images:
+            member = zipfile.ZipInfo(image_member(name), FIRST_DATE)
+            member.create_system = 3  # Unix, also where it is not
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, content)
+
+
+def archived_images(path: Path) -> list[str]:
+    """Names of the images in an archive of CelebA's layout, in the archive's order.
+
+    Raises:
+        UnveilError: the file is a web page, cut off, another kind of file, or a zip with other contents.
+    """
+    head = _head(path)
+    page = describe_page(head)
+    if page is not None:
+        raise UnveilError(f"{path}: found {page}, expected a zip archive; delete it and get the archive anew")
+    if not head.startswith(b"PK"):
+        raise UnveilError(f"{path}: found {_describe_bytes(head)}, expected a zip archive; name the right file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(member.filename) for member in archive.infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UnveilError(f"{path}: found {_describe_damage(path, error)}; get the archive anew") from None
+    return _image_names(path, members)
+
+
+def _describe_damage(path: Path, error: Exception) -> str:
+    if zipfile.is_zipfile(path):
+        return f"a damaged zip ({error})"
+    size = path.stat().st_size
+    return f"a truncated zip: {size:,} bytes, and no table of contents at its end: the download broke off"
+
+
+def _image_names(path: Path, members: list[PurePosixPath]) -> list[str]:
+    images = [member for member in members if is_image(member)]
+    expected = f"expected {image_member('000001.jpg')} and so on"
+    if not images:
+        first = f", first {str(members[0])!r}" if members else ""
+        raise UnveilError(f"{path}: found no images among {len(members)} files{first}, {expected}; wrong archive?")
+    for image in images:
+        if image.parts[:-1] != (IMAGE_FOLDER,):
+            raise UnveilError(
+                f"{path}: found {str(image)!r} among {len(images)} images, {expected}; "
+                "unpack the archive and name the folder instead, or get the published archive"
+            )
+    return [image.name for image in images]
+
+
+def is_image(path: PurePosixPath) -> bool:
+    """Whether a path looks like an image and not like what macOS and others leave beside images."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def refuse_page(path: Path) -> None:
+    """Raise UnveilError if a file that should hold data holds a web page."""
+    page = describe_page(_head(path))
+    if page is not None:
+        raise UnveilError(f"{path}: found {page}, expected data; delete it and get the file anew")
+
+
+def describe_page(head: bytes) -> str | None:
+    """Say which web page the first bytes of a file are; None if they are none.
+
+    Google Drive answers with a page and not with an error when a file was fetched too often.
+    """
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return None
+    if b"quota exceeded" in text or b"too many users have viewed or downloaded" in text:
+        return 'Google Drive\'s page "Quota exceeded" (too many downloads of this file today; try tomorrow)'
+    if b"virus scan warning" in text or b"can't scan this file for viruses" in text:
+        return "Google Drive's page about its virus scan (the download was not confirmed)"
+    if b"accounts.google.com" in text or b"sign in" in text or b"log in" in text:
+        return "a web page that asks to sign in"
+    return "a web page"
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise UnveilError if the disk of ``folder`` has no room for ``needed`` bytes (and a small margin)."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + FREE_SPACE_MARGIN:
+        raise UnveilError(
+            f"{folder}: disk full: found {megabytes(free)} free, {what} needs "
+            f"{megabytes(needed + FREE_SPACE_MARGIN)}; free some space or work on another disk"
+        )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEAD_BYTES)
+
+
+def _describe_bytes(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    return f"a file that starts with {head[:4]!r}"

@@ -1,0 +1,411 @@
+"""The source ``celeba``: CelebA itself, or an own set in its format.
+
+In this order: a copy on disk (named by ``download.celeba.path`` or the environment variable CELEBA_ROOT), the
+published files on Google Drive by torchvision's list, a mirror on Hugging Face. Whatever the network delivers
+must have the published sizes and MD5s. A copy on disk must have them too if it says that it is the published
+set, that is, if it holds the 202,599 names; any other set is taken as it is, and ``published`` is false.
+"""
+
+import io
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from PIL import Image
+
+from unveil.data import celeba as layout
+from unveil.data.celeba import ANNOTATION_FILES, CANVAS, IMAGE_FOLDER, ZIP_NAME
+from unveil.data.sources.archive import (
+    archived_images,
+    is_image,
+    refuse_page,
+    require_space,
+    write_stored_zip,
+)
+from unveil.data.sources.facts import SourceFacts
+from unveil.data.sources.progress import Progress, Say, images, megabytes
+from unveil.data.sources.transfer import Host, HostFailed, copy_file, fetch_file, part_path
+from unveil.errors import UnveilError
+from unveil.files import file_digest, write_text
+
+HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+LICENCE = f"CelebA's agreement: non-commercial research only, no redistribution ({HOME})"
+CREDIT = "Z. Liu, P. Luo, X. Wang, X. Tang: Deep Learning Face Attributes in the Wild, ICCV 2015 (arXiv:1411.7766)"
+OWN_LICENCE = "unknown: an own set in CelebA's format; its owner knows"
+OWN_CREDIT = "unknown: an own set in CelebA's format"
+BY_HAND = f"get the files by hand from {HOME} and name their folder in download.celeba.path or CELEBA_ROOT"
+
+ROOT_VARIABLE = "CELEBA_ROOT"
+DOWNLOADS = Path(".unveil/downloads")
+MIRROR_REPOSITORY = "Yuehao/celeba"
+
+BASES = ("", "Img", "celeba", "celeba/Img", "CelebA", "CelebA/Img", IMAGE_FOLDER)
+"""Where the zip or the folder of images lies below the folder that is named: as published, or as torchvision
+and Kaggle unpack it."""
+ANNOTATION_FOLDERS = ("", "Anno", "Eval")
+
+
+def drive_address(name: str) -> str:
+    """URL of a published file on Google Drive, with the confirmation that large files ask for."""
+    drive_id = layout.PUBLISHED[name].drive_id
+    return f"https://drive.usercontent.google.com/download?id={drive_id}&export=download&confirm=t"
+
+
+def mirror_address(name: str) -> str:
+    """URL of a published file in the mirror; the environment variable HF_ENDPOINT names another hub."""
+    from huggingface_hub import hf_hub_url  # takes long to import and is rarely needed
+
+    return hf_hub_url(MIRROR_REPOSITORY, name, repo_type="dataset")
+
+
+DRIVE = Host("Google Drive (torchvision's list)", drive_address)
+MIRROR = Host(f"the Hugging Face mirror {MIRROR_REPOSITORY}", mirror_address)
+
+
+def write(
+    destination: Path, *, path: Path | None, mirror: bool, say: Say = print, downloads: Path = DOWNLOADS
+) -> SourceFacts:
+    """Fill ``destination`` with CelebA, or with an own set in its format.
+
+    Args:
+        destination: an empty folder.
+        path: the zip, a folder that holds it, or the folder of unpacked images; None takes the environment
+            variable CELEBA_ROOT, and if that is not set the network.
+        mirror: whether a mirror may deliver what Google Drive does not.
+        say: takes lines of progress, and every change of the source.
+        downloads: where files from the network gather until all are complete.
+
+    Raises:
+        UnveilError: what is missing, damaged, changed or out of reach, with how to mend it.
+    """
+    if path is not None:
+        return _write_local(destination, path.expanduser(), "download.celeba.path", say)
+    named = os.environ.get(ROOT_VARIABLE)
+    if named:
+        return _write_local(destination, Path(named).expanduser(), ROOT_VARIABLE, say)
+    say(f"no copy on disk is named (download.celeba.path, {ROOT_VARIABLE}): asking the network")
+    return _write_from_network(destination, mirror=mirror, say=say, downloads=downloads)
+
+
+# --- a copy on disk ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """What was found on disk: ``images`` is the zip or the folder of unpacked images."""
+
+    images: Path
+    names: list[str]
+    annotations: dict[str, Path]
+
+    @property
+    def unpacked(self) -> bool:
+        return self.images.is_dir()
+
+    @property
+    def has_published_names(self) -> bool:
+        count = layout.PUBLISHED_IMAGES
+        return len(self.names) == count and set(self.names) == set(layout.image_names(count))
+
+
+def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFacts:
+    copy = _find(place, key)
+    say(f"{key}: found {images(len(copy.names))} in {copy.images}")
+    for source in copy.annotations.values():
+        refuse_page(source)
+    if copy.has_published_names:
+        return _write_published(destination, copy, say)
+    return _write_own(destination, copy, say)
+
+
+def _find(place: Path, key: str) -> _Copy:
+    if not place.exists():
+        raise UnveilError(f"{key}: {place} does not exist; name the archive {ZIP_NAME} or the folder that holds it")
+    if place.is_file():
+        return _Copy(place, archived_images(place), _find_annotations(place.parent, key))
+    bases = [place / base for base in BASES]
+    for base in bases:
+        if (base / ZIP_NAME).is_file():
+            archive = base / ZIP_NAME
+            return _Copy(archive, archived_images(archive), _find_annotations(base, key))
+    for folder in [base / IMAGE_FOLDER for base in reversed(bases)] + [place]:  # the deepest: Kaggle nests them
+        names = _unpacked_names(folder)
+        if names:
+            holder = place if folder == place else folder.parent
+            return _Copy(folder, names, _find_annotations(holder, key))
+    raise UnveilError(
+        f"{key}: {place} holds neither {ZIP_NAME} nor a folder {IMAGE_FOLDER} with images; "
+        f"name the folder that does, or {BY_HAND}"
+    )
+
+
+def _unpacked_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_image(PurePosixPath(entry.name)) and entry.is_file())
+
+
+def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
+    holder = holder.absolute()
+    places = [base / folder for base in (holder, holder.parent, holder.parent.parent) for folder in ANNOTATION_FOLDERS]
+    found: dict[str, Path] = {}
+    for name in ANNOTATION_FILES:
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        if path is not None:
+            found[name] = path
+    missing = [name for name in ANNOTATION_FILES if name not in found]
+    if missing:
+        tables = [place / Path(name).with_suffix(".csv") for name in missing for place in places]
+        table = next((path for path in tables if path.is_file()), None)
+        hint = f" ({table} is Kaggle's edition in another format)" if table is not None else ""
+        raise UnveilError(
+            f"{key}: missing annotation file {', '.join(missing)}{hint}; expected beside the images in "
+            f"{holder}, in the two folders above, or in their folders Anno and Eval; get the file from {HOME}"
+        )
+    return found
+
+
+def _write_published(destination: Path, copy: _Copy, say: Say) -> SourceFacts:
+    """Copy what has the names of the published set; every checksum must be the published one."""
+    for name, source in copy.annotations.items():
+        _check(source, name, file_digest(source, "md5"))
+    size = copy.images.stat().st_size
+    if not copy.unpacked and size != layout.PUBLISHED[ZIP_NAME].bytes:
+        _check(copy.images, ZIP_NAME, None)
+    _copy_annotations(destination, copy)
+    if copy.unpacked:
+        say(
+            "the annotation files have the published checksums; the unpacked images have none, and are "
+            f"packed into {ZIP_NAME} as they are"
+        )
+        canvas = _pack(destination, copy, say)
+        origin = "CelebA's published annotation files; images from an unpacked copy, which no checksum covers"
+        return SourceFacts(origin=origin, licence=LICENCE, credit=CREDIT, canvas=canvas)
+    say(f"copying {ZIP_NAME} ({megabytes(size)})")
+    require_space(destination, size, ZIP_NAME)
+    _check(copy.images, ZIP_NAME, copy_file(copy.images, destination / ZIP_NAME, say))
+    return SourceFacts(
+        origin="CelebA's published files, from a copy on disk", licence=LICENCE, credit=CREDIT, published=True
+    )
+
+
+def _check(path: Path, name: str, md5: str | None) -> None:
+    """Compare a file with the published one; ``md5`` is None where its size says already that it differs."""
+    published, size = layout.PUBLISHED[name], path.stat().st_size
+    if md5 == published.md5 and size == published.bytes:
+        return
+    found = f"{size:,} bytes" if md5 is None else f"MD5 {md5} ({size:,} bytes)"
+    raise UnveilError(
+        f"{path}: changed checksum: found {found}, published is {published.md5} ({published.bytes:,} bytes); "
+        "a set with the published 202,599 names must be the published one: get the file anew"
+        + (", or name the folder of unpacked images" if name == ZIP_NAME else "")
+    )
+
+
+def _write_own(destination: Path, copy: _Copy, say: Say) -> SourceFacts:
+    """Copy a set that is not the published one; its parts must fit each other."""
+    say(
+        f"this is not the published set of {layout.PUBLISHED_IMAGES:,} images: taken as an own set in "
+        "CelebA's format, without published checksums"
+    )
+    _copy_annotations(destination, copy)
+    rows = _read_annotations(copy)
+    _compare(copy, rows)
+    if copy.unpacked:
+        canvas = _pack(destination, copy, say)
+    else:
+        require_space(destination, copy.images.stat().st_size, ZIP_NAME)
+        copy_file(copy.images, destination / ZIP_NAME, say)
+        canvas = _canvas(_archived_sizes(destination / ZIP_NAME, copy.names, say))
+    if canvas is None:
+        say(f"not all images are {CANVAS[0]} x {CANVAS[1]} pixels: no protocol's crop applies as published")
+    kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
+    origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
+    return SourceFacts(origin=origin, licence=OWN_LICENCE, credit=OWN_CREDIT, canvas=canvas)
+
+
+def _copy_annotations(destination: Path, copy: _Copy) -> None:
+    for name, source in copy.annotations.items():
+        shutil.copyfile(source, destination / name)
+
+
+def _read_annotations(copy: _Copy) -> list[str]:
+    """Read all five files where they lie, so that an error names the user's own path; return the names."""
+    readers: dict[str, Callable[[Path], tuple[list[str], object]]] = {
+        layout.ATTRIBUTES_FILE: layout.read_attributes,
+        layout.PARTITION_FILE: layout.read_partition,
+        layout.IDENTITY_FILE: layout.read_identities,
+        layout.BOXES_FILE: layout.read_boxes,
+        layout.LANDMARKS_FILE: layout.read_landmarks,
+    }
+    first: list[str] = []
+    for name, read in readers.items():
+        names, _ = read(copy.annotations[name].parent)
+        first = first or names
+        if names != first:
+            raise UnveilError(
+                f"{copy.annotations[name]}: {_first_difference(names, first)}; "
+                f"the rows must be those of {layout.ATTRIBUTES_FILE}, in the same order"
+            )
+    return first
+
+
+def _first_difference(names: Sequence[str], expected: Sequence[str]) -> str:
+    for row, (name, wanted) in enumerate(zip(names, expected, strict=False), start=1):
+        if name != wanted:
+            return f"row {row} is of {name}, expected {wanted}"
+    return f"found {len(names)} rows, expected {len(expected)}"
+
+
+def _compare(copy: _Copy, rows: Sequence[str]) -> None:
+    """Raise UnveilError unless the images are exactly those of the annotation files."""
+    there = set(copy.names)
+    if len(there) != len(copy.names):
+        doubled = Counter(copy.names).most_common(1)[0][0]
+        raise UnveilError(f"{copy.images}: found {doubled} twice, expected each image once; make the archive anew")
+    table = copy.annotations[layout.ATTRIBUTES_FILE]
+    lacking = [name for name in rows if name not in there]
+    if lacking:
+        raise UnveilError(
+            f"{copy.images}: lacks {len(lacking)} of the {len(rows)} images in {table.name} "
+            f"({_some(lacking)}); add the images or take their rows out of the annotation files"
+        )
+    annotated = set(rows)
+    extra = [name for name in copy.names if name not in annotated]
+    if extra:
+        raise UnveilError(
+            f"{table}: lacks rows for {len(extra)} of the {len(copy.names)} images in {copy.images.name} "
+            f"({_some(extra)}); add the rows to the annotation files or take the images out"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
+    """Write the unpacked images into the stored zip, in the order of their names; return the canvas."""
+    paths = [copy.images / name for name in sorted(copy.names)]
+    require_space(destination, sum(path.stat().st_size for path in paths), ZIP_NAME)
+    sizes: list[tuple[int, int] | None] = []
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        progress = Progress(ZIP_NAME, len(paths), say, describe=images)
+        for path in paths:
+            content = path.read_bytes()
+            sizes.append(_size(io.BytesIO(content)))
+            yield path.name, content
+            progress.add(1)
+
+    write_stored_zip(destination / ZIP_NAME, contents())
+    return _canvas(sizes)
+
+
+def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> Iterator[tuple[int, int] | None]:
+    progress = Progress(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            try:
+                with archive.open(layout.image_member(name)) as stream:
+                    yield _size(stream)
+            except (zipfile.BadZipFile, OSError):
+                yield None
+            progress.add(1)
+
+
+def _size(stream: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height from an image's header; None if it is none, which preprocess deals with."""
+    try:
+        with Image.open(stream) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _canvas(sizes: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:
+    different = {size for size in sizes if size is not None}
+    return CANVAS if different == {CANVAS} else None
+
+
+# --- the network ------------------------------------------------------------------------------------------
+
+
+def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads: Path) -> SourceFacts:
+    """Gather the six published files in ``downloads`` and move them to ``destination`` once all are there."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    names = sorted(layout.PUBLISHED, key=lambda name: layout.PUBLISHED[name].bytes)  # the zip comes last
+    require_space(downloads, sum(_missing_bytes(downloads / name) for name in names), "CelebA")
+    hosts = [DRIVE, *_mirrors(mirror, say)]
+    failures: list[str] = []
+    for name in names:
+        _gather(name, downloads, hosts, failures, say)
+    origin = _describe_origin(downloads, names)
+    for name in names:
+        shutil.move(downloads / name, destination / name)
+        _origin_note(downloads, name).unlink(missing_ok=True)
+    return SourceFacts(origin=origin, licence=LICENCE, credit=CREDIT, published=True)
+
+
+def _mirrors(allowed: bool, say: Say) -> list[Host]:
+    if not allowed:
+        return []
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        say(f"HF_HUB_OFFLINE is set: {MIRROR.name} will not be asked")
+        return []
+    return [MIRROR]
+
+
+def _missing_bytes(target: Path) -> int:
+    size = layout.PUBLISHED[target.name].bytes
+    for path in (target, part_path(target)):
+        if path.exists():
+            return max(0, size - path.stat().st_size)
+    return size
+
+
+def _gather(name: str, downloads: Path, hosts: list[Host], failures: list[str], say: Say) -> None:
+    """Bring one file into ``downloads``. A host that fails is not asked again, and ``failures`` says why."""
+    target, published = downloads / name, layout.PUBLISHED[name]
+    if target.exists():
+        if file_digest(target, "md5") == published.md5:
+            say(f"{name}: complete from an earlier run")
+            return
+        target.unlink()
+    while hosts:
+        host = hosts[0]
+        say(f"{name}: {megabytes(published.bytes)} from {host.name}")
+        try:
+            fetch_file(host, target, published, say)
+        except HostFailed as error:
+            failures.append(str(error))
+            hosts.pop(0)
+            say(f"{error}; " + (f"turning to {hosts[0].name}" if hosts else "no other host is left"))
+            continue
+        write_text(_origin_note(downloads, name), host.name)
+        return
+    raise UnveilError(f"CelebA: {'; '.join(failures)}; {BY_HAND}")
+
+
+def _origin_note(downloads: Path, name: str) -> Path:
+    return downloads / f"{name}.origin"
+
+
+def _describe_origin(downloads: Path, names: Sequence[str]) -> str:
+    """Which host delivered which file: one if it was one, else each with its files."""
+    by_host: dict[str, list[str]] = {}
+    for name in names:
+        note = _origin_note(downloads, name)
+        host = note.read_text(encoding="utf-8") if note.exists() else "an earlier download"
+        by_host.setdefault(host, []).append(name)
+    if len(by_host) == 1:
+        return f"CelebA's published files, from {next(iter(by_host))}"
+    parts = "; ".join(f"from {host}: {', '.join(sorted(files))}" for host, files in sorted(by_host.items()))
+    return f"CelebA's published files, {parts}"

@@ -1,0 +1,366 @@
+"""The source ``folder``: any images, put into CelebA's layout.
+
+A JPEG that is plain RGB and not rotated keeps its bytes. Everything else becomes a PNG of what one sees:
+transparency on white, rotation by EXIF applied, 16 bits cut down to 8, the first frame of an animation.
+Nothing is compressed with loss a second time. Colour profiles are not applied.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import os
+import unicodedata
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from unveil.data.celeba import ATTRIBUTES, SPLITS, ZIP_NAME, unknown_attribute, write_annotations
+from unveil.data.sources.archive import IMAGE_SUFFIXES, is_image, write_stored_zip
+from unveil.data.sources.facts import SourceFacts, worker_count
+from unveil.data.sources.progress import Progress, Say, images
+from unveil.errors import UnveilError
+
+IMAGES_PER_TASK = 16
+SIGNS = {"1": True, "0": False, "-1": False}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it goes into the archive.
+
+    Args:
+        suffix: ``.jpg`` or ``.png``.
+        content: the bytes of the file.
+        width: in pixels, after rotation.
+        height: in pixels, after rotation.
+        problem: why the image cannot be read, "" if it can.
+    """
+
+    suffix: str = ""
+    content: bytes = b""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+def write(
+    destination: Path,
+    *,
+    path: Path,
+    attributes: Path | None,
+    split: Mapping[str, float],
+    workers: int,
+    say: Say = print,
+) -> SourceFacts:
+    """Fill ``destination`` with the images of a folder, in CelebA's layout.
+
+    Images are numbered in the order of their relative paths, whatever the machine or the number of workers.
+
+    Args:
+        destination: an empty folder.
+        path: searched recursively for jpg, jpeg, png, bmp, webp, tif, tiff and gif; not for hidden files.
+        attributes: CSV; first column the file name (the path relative to ``path``, or the bare name where it
+            is the only one), then any of CelebA's 40 attributes as 0/1 or -1/1. Attributes without a column,
+            and all of them without a CSV, are false.
+        split: shares of train, valid and test, that sum to 1; see ``assign_splits``.
+        workers: processes, 0 = all cores.
+        say: takes lines of progress.
+
+    Raises:
+        UnveilError: no images, too few for the splits, unreadable ones, or a CSV that does not fit.
+    """
+    path = path.expanduser()
+    found = find_images(path, say)
+    partition = assign_splits(found, split, say)
+    labels = read_table(attributes.expanduser(), found, say) if attributes is not None else _no_labels(found)
+    encoded = _encode_all([path / name for name in found], workers, say)
+
+    names: list[str] = []
+    boxes: list[tuple[int, int, int, int]] = []
+    problems: list[tuple[str, str]] = []
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for number, (source, image) in enumerate(zip(found, encoded, strict=True), start=1):
+            if image.problem:
+                problems.append((source, image.problem))
+                continue
+            names.append(f"{number:06d}{image.suffix}")
+            boxes.append((0, 0, image.width, image.height))
+            yield names[-1], image.content
+
+    write_stored_zip(destination / ZIP_NAME, contents())
+    if problems:
+        name, problem = problems[0]
+        raise UnveilError(
+            f"{path / name}: cannot be read ({problem}); unreadable: {len(problems)} of {len(found)} images; "
+            "repair or remove them"
+        )
+    write_annotations(
+        destination,
+        attributes=labels,
+        partition=partition,
+        identities=np.arange(1, len(found) + 1),
+        boxes=np.asarray(boxes, dtype=np.int64),
+        landmarks=np.zeros((len(found), 10), dtype=np.int64),
+        names=names,
+    )
+    kept = sum(name.endswith(".jpg") for name in names)
+    return SourceFacts(
+        origin=f"a folder of {len(names)} images, {kept} of them JPEGs kept as they were, the others as PNG",
+        licence="unknown: that of the images in the folder; its owner knows",
+        credit="unknown: whoever made the images in the folder",
+        canvas=None,
+    )
+
+
+def find_images(folder: Path, say: Say) -> list[str]:
+    """Relative paths (with slashes) of the images in any depth below ``folder``, in a fixed order.
+
+    Folders that are links are not followed. What is left out is said, except hidden files.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UnveilError(f"download.folder.path: {folder} {what}; name a folder of images")
+    found: list[str] = []
+    others: Counter[str] = Counter()
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            name = PurePosixPath(Path(parent, file).relative_to(folder).as_posix())
+            if is_image(name):
+                found.append(str(name))
+            elif not any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
+                others[name.suffix.lower() or "without a suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        say(f"left out, not an image that can be read: {kinds}")
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UnveilError(f"download.folder.path: found no images in {folder}, expected {suffixes} in any depth")
+    return sorted(found, key=_normal_form)
+
+
+def _normal_form(name: str) -> str:
+    """Name in Unicode's composed form: file systems differ in how they write an umlaut."""
+    return unicodedata.normalize("NFC", name)
+
+
+# --- splits -----------------------------------------------------------------------------------------------
+
+
+def assign_splits(names: Sequence[str], split: Mapping[str, float], say: Say) -> NDArray[np.int64]:
+    """Split of each image, int64 [N]: 0 train, 1 valid, 2 test.
+
+    A hash of the name is a fixed number in [0, 1), and the shares cut [0, 1) into three intervals. So the
+    counts meet the shares only about, but images that are added later move no others. An interval that stays
+    empty takes the image next to it; that can happen in small folders only, and is said.
+    """
+    shares = np.array([split[name] for name in SPLITS])
+    wanted = [index for index in range(len(SPLITS)) if shares[index] > 0]
+    if len(names) < len(wanted):
+        raise UnveilError(
+            f"download.folder.path: found {len(names)} images, expected at least {len(wanted)}, one for each "
+            f"split with a share ({', '.join(SPLITS[index] for index in wanted)})"
+        )
+    edges = np.concatenate([[0.0], np.cumsum(shares) / shares.sum()])
+    places = np.array([_place(name) for name in names])
+    partition = (np.searchsorted(edges, places, side="right") - 1).clip(wanted[0], wanted[-1])
+    partition = partition.astype(np.int64)
+    for index in wanted:
+        if not (partition == index).any():
+            nearest = _nearest(places, partition, edges[index], edges[index + 1])
+            partition[nearest] = index
+            say(f"split {SPLITS[index]}: {len(names)} images left it empty; it takes {names[nearest]}")
+    return partition
+
+
+def _place(name: str) -> float:
+    digest = hashlib.sha256(_normal_form(name).encode("utf-8", errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
+def _nearest(places: NDArray[np.float64], partition: NDArray[np.int64], low: float, high: float) -> int:
+    """Image nearest to an interval, among those whose split can spare one."""
+    spare = np.bincount(partition, minlength=len(SPLITS))[partition] > 1
+    distance = np.maximum(low - places, places - high)
+    return int(np.argmin(np.where(spare, distance, math.inf)))
+
+
+# --- attributes -------------------------------------------------------------------------------------------
+
+
+def _no_labels(names: Sequence[str]) -> NDArray[np.bool_]:
+    return np.zeros((len(names), len(ATTRIBUTES)), dtype=np.bool_)
+
+
+def read_table(path: Path, names: Sequence[str], say: Say) -> NDArray[np.bool_]:
+    """Attributes of the images ``names`` from a CSV: bool [N, 40]; columns that it lacks are false."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return _parse_table(path, csv.reader(stream), names, say)
+    except FileNotFoundError:
+        raise UnveilError(f"download.folder.attributes: {path} does not exist; name a CSV or null") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UnveilError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from None
+
+
+def _parse_table(path: Path, rows: Iterator[list[str]], names: Sequence[str], say: Say) -> NDArray[np.bool_]:
+    columns = _columns(path, next(rows, []))
+    index = _row_index(names)
+    labels = _no_labels(names)
+    seen: dict[int, int] = {}
+    strangers: list[str] = []
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        if len(row) != len(columns) + 1:
+            raise UnveilError(f"{path}, line {number}: found {len(row)} fields, expected {len(columns) + 1}")
+        name = row[0].strip()
+        image = index.get(_normal_form(PurePosixPath(name).as_posix()))
+        if image is None:
+            strangers.append(name)
+            continue
+        if image < 0:
+            raise UnveilError(f"{path}, line {number}: {name!r} names several images; write their paths in the folder")
+        if image in seen:
+            raise UnveilError(f"{path}, line {number}: {name!r} has a row in line {seen[image]} already; keep one")
+        seen[image] = number
+        for column, field in zip(columns, row[1:], strict=True):
+            sign = SIGNS.get(field.strip().removeprefix("+"))
+            if sign is None:
+                raise UnveilError(
+                    f"{path}, line {number}: found {field!r} for {ATTRIBUTES[column]}, expected 0, 1 or -1"
+                )
+            labels[image, column] = sign
+    _report_rows(path, names, seen, strangers, say)
+    return labels
+
+
+def _report_rows(path: Path, names: Sequence[str], seen: Mapping[int, int], strangers: Sequence[str], say: Say) -> None:
+    without = [name for image, name in enumerate(names) if image not in seen]
+    if without:
+        hint = f"; {len(strangers)} rows name no image, the first {strangers[0]!r}" if strangers else ""
+        raise UnveilError(
+            f"{path}: {len(without)} of {len(names)} images have no row "
+            f"(first: {', '.join(without[:3])}){hint}; add the rows"
+        )
+    if strangers:
+        say(f"{path}: {len(strangers)} rows name no image in the folder, the first {strangers[0]!r}")
+
+
+def _columns(path: Path, header: Sequence[str]) -> list[int]:
+    """Indices in ``ATTRIBUTES`` of the columns after the first."""
+    if len(header) < 2:
+        other = next((mark for mark in (";", "\t") if header and mark in header[0]), None)
+        found = f"columns separated by {other!r}" if other else f"{len(header)} columns"
+        raise UnveilError(f"{path}, line 1: found {found}, expected the file name and attributes, separated by commas")
+    columns: list[int] = []
+    for name in (field.strip() for field in header[1:]):
+        if name not in ATTRIBUTES:
+            raise UnveilError(
+                f"{path}, line 1: found the column {name!r}, expected an attribute of CelebA; {unknown_attribute(name)}"
+            )
+        if ATTRIBUTES.index(name) in columns:
+            raise UnveilError(f"{path}, line 1: found the column {name!r} twice; keep one")
+        columns.append(ATTRIBUTES.index(name))
+    return columns
+
+
+def _row_index(names: Sequence[str]) -> dict[str, int]:
+    """Position of each image by its relative path, and by its bare name; -1 where several share that."""
+    bare = Counter(_normal_form(PurePosixPath(name).name) for name in names)
+    index: dict[str, int] = {}
+    for position, name in enumerate(names):
+        short = _normal_form(PurePosixPath(name).name)
+        index[short] = position if bare[short] == 1 else -1
+    index.update({_normal_form(name): position for position, name in enumerate(names)})
+    return index
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def _encode_all(paths: Sequence[Path], workers: int, say: Say) -> Iterator[EncodedImage]:
+    """Encode all images in order; few are in memory at a time."""
+    progress = Progress(ZIP_NAME, len(paths), say, describe=images)
+    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
+    processes = min(worker_count(workers), len(tasks))
+    if processes == 1:
+        for path in paths:
+            yield encode_image(path)
+            progress.add(1)
+        return
+    # Spawned, because a fork copies the locks of the threads that tracking runs.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting: deque[Future[list[EncodedImage]]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(_encode_some, task))
+            if len(waiting) > 2 * processes:
+                done = waiting.popleft().result()
+                yield from done
+                progress.add(len(done))
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _encode_some(paths: Sequence[Path]) -> list[EncodedImage]:
+    return [encode_image(path) for path in paths]
+
+
+def encode_image(path: Path) -> EncodedImage:
+    """Read one image and encode it for the archive; a broken one is returned with ``problem``."""
+    try:
+        content = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is dropped anyway
+            with Image.open(io.BytesIO(content)) as image:
+                if _is_plain_jpeg(image):
+                    image.load()
+                    return EncodedImage(".jpg", content, *image.size)
+                seen = to_rgb(image)
+    except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
+        return EncodedImage(problem=str(error).replace(str(path), path.name) or type(error).__name__)
+    buffer = io.BytesIO()
+    seen.save(buffer, "PNG")
+    return EncodedImage(".png", buffer.getvalue(), *seen.size)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    orientation = image.getexif().get(0x0112, 1)
+    return image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation in (0, 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """What one sees of an image, as 8-bit RGB without metadata.
+
+    The first frame; rotated by EXIF; transparency on white; 16-bit grey scaled and rounded (of 16-bit colour
+    Pillow gives the upper 8 bits); floating point numbers in [0, 1] scaled by 255.
+    """
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode in ("F", "I") or turned.mode.startswith("I;16"):
+        grey = _eight_bits(np.asarray(turned), turned.mode)
+        return Image.fromarray(np.stack([grey] * 3, axis=-1))
+    if turned.has_transparency_data:
+        seen = turned.convert("RGBA")
+        white = Image.new("RGBA", seen.size, "white")
+        turned = Image.alpha_composite(white, seen)
+    rgb = turned.convert("RGB")
+    return Image.fromarray(np.asarray(rgb))  # a new image has no profile, gamma or text
+
+
+def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+    """Grey values of 16 or 32 bits as uint8 [H, W]."""
+    numbers = values.astype(np.float64)
+    low, high = float(numbers.min()), float(numbers.max())
+    largest = 1.0 if mode == "F" else 65535.0
+    if not (low >= 0 and high <= largest):  # also if one is not a number
+        raise ValueError(f"grey values from {low:g} to {high:g}, expected 0 to {largest:g}")
+    return np.rint(numbers * (255.0 / largest)).astype(np.uint8)

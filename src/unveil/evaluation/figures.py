@@ -1,0 +1,96 @@
+"""What an evaluation shows: the distances as a table to plot, and real images beside samples."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unveil.evaluation.features import FeatureSet
+from unveil.evaluation.sets import spread
+from unveil.files import atomic_path
+
+ROWS = 3
+COLUMNS = 12
+ZOOMED = 96  # pixels of an image's side in the figure, at least
+TITLE_HEIGHT = 36  # pixels
+DPI = 100
+SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
+"""The suffix of a metric's name, and the set of images whose distance it is."""
+
+
+def write_distances(path: Path, metrics: dict[str, float | int], features: FeatureSet) -> None:
+    """CSV with the columns ``set, distance, kernel_distance``: a bar for the samples and each control."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["set", "distance", "kernel_distance"])
+        for suffix, name in SETS.items():
+            writer.writerow([name, metrics[features.frechet + suffix], metrics[features.kernel + suffix]])
+
+
+def write_comparison(
+    path: Path,
+    real: Tensor,
+    samples: Tensor,
+    metrics: dict[str, float | int],
+    features: FeatureSet,
+    held_out: str,
+) -> None:
+    """PNG: rows of held-out real images above rows of samples, both uint8 [N, 3, size, size].
+
+    The images are spread evenly over each set, not chosen.
+    """
+    name, count = features.frechet, metrics["num_samples"]
+    share = metrics.get(f"{name}_fraction")
+    titles = (
+        f"real, held out ({held_out}): {name} {metrics[f'{name}_floor']:.4g} (the floor)",
+        f"samples: {name} {metrics[name]:.4g}"
+        + (f", {share:.3f} of the way from the floor to noise" if share is not None else "")
+        + f" ({metrics[f'{name}_noise']:.4g}), N = {count}",
+    )
+    grids = [_grid(images) for images in (real, samples)]
+    height, width = grids[0].shape[:2]
+    row_height = height + TITLE_HEIGHT
+    figure = Figure(figsize=(width / DPI, 2 * row_height / DPI), dpi=DPI)
+    for row, (grid, title) in enumerate(zip(grids, titles, strict=True)):
+        axes = figure.add_axes((0, (1 - row) / 2, 1, height / (2 * row_height)))
+        axes.imshow(grid, interpolation="nearest", aspect="auto")
+        axes.set_title(title, fontsize=14, loc="left", x=0.008, pad=8)
+        axes.set_axis_off()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def for_figure(images: Tensor) -> Tensor:
+    """The images of a set that the figure shows, spread evenly over it, so that the rest can be let go."""
+    return images[torch.from_numpy(spread(len(images), min(len(images), ROWS * COLUMNS)))]
+
+
+def summary(metrics: dict[str, float | int], features: FeatureSet) -> str:
+    """A small table for the terminal: both distances, of the samples and the controls."""
+    names = (features.frechet, features.kernel)
+    first, wide = max(map(len, names)), 18
+    titles = ("samples", "floor (held out)", "scale (noise)")
+    lines = [
+        " " * first + "".join(title.rjust(wide) for title in titles),
+        *(name.ljust(first) + "".join(f"{metrics[name + end]:{wide}.6g}" for end in SETS) for name in names),
+    ]
+    if (share := metrics.get(f"{features.frechet}_fraction")) is not None:
+        lines.append(f"{share:.3f} of the way from floor to scale; N = {metrics['num_samples']} in every set")
+    return "\n".join(lines)
+
+
+def _grid(images: Tensor) -> NDArray[np.uint8]:
+    """Tile up to ROWS x COLUMNS images into one, uint8 [height, width, 3], each pixel a square of pixels."""
+    chosen = for_figure(images)
+    columns = min(len(chosen), COLUMNS)
+    rows = len(chosen) // columns
+    chosen = chosen[: rows * columns]
+    zoom = max(1, -(-ZOOMED // images.shape[-1]))
+    chosen = chosen.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    size = chosen.shape[-1]
+    tiled = chosen.reshape(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * size, columns * size, 3).numpy()

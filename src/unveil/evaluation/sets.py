@@ -1,0 +1,182 @@
+"""The four sets of images that an evaluation compares: samples, reference, held-out images, noise."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unveil.data.shards import ShardIndex
+from unveil.errors import UnveilError
+from unveil.files import file_digest
+
+SHARED_FACTS = ("source", "protocol", "image_size", "shards")
+"""Keys of the samples' metadata that must agree with the shards."""
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """The samples that an evaluation uses, and what their file says about itself."""
+
+    images: Tensor  # uint8 [N, 3, H, W], in the order of their ids
+    total: int  # images in the file
+    facts: dict[str, Any]  # the file's metadata
+    sha256: str  # of the file
+    images_sha256: str  # of the bytes of ``images``
+
+
+def load_samples(path: Path, count: int) -> SampleFile:
+    """The ``count`` samples with the smallest ids, from a file that the sample stage wrote.
+
+    Sample i depends on (seed, i) alone, so these are the same images for any longer run. Raises
+    UnveilError for a file that is missing, damaged, of another type or shape, or too short.
+    """
+    mend = "run `dvc repro sample`"
+    if not path.is_file():
+        raise UnveilError(f"{path}: no such file, expected the samples; {mend}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    except (SafetensorError, OSError) as error:
+        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {mend}") from error
+    if missing := {"images", "ids"} - set(tensors):
+        raise UnveilError(f"{path}: found {sorted(tensors)}, expected also {sorted(missing)}; {mend}")
+    images, ids = tensors["images"], tensors["ids"]
+    _check_images(path, images, mend)
+    if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):
+        found = f"{_type(ids)}, {len(ids.unique())} different"
+        raise UnveilError(f"{path}: ids are {found}, expected int64 [{len(images)}], all different; {mend}")
+    if len(images) < count:
+        raise UnveilError(
+            f"evaluate.num_images: found {count}, but {path} holds {len(images)} samples; "
+            f"lower it, or raise sample.num_samples"
+        )
+    facts = _facts(path, metadata, mend)
+    used = images[ids.argsort()[:count]]
+    return SampleFile(used, len(images), facts, file_digest(path), _digest(used))
+
+
+def _check_images(path: Path, images: Tensor, mend: str) -> None:
+    found = _type(images)
+    if images.is_floating_point() and not torch.isfinite(images).all():
+        found += " with NaN or infinity"
+    square = images.dim() == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if images.dtype != torch.uint8 or not square:
+        raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
+
+
+def _digest(images: Tensor) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(image.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _type(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _facts(path: Path, metadata: dict[str, str], mend: str) -> dict[str, Any]:
+    """The metadata with its values decoded from JSON: one object under one key, or one value a key.
+
+    Sorted in the second case, because safetensors keeps no order of keys.
+    """
+    try:
+        facts: dict[str, Any] = {key: json.loads(metadata[key]) for key in sorted(metadata)}
+    except ValueError as error:
+        raise UnveilError(f"{path}: its metadata is not JSON ({error}); {mend}") from error
+    if len(facts) == 1 and isinstance(only := next(iter(facts.values())), dict):
+        facts = only
+    if missing := [key for key in SHARED_FACTS if key not in facts]:
+        raise UnveilError(f"{path}: its metadata lacks {', '.join(missing)}; {mend}")
+    return facts
+
+
+def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardIndex) -> None:
+    """Raise UnveilError unless the samples' model was trained on these shards, at this size."""
+    shards = {
+        "source": index.source,
+        "protocol": index.protocol,
+        "image_size": index.image_size,
+        "shards": index.digest(),
+    }
+    size = samples.images.shape[-1]
+    if size != samples.facts["image_size"]:
+        raise UnveilError(
+            f"{path}: images of {size} pixels, but its metadata says {samples.facts['image_size']}; "
+            f"run `dvc repro sample`"
+        )
+    for key, expected in shards.items():
+        if samples.facts[key] != expected:
+            raise UnveilError(
+                f"{path}: {key} is {samples.facts[key]!r}, but {folder / 'index.json'} has {expected!r}; "
+                f"a distance between the two means nothing; run `dvc repro`"
+            )
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """``count`` different places among ``total``, evenly spaced and rising: ``floor(i total / count)``.
+
+    Drawn like this a set covers its whole split, whatever the order of the split, and needs no seed.
+    """
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def check_split(folder: Path, index: ShardIndex, split: str, count: int) -> None:
+    """Raise UnveilError if a split has fewer than ``count`` images."""
+    if (total := index.num_images(split)) < count:
+        raise UnveilError(
+            f"evaluate.num_images: found {count}, but the {split} split of {folder} has {total} images; "
+            f"lower it to {total} or less"
+        )
+
+
+def load_real(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
+    """``count`` images of a split, spread evenly over it in id order: uint8 [count, 3, size, size].
+
+    Reads only these images. Raises UnveilError if the split has fewer, or a shard cannot be read.
+    """
+    return _chosen(folder, index, split, count, "images")
+
+
+def count_shared(folder: Path, index: ShardIndex, splits: tuple[str, str], count: int) -> int:
+    """How many of the images that ``load_real`` takes from one split it also takes from the other.
+
+    More than none where ``train`` holds all images, as in the protocol adm-ip.
+    """
+    one, other = (_chosen(folder, index, split, count, "ids") for split in splits)
+    return int(torch.isin(one, other).sum())
+
+
+def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) -> Tensor:
+    check_split(folder, index, split, count)
+    places = spread(index.num_images(split), count)
+    parts, start = [], 0
+    for shard in index.splits[split]:
+        rows = places[(places >= start) & (places < start + shard.images)] - start
+        if len(rows):
+            parts.append(_rows(folder / shard.file, name, rows))
+        start += shard.images
+    return torch.cat(parts)
+
+
+def _rows(path: Path, name: str, rows: NDArray[np.int64]) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_slice(name)
+            return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
+    except (SafetensorError, OSError) as error:
+        raise UnveilError(f"{path}: cannot be read ({error}); run `dvc repro preprocess`") from error
+
+
+def uniform_noise(count: int, image_size: int, seed: int) -> Tensor:
+    """Images whose values are independent and uniform in 0..255: uint8 [count, 3, size, size]."""
+    shape = (count, 3, image_size, image_size)
+    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, shape, dtype=np.uint8))

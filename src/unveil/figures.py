@@ -1,0 +1,45 @@
+"""Pictures made of images: grids and strips, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from unveil.data.batches import to_uint8
+from unveil.diffusion.samplers import Step
+from unveil.files import atomic_path
+
+PADDING = 2
+WHITE = 255
+
+
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """Save uint8 images [N, 3, H, W] as one PNG, ``columns`` images a row."""
+    grid = make_grid(images, nrow=columns, padding=PADDING, pad_value=WHITE)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, "PNG")
+
+
+def emergence(steps: Sequence[Step], faces: int, columns: int) -> Tensor:
+    """Faces emerging from noise, as uint8 images for a grid of ``columns`` columns.
+
+    For each face a row of what the sampler holds, scaled to about unit variance so that the noise shows, and
+    below it a row of what the denoiser takes it for. Time runs from left to right.
+
+    Args:
+        steps: of one batch, the start first.
+        faces: how many of the batch to show.
+        columns: how many steps to show, evenly chosen, the first and the last among them.
+
+    Returns:
+        uint8 [2 * faces * columns, 3, H, W], row by row.
+    """
+    chosen = [steps[i] for i in torch.linspace(0, len(steps) - 1, columns).round().long().tolist()]
+    rows = []
+    for face in range(faces):
+        rows += [step.x[face] / (1 + step.sigma**2) ** 0.5 for step in chosen]
+        rows += [step.denoised[face] if step.nfe else torch.zeros_like(step.x[face]) for step in chosen]
+    return to_uint8(torch.stack(rows))

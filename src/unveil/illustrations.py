@@ -1,0 +1,367 @@
+"""The figures of REPORT.md that show theory, drawn with the project's own paths, objectives, grids and samplers.
+
+``python -m unveil.illustrations [--out docs/figures]`` draws them anew, the same on every run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import log, pi, sqrt
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, TypeAlias
+
+import torch
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+from torch import Tensor
+
+from unveil.diffusion import grids, samplers
+from unveil.diffusion.denoiser import expand
+from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple
+from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.samplers import NoiseSource, Step
+from unveil.files import atomic_path
+
+FIGURES = Path("docs/figures")
+DPI = 110
+BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#222222"
+
+SIGMA_MIN, SIGMA_MAX = 0.02, 20.0
+"""Noise levels between which the samplers of the figures go, before the last interval to 0."""
+
+Solver: TypeAlias = Callable[[Tensor, Tensor], Iterator[Step]]
+"""Runs a sampler on a grid of sigmas from x."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians on the line, whose denoiser has a closed form.
+
+    Attributes:
+        weights: of the components, sum 1.
+        means: of the components.
+        stds: of the components, positive.
+    """
+
+    weights: tuple[float, ...] = (0.35, 0.65)
+    means: tuple[float, ...] = (-0.9, 0.5)
+    stds: tuple[float, ...] = (0.12, 0.2)
+
+    def density(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Density of ``x0 + sigma n`` at x; both of one shape, or broadcast."""
+        return self._joint(x, sigma).sum(-1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``E[x0 | x]`` for x [B, ...] and sigma [B], which makes this a denoiser.
+
+        Given the component k, ``x0`` and ``x`` are jointly Gaussian: ``E[x0 | x, k] = mu_k + s_k^2 / (s_k^2 +
+        sigma^2) (x - mu_k)``. These are averaged with the probabilities of the components given x.
+        """
+        sigma = expand(sigma, x)
+        joint = self._joint(x, sigma)
+        variances = x.new_tensor(self.stds).square()
+        gain = variances / (variances + sigma[..., None].square())
+        means = x.new_tensor(self.means)
+        return (joint * (means + gain * (x[..., None] - means))).sum(-1) / joint.sum(-1)
+
+    def quantiles(self, count: int) -> Tensor:
+        """``count`` values that cut the clean distribution into equal parts: float64 [count], rising."""
+        reach = 8 * max(self.stds)
+        x = torch.linspace(min(self.means) - reach, max(self.means) + reach, 200_001, dtype=torch.float64)
+        total = torch.cumulative_trapezoid(self.density(x, torch.zeros_like(x)), x)
+        wanted = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        return x[1:][torch.searchsorted(total, wanted)]
+
+    def _joint(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Weight times density of every component, on a new last axis."""
+        variances = x.new_tensor(self.stds).square() + sigma[..., None].square()
+        squares = (x[..., None] - x.new_tensor(self.means)).square() / variances
+        return x.new_tensor(self.weights) * (-squares / 2).exp() / (2 * pi * variances).sqrt()
+
+
+def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
+    """Density of ln(sigma) in training: noise levels and the density at each, float64, rising in sigma.
+
+    Raises:
+        TypeError: for an objective whose density is not known here.
+    """
+    if isinstance(objective, Simple):
+        sigmas = objective.path.sigmas
+        (spacing,) = torch.gradient(sigmas.log())  # one timestep has the probability 1 / T
+        return sigmas, 1 / (len(sigmas) * spacing)
+    if isinstance(objective, EDMObjective):
+        mean, std = objective.p_mean, objective.p_std
+    elif isinstance(objective, FlowMatching):
+        mean, std = objective.logit_mean, objective.logit_std  # ln(sigma) is the logit of t
+    else:
+        raise TypeError(f"no density for {type(objective).__name__}")
+    normal = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    return (mean + std * normal).exp(), (-normal.square() / 2).exp() / (std * sqrt(2 * pi))
+
+
+def wasserstein(samples: Tensor, mixture: Mixture) -> float:
+    """Mean distance (Wasserstein-1) between samples [N] and the clean mixture."""
+    return float((samples.sort().values - mixture.quantiles(len(samples))).abs().mean())
+
+
+def normal_quantiles(count: int) -> Tensor:
+    """``count`` values that stand for a unit normal, evenly spread in probability: float64 [count]."""
+    normal = NormalDist()
+    return torch.tensor([normal.inv_cdf((i + 0.5) / count) for i in range(count)], dtype=torch.float64)
+
+
+def solution_errors(solver: Solver, mixture: Mixture, steps: Sequence[int]) -> list[float]:
+    """Root mean square error of a solver of the probability-flow ODE at ``SIGMA_MIN``, for numbers of steps.
+
+    The reference is Heun's method with 4096 steps.
+    """
+    start = SIGMA_MAX * normal_quantiles(200)
+    exact = _before_last(heun_solver(mixture), start, 4096)
+    return [float((_before_last(solver, start, count) - exact).square().mean().sqrt()) for count in steps]
+
+
+def ddim_solver(mixture: Mixture) -> Solver:
+    """DDIM with eta = 0 on the mixture."""
+    return lambda sigmas, x: samplers.ddim(mixture.denoise, sigmas, x, _no_noise)
+
+
+def heun_solver(mixture: Mixture) -> Solver:
+    """Heun's method on the mixture."""
+    return lambda sigmas, x: samplers.heun(mixture.denoise, sigmas, x, _no_noise)
+
+
+def ddpm_solver(mixture: Mixture, seed: int) -> Solver:
+    """DDPM with the posterior's variance on the mixture."""
+
+    def solve(sigmas: Tensor, x: Tensor) -> Iterator[Step]:
+        return samplers.ddpm(mixture.denoise, sigmas, x, _noise_like(x, seed))
+
+    return solve
+
+
+def draw_paths() -> Figure:
+    """The noise paths side by side: alpha, s and sigma over normalised time."""
+    unit = torch.linspace(0, 1, 401, dtype=torch.float64)
+    curves: list[tuple[str, str, str, NoisePath, Tensor]] = []
+    for timesteps, color, style in ((1000, BLUE, "-"), (500, BLUE, "--")):
+        path = VPLinear(timesteps)
+        name = f"vp-linear, T = {timesteps}: time t / (T − 1)"
+        curves.append((name, color, style, path, path.sigma(unit * (timesteps - 1))))
+    curves.append(("flow: time t", GREEN, "-", Flow(), Flow().sigma(unit[:-1])))
+    levels = grids.karras(len(unit), 0.002, 80.0)[:-1].flip(0)
+    curves.append(("edm: σ evenly spaced in σ^(1/7), from 0.002 to 80", ORANGE, "-", EDM(), levels))
+
+    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    signal, noise, level = figure.subplots(1, 3)
+    for name, color, style, path, sigma in curves:
+        time, alpha = unit[: len(sigma)], path.alpha(sigma)
+        for axes, values in ((signal, alpha), (noise, alpha * sigma), (level, sigma)):
+            axes.plot(time, values, color=color, linestyle=style, label=name, linewidth=1.6)
+    for axes, title in ((signal, "α: share of the image"), (noise, "s: share of the noise"), (level, "σ = s / α")):
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("normalised time", fontsize=9)
+        axes.set_xlim(0, 1)
+        _tidy(axes)
+    signal.set_ylim(-0.03, 1.08)
+    noise.set_ylim(-0.03, 1.5)
+    noise.text(0.6, 1.4, "edm: s = σ, up to 80", color=ORANGE, fontsize=8, va="center")
+    level.set_yscale("log")
+    level.set_ylim(1e-3, 1e3)
+    for timesteps, above in ((1000, 1.35), (500, 0.42)):
+        last = float(VPLinear(timesteps).sigmas[-1])
+        level.text(0.985, last * above, f"{last:.1f}", color=BLUE, fontsize=8, ha="right")
+    level.text(0.72, 92, "80", color=ORANGE, fontsize=8, ha="right")
+    level.plot([0.73, 1], [80, 80], color=ORANGE, linewidth=0.6, linestyle=":")
+    figure.legend(*level.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_objectives() -> Figure:
+    """The objectives: where they train, what an error counts there, and both together."""
+    shown: list[tuple[str, str, str, Objective]] = [
+        ("simple, vp-linear T = 1000", BLUE, "-", Simple(VPLinear())),
+        ("edm, ln σ = −1.2 + 1.2 n", ORANGE, "-", EDMObjective()),
+        ("flow, t = sigmoid(n)", GREEN, "--", FlowMatching()),
+        ("flow, t = sigmoid(0.8 + 0.8 n)", GREEN, "-", FlowMatching(0.8, 0.8)),
+    ]
+    levels = torch.logspace(-2.5, 2.5, 401, dtype=torch.float64)
+    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    density, weight, both = figure.subplots(1, 3)
+    for name, color, style, objective in shown:
+        sigmas, values = log_sigma_density(objective)
+        density.plot(sigmas, values, color=color, linestyle=style, label=name, linewidth=1.6)
+        weight.plot(levels, objective.weight(levels), color=color, linestyle=style, linewidth=1.6)
+        emphasis = values * objective.weight(sigmas) * sigmas.square()
+        both.plot(sigmas, emphasis / emphasis.max(), color=color, linestyle=style, linewidth=1.6)
+    density.set_title("density of ln σ in training", fontsize=11)
+    weight.set_title("weight λ(σ) of |D − x₀|²", fontsize=11)
+    both.set_title("density · λ · σ², largest value 1", fontsize=11)
+    both.axhline(1, color=BLACK, linestyle=":", linewidth=1)
+    both.text(0.0035, 1.03, "likelihood bound", fontsize=8, color=BLACK)
+    both.set_ylim(0, 1.14)
+    density.set_ylim(bottom=0)
+    weight.set_yscale("log")
+    weight.set_ylim(0.3, 3e5)
+    for axes in (density, weight, both):
+        axes.set_xscale("log")
+        axes.set_xlim(10**-2.5, 10**2.5)
+        axes.set_xlabel("σ", fontsize=9)
+        _tidy(axes)
+    weight.text(0.004, 1.6e5, "simple: 1/σ²", color=BLUE, fontsize=8)
+    weight.text(0.0037, 140, "flow: 1/max(t, 0.05)²", color=GREEN, fontsize=8)
+    weight.text(12, 5.5, "edm → 1/0.5²", color=ORANGE, fontsize=8)
+    figure.legend(*density.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_samplers() -> Figure:
+    """Three samplers on a mixture, at the same number of network evaluations, with what they end in."""
+    mixture = Mixture()
+    start = SIGMA_MAX * normal_quantiles(14)
+    many = SIGMA_MAX * torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows: list[tuple[str, str, int, Solver]] = [
+        ("ddim, η = 0", BLUE, 15, ddim_solver(mixture)),
+        ("heun", GREEN, 8, heun_solver(mixture)),
+        ("ddpm", ORANGE, 15, ddpm_solver(mixture, 1)),
+    ]
+    figure = Figure(figsize=(10, 4.1), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, 6, sharey=True, width_ratios=[3, 1] * 3)
+    for number, (name, color, steps, solver) in enumerate(rows):
+        axes, margin = panels[2 * number], panels[2 * number + 1]
+        sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
+        places = _places(sigmas)
+        _draw_marginals(axes, mixture)
+        if name != "ddpm":
+            fine = grids.karras(256, SIGMA_MIN, SIGMA_MAX)
+            exact = _scaled(fine, [start] + [step.x for step in heun_solver(mixture)(fine, start)])
+            axes.plot(_places(fine), exact, color=BLACK, linewidth=0.5, alpha=0.65)
+        walk = list(solver(sigmas, start))
+        states = _scaled(sigmas, [start] + [step.x for step in walk])
+        axes.plot(places, states, color=color, linewidth=0.9, marker="o", markersize=2)
+        axes.set_title(f"{name}: {walk[-1].nfe} evaluations", fontsize=11)
+        *_, last = solver(sigmas, many)
+        _draw_result(margin, mixture, last.x, color)
+        axes.set_xlim(float(_places(sigmas)[0]), float(places[-1]))
+        ticks = [20.0, 5.0, 1.0, 0.2, 0.05, 0.0]
+        axes.set_xticks([float(place) for place in _places(torch.tensor(ticks))], [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel("σ", fontsize=9)
+        _tidy(axes)
+        axes.grid(False)
+    panels[0].set_ylabel("x / √(1 + σ²)", fontsize=9)
+    panels[0].set_ylim(-2.3, 2.3)
+    return figure
+
+
+def draw_orders() -> Figure:
+    """Error of two solvers of the probability-flow ODE against the number of network evaluations."""
+    mixture = Mixture()
+    figure = Figure(figsize=(5, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    shown = (("ddim, η = 0 (Euler)", BLUE, "o", 1, ddim_solver), ("heun", GREEN, "s", 2, heun_solver))
+    for name, color, marker, order, solver in shown:
+        steps = [2**k // order for k in range(3, 11)]
+        errors = solution_errors(solver(mixture), mixture, steps)
+        evaluations = [order * count for count in steps]
+        axes.plot(evaluations, errors, color=color, marker=marker, markersize=4, label=name, linewidth=1.4)
+        last, error = evaluations[-1], errors[-1]
+        guide = [16, last]
+        axes.plot(guide, [error * (last / n) ** order for n in guide], color=color, linestyle=":", linewidth=1)
+        axes.text(last * 1.15, error, f"slope −{order}", color=color, fontsize=8, va="center")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(6.5, 3000)
+    axes.set_xlabel("network evaluations", fontsize=9)
+    axes.set_ylabel(f"error at σ = {SIGMA_MIN:g}, root mean square", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    _tidy(axes)
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[], Figure]] = {
+    "paths.png": draw_paths,
+    "objectives.png": draw_objectives,
+    "samplers.png": draw_samplers,
+    "orders.png": draw_orders,
+}
+
+
+def draw_all(out: Path) -> list[Path]:
+    """Draw every figure into the folder ``out``; equal software gives equal bytes."""
+    written = []
+    for name, draw in DRAWINGS.items():
+        with atomic_path(out / name) as temporary:
+            draw().savefig(temporary, format="png", metadata={"Software": None})
+        written.append(out / name)
+    return written
+
+
+def _no_noise() -> Tensor:
+    raise AssertionError("a deterministic sampler asked for noise")
+
+
+def _noise_like(x: Tensor, seed: int) -> NoiseSource:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def _before_last(solver: Solver, start: Tensor, steps: int) -> Tensor:
+    """The state at ``SIGMA_MIN``: the last interval, to 0, has the same length for any number of steps."""
+    return [step.x for step in solver(grids.karras(steps + 1, SIGMA_MIN, SIGMA_MAX), start)][-2]
+
+
+def _places(sigmas: Tensor) -> Tensor:
+    """Where noise levels stand on the axis: by their logarithm, falling, and 0 a little after the smallest."""
+    return -sigmas.double().clamp_min(SIGMA_MIN / 2).log()
+
+
+def _scaled(sigmas: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """States [steps + 1, N] at about unit variance, as a network sees them."""
+    return torch.stack(list(states)) / (1 + sigmas.square()).sqrt()[:, None]
+
+
+def _draw_marginals(axes: Axes, mixture: Mixture) -> None:
+    """The density of x at every noise level, each column with the maximum 1."""
+    places = torch.linspace(-log(SIGMA_MAX), -log(SIGMA_MIN / 2), 120, dtype=torch.float64)
+    sigmas = (-places).exp()
+    scaled = torch.linspace(-2.3, 2.3, 231, dtype=torch.float64)
+    x = scaled[:, None] * (1 + sigmas.square()).sqrt()
+    density = mixture.density(x, sigmas.expand_as(x))
+    axes.contourf(places, scaled, density / density.amax(0), levels=8, cmap="Greys", vmax=2.2)
+
+
+def _draw_result(axes: Axes, mixture: Mixture, samples: Tensor, color: str) -> None:
+    """A histogram of samples, on its side, with the exact density."""
+    axes.hist(samples.numpy(), bins=92, range=(-2.3, 2.3), density=True, orientation="horizontal", color=color, alpha=0.5)
+    x = torch.linspace(-2.3, 2.3, 461, dtype=torch.float64)
+    axes.plot(mixture.density(x, torch.zeros_like(x)), x, color=BLACK, linewidth=0.9)
+    axes.text(0.97, 0.97, f"W₁ {wasserstein(samples, mixture):.3f}", transform=axes.transAxes, fontsize=8, ha="right", va="top")
+    axes.set_xlim(0, 1.9)
+    axes.set_xlabel("density", fontsize=9)
+    axes.xaxis.set_major_locator(NullLocator())
+    _tidy(axes)
+    axes.grid(False)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_minor_formatter(NullFormatter())
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(out: Annotated[Path, typer.Option(help="Folder for the figures.")] = FIGURES) -> None:
+    """Draw the figures of REPORT.md that show theory."""
+    for path in draw_all(out):
+        typer.echo(path)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,785 @@
+"""The typed schema of params.yaml: one class a section, every key required, every value with its range.
+
+``load_params`` reads the file as YAML 1.2 (so ``2e-4`` is a number and ``yes`` is text), checks each value
+and then the combinations that cannot work, and says what is wrong in one line: file and line, dotted key,
+what was found, what is allowed, and the nearest valid name.
+"""
+
+import difflib
+import json
+import math
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Len, Lt, MultipleOf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node
+
+from unveil.data.celeba import PUBLISHED_SPLITS
+from unveil.errors import UnveilError
+
+Scalar: TypeAlias = bool | int | float | str | None
+
+NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
+LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+def _listed(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value.strip() else value
+
+
+Amount = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+OpenShare = Annotated[float, Gt(0), Lt(1)]
+HalfOpenShare = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SplitName = Literal["train", "valid", "test"]
+
+
+class Problem(NamedTuple):
+    """A combination that cannot work: the key to change (dotted, within its section) and what it could be."""
+
+    key: str
+    expected: str
+
+
+class Section(BaseModel):
+    """A frozen, strict part of params.yaml: no unknown keys, no defaults, no bool or text as a number."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between values that are each within their own range."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_problems(self) -> Self:
+        if problems := list(self.problems()):
+            text = "; ".join(f"{problem.key}: expected {problem.expected}" for problem in problems)
+            raise PydanticCustomError("combination", "{text}", {"text": text, "problems": problems})
+        return self
+
+
+class Split(Section):
+    """Shares of the images."""
+
+    train: OpenShare
+    """Share that is trained on."""
+    valid: OpenShare
+    """Share for choosing between models."""
+    test: OpenShare
+    """Share that nothing is chosen by."""
+
+
+class Cartoon(Section):
+    """The embedded source: faces that are drawn."""
+
+    num_faces: Annotated[int, Ge(100)]
+    """Faces to draw."""
+    seed: Seed
+    """Another seed, other faces."""
+
+
+class Celeba(Section):
+    """CelebA as its authors published it."""
+
+    path: OptionalPath
+    """Folder or img_align_celeba.zip on disk; null = $CELEBA_ROOT, then the network."""
+    mirror: bool
+    """May fall back to a Hugging Face mirror."""
+
+
+class Folder(Section):
+    """Any photographs."""
+
+    path: OptionalPath
+    """Folder of images, searched recursively."""
+    attributes: OptionalPath
+    """CSV: first column the file name, then any of CelebA's 40 attributes."""
+
+
+class Download(Section):
+    """Where the images come from."""
+
+    source: Literal["cartoon", "celeba", "folder"]
+    """Drawn here, CelebA, or any images."""
+    workers: Amount
+    """Processes; 0 = all cores."""
+    split: Split
+    """Shares of the images; CelebA brings its own split."""
+    cartoon: Cartoon
+    """Read if source is cartoon."""
+    celeba: Celeba
+    """Read if source is celeba."""
+    folder: Folder
+    """Read if source is folder."""
+
+    def problems(self) -> Iterator[Problem]:
+        """The shares must cover the images, and a folder must have a place."""
+        total = self.split.train + self.split.valid + self.split.test
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            yield Problem("split", f"shares that sum to 1 (these sum to {total:.6g})")
+        if self.source == "folder" and self.folder.path is None:
+            yield Problem("folder.path", "the folder of images, because download.source is folder")
+
+
+class Preprocess(Section):
+    """From the archive to shards."""
+
+    protocol: Literal["ddim", "score-sde", "gan", "adm-ip", "squash"]
+    """Crop and resize."""
+    image_size: Annotated[int, Ge(8), Le(1024)]
+    """Height and width in pixels."""
+    shard_size: Count
+    """Images a shard."""
+    on_corrupt: Literal["error", "skip"]
+    """Stop at the first corrupt image, or leave it out, counted and listed."""
+    workers: Amount
+    """Processes that decode; 0 = all cores."""
+
+
+class Network(Section):
+    """The U-Net."""
+
+    stem: Annotated[int, Ge(1), Le(32)]
+    """Side p of the p x p space-to-depth stem; 1 = none."""
+    channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
+    """Width at the highest resolution, and the unit of the others."""
+    channel_multipliers: Annotated[tuple[Count, ...], BeforeValidator(_listed), Len(1)]
+    """Width of each resolution in units of channels; one halving between neighbours."""
+    blocks: Count
+    """Residual blocks a resolution."""
+    attention_resolutions: Annotated[tuple[Count, ...], BeforeValidator(_listed)]
+    """Side lengths, in the network after the stem, at which attention acts."""
+    attention_head_channels: Amount
+    """Channels a head; 0 = one head."""
+    dropout: HalfOpenShare
+    """Dropout in the residual blocks."""
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels along one side of a pixel of the network's smallest feature map."""
+        return int(self.stem * 2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each resolution, from the highest resolution to the lowest."""
+        return tuple(self.channels * multiplier for multiplier in self.channel_multipliers)
+
+    def resolutions(self, image_size: int) -> tuple[int, ...]:
+        """Side lengths of the feature maps inside the network, from the highest to the lowest."""
+        return tuple(image_size // self.stem // 2**level for level in range(len(self.channel_multipliers)))
+
+
+class Diffusion(Section):
+    """Noise path, parameterization and objective (design: everything is a denoiser)."""
+
+    path: Literal["vp-linear", "edm", "flow"]
+    """Noise path: DDPM's, EDM's or rectified flow."""
+    parameterization: Literal["eps", "edm", "x0"]
+    """What the network predicts."""
+    objective: Literal["simple", "edm", "flow"]
+    """Sigmas and weights in training."""
+    timesteps: Annotated[int, Ge(2), Le(100_000)]
+    """vp-linear: T."""
+    beta_start: OpenShare
+    """vp-linear: first beta."""
+    beta_end: OpenShare
+    """vp-linear: last beta."""
+    sigma_data: Positive
+    """edm: standard deviation of the data in [-1, 1]."""
+    p_mean: float
+    """edm: mean of ln(sigma) in training."""
+    p_std: Positive
+    """edm: standard deviation of ln(sigma)."""
+    logit_mean: float
+    """flow: t = sigmoid(logit_mean + logit_std n)."""
+    logit_std: Positive
+    """flow: see logit_mean."""
+    t_min: OpenShare
+    """flow: the velocity weight 1/t^2 holds this value below it."""
+
+    def sigma_range(self) -> tuple[float, float]:
+        """The least and the greatest sigma that vp-linear trains on: those of its first and last timestep."""
+        steps = range(self.timesteps)
+        slope = (self.beta_end - self.beta_start) / (self.timesteps - 1)
+        log_alpha_bar = math.fsum(math.log1p(-(self.beta_start + slope * step)) for step in steps)
+        least = math.sqrt(self.beta_start / (1 - self.beta_start))
+        return least, math.exp(min(0.5 * _log_expm1(-log_alpha_bar), 700))
+
+    def problems(self) -> Iterator[Problem]:
+        """Which objective and which parameterization a path allows."""
+        objective = {"vp-linear": "simple", "edm": "edm", "flow": "flow"}[self.path]
+        if self.objective != objective:
+            yield Problem("objective", f"{objective}, the one for train.diffusion.path {self.path}")
+        if self.parameterization == "edm" and self.path != "edm":
+            yield Problem("parameterization", f"eps | x0 for train.diffusion.path {self.path} (edm needs path edm)")
+        if self.beta_end <= self.beta_start:
+            yield Problem("beta_end", f"a number above beta_start, {self.beta_start:g}")
+
+
+def _log_expm1(x: float) -> float:
+    """ln(e^x - 1) for x > 0, without overflow."""
+    return x + math.log1p(-math.exp(-x)) if x > 1 else math.log(math.expm1(x))
+
+
+class Train(Section):
+    """Length, optimizer, averaging, network and diffusion of the training."""
+
+    seed: Seed
+    """Of weights, order of images and noise."""
+    device: Device
+    """auto = cuda if there is one."""
+    precision: Precision
+    """Type of the network's arithmetic; weights stay fp32."""
+    images: Count
+    """Length of training, in images seen."""
+    batch_size: Count
+    """Images a step."""
+    lr: Annotated[float, Gt(0), Le(1)]
+    """Adam's learning rate."""
+    betas: Annotated[tuple[HalfOpenShare, HalfOpenShare], BeforeValidator(_listed)]
+    """Adam's running averages."""
+    warmup_images: Amount
+    """The learning rate rises linearly over so many images; 0 = none."""
+    gradient_clip: NonNegative
+    """Largest norm of the gradient; 0 = no clipping."""
+    ema_half_life_images: Amount
+    """Half-life of the averaged weights in images; 0 = no average, the raw weights."""
+    ema_rampup: Share
+    """Half-life at most this share of the images seen; 0 = none."""
+    horizontal_flip: bool
+    """Mirror every second image at random."""
+    log_every_images: Count
+    """Images between two points of the curves."""
+    preview_every_images: Amount
+    """Images between two preview grids; 0 = none."""
+    checkpoint_every_images: Amount
+    """Images between two scratch checkpoints; 0 = none."""
+    network: Network
+    """The U-Net."""
+    diffusion: Diffusion
+    """The diffusion."""
+
+    @property
+    def ema_decay(self) -> float:
+        """What is kept of the averaged weights in one step, before any ramp-up; 0 = the raw weights."""
+        return 0.5 ** (self.batch_size / self.ema_half_life_images) if self.ema_half_life_images else 0.0
+
+    def problems(self) -> Iterator[Problem]:
+        """Lengths that do not fit into the training, and noise that does not fit through the network."""
+        for key, value in (("batch_size", self.batch_size), ("warmup_images", self.warmup_images)):
+            if value > self.images:
+                yield Problem(key, f"at most train.images, {self.images}")
+        if self.device == "cpu" and self.precision == "fp16":
+            yield Problem("precision", "auto | fp32 | bf16 on train.device cpu (fp16 needs cuda)")
+        if self.diffusion.parameterization == "eps" and self.network.stem > 1:
+            yield Problem(
+                "diffusion.parameterization",
+                f"x0, because train.network.stem is {self.network.stem} and noise does not pass through a "
+                "narrow network (2511.13720); eps needs stem 1",
+            )
+
+
+class Sample(Section):
+    """How many images, and by which sampler."""
+
+    seed: Seed
+    """Image i depends on (seed, i) alone."""
+    num_samples: Count
+    """Images to make."""
+    batch_size: Count
+    """Images at once; never changes their noise."""
+    device: Device
+    """auto = cuda if there is one."""
+    precision: Precision
+    """Type of the network's arithmetic."""
+    sampler: Literal["ddpm", "ddim", "heun"]
+    """From noise to images."""
+    steps: Annotated[int, Ge(1), Le(100_000)]
+    """Intervals of the grid."""
+    grid: Literal["karras", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+    """The sigmas that the sampler visits."""
+    sigma_min: Positive
+    """karras: smallest sigma."""
+    sigma_max: Positive
+    """karras: largest sigma."""
+    rho: Positive
+    """karras: how the steps gather at small sigma."""
+    eta: Share
+    """ddim: 0 deterministic ... 1 as much noise as ddpm."""
+    variance: Literal["small", "large"]
+    """ddpm: of the posterior, or beta."""
+    clip_denoised: bool
+    """Clip the denoised image to [-1, 1] in every step."""
+    grid_rows: Count
+    """Of samples/grid.png."""
+    grid_columns: Count
+    """Of samples/grid.png."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Ranges that are empty, and a picture with more cells than there are images."""
+        if self.sigma_min >= self.sigma_max:
+            yield Problem("sigma_min", f"a number below sample.sigma_max, {self.sigma_max:g}")
+        if self.grid_rows * self.grid_columns > self.num_samples:
+            yield Problem(
+                "grid_rows",
+                f"grid_rows x grid_columns of at most sample.num_samples, {self.num_samples} "
+                f"({self.grid_rows} x {self.grid_columns} = {self.grid_rows * self.grid_columns})",
+            )
+        if self.device == "cpu" and self.precision == "fp16":
+            yield Problem("precision", "auto | fp32 | bf16 on sample.device cpu (fp16 needs cuda)")
+
+
+class Evaluate(Section):
+    """Which sets are compared, on which features."""
+
+    features: Literal["efficientnet-lite0", "inception"]
+    """The feature network."""
+    inception_weights: OptionalPath
+    """File of torch-fidelity's Inception weights; null = $UNVEIL_INCEPTION, then the network."""
+    num_images: Annotated[int, Ge(2)]
+    """N of every set."""
+    reference_split: SplitName
+    """What the samples are compared with."""
+    held_out_split: SplitName
+    """Another split: the floor."""
+    batch_size: Count
+    """Images at once through the feature network."""
+    device: Device
+    """auto = cuda if there is one."""
+    seed: Seed
+    """Of the noise control and KID's subsets."""
+    kid_subsets: Count
+    """Random subsets."""
+    kid_subset_size: Annotated[int, Ge(2)]
+    """Images a subset."""
+
+    def problems(self) -> Iterator[Problem]:
+        """A floor needs two different splits, and a subset needs enough images."""
+        if self.held_out_split == self.reference_split:
+            others = " | ".join(name for name in get_args(SplitName) if name != self.reference_split)
+            yield Problem("held_out_split", f"{others}, another one than evaluate.reference_split")
+        if self.kid_subset_size > self.num_images:
+            yield Problem("kid_subset_size", f"at most evaluate.num_images, {self.num_images}")
+
+
+class Params(Section):
+    """The whole of params.yaml, one section a stage."""
+
+    download: Download
+    """Where the images come from."""
+    preprocess: Preprocess
+    """From the archive to shards."""
+    train: Train
+    """The training."""
+    sample: Sample
+    """The sampling."""
+    evaluate: Evaluate
+    """The evaluation."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between the sections."""
+        if self.download.source == "folder" and self.preprocess.protocol not in ("adm-ip", "squash"):
+            yield Problem(
+                "preprocess.protocol",
+                "adm-ip | squash, because download.source is folder (the others crop CelebA's 178 x 218 canvas)",
+            )
+        yield from self._network_problems()
+        yield from self._grid_problems()
+        yield from self._evaluation_problems()
+
+    def split_sizes(self) -> dict[str, int] | None:
+        """Images of each split after preprocess, at most; None for a folder, whose images nobody has counted."""
+        if self.download.source == "folder":
+            return None
+        sizes = dict(PUBLISHED_SPLITS)
+        if self.download.source == "cartoon":
+            total, split = self.download.cartoon.num_faces, self.download.split
+            valid, test = round(total * split.valid), round(total * split.test)
+            sizes = {"train": total - valid - test, "valid": valid, "test": test}
+        if self.preprocess.protocol == "adm-ip":  # trains on all images
+            sizes["train"] = sum(sizes.values())
+        return sizes
+
+    def _evaluation_problems(self) -> Iterator[Problem]:
+        evaluate = self.evaluate
+        if evaluate.num_images > self.sample.num_samples:
+            yield Problem("evaluate.num_images", f"at most sample.num_samples, {self.sample.num_samples}")
+        sizes = self.split_sizes() or {}
+        for split in (evaluate.reference_split, evaluate.held_out_split):
+            if evaluate.num_images > sizes.get(split, evaluate.num_images):
+                yield Problem(
+                    "evaluate.num_images",
+                    f"at most {sizes[split]}, the images that download.source {self.download.source} has "
+                    f"in split {split}",
+                )
+
+    def _network_problems(self) -> Iterator[Problem]:
+        network, image_size = self.train.network, self.preprocess.image_size
+        levels = len(network.channel_multipliers)
+        factor = network.downsampling
+        if image_size % factor:
+            below = image_size - image_size % factor
+            sizes = [str(size) for size in (below, below + factor) if 8 <= size <= 1024]
+            nearest_sizes = f"nearest: {' or '.join(sizes)}" if sizes else "take fewer multipliers"
+            yield Problem(
+                "preprocess.image_size",
+                f"a multiple of {factor}, the network's downsampling (train.network.stem {network.stem} "
+                f"x 2^{levels - 1} for {levels} channel_multipliers); {nearest_sizes}",
+            )
+            return
+        resolutions = network.resolutions(image_size)
+        if resolutions[-1] == 1:  # nothing to convolve, and at 32 channels nothing to normalise
+            yield Problem(
+                "train.network.channel_multipliers",
+                f"fewer of them: {levels} leave a single pixel of preprocess.image_size {image_size} "
+                f"/ train.network.stem {network.stem}",
+            )
+        if not set(network.attention_resolutions) <= set(resolutions):
+            yield Problem(
+                "train.network.attention_resolutions",
+                f"side lengths that occur in the network: {' | '.join(map(str, resolutions))} "
+                f"(preprocess.image_size {image_size} / train.network.stem {network.stem}, and its halvings)",
+            )
+        head = network.attention_head_channels
+        # The lowest resolution always attends: it is the width of the U-Net's middle.
+        attended = [
+            width
+            for width, side in zip(network.widths, resolutions, strict=True)
+            if side in network.attention_resolutions or side == resolutions[-1]
+        ]
+        if head and (wrong := [width for width in attended if width % head]):
+            yield Problem(
+                "train.network.attention_head_channels",
+                f"0 or a divisor of {wrong[0]}, the width where attention acts "
+                f"(the lowest resolution always attends); for example {math.gcd(*attended)}",
+            )
+
+    def _grid_problems(self) -> Iterator[Problem]:
+        sample, diffusion = self.sample, self.train.diffusion
+        path = diffusion.path
+        fitting = {
+            "vp-linear": "karras | ddim-leading | ddim-trailing | ddim-linspace",
+            "flow": "karras | uniform-t",
+        }
+        if (sample.grid.startswith("ddim") and path != "vp-linear") or (sample.grid == "uniform-t" and path != "flow"):
+            yield Problem("sample.grid", f"{fitting.get(path, 'karras')} for train.diffusion.path {path}")
+        elif sample.grid.startswith("ddim") and sample.steps > diffusion.timesteps:
+            yield Problem(
+                "sample.steps",
+                f"at most train.diffusion.timesteps, {diffusion.timesteps}, on sample.grid {sample.grid}",
+            )
+        if sample.sampler == "ddpm" and sample.variance == "large" and path != "vp-linear":
+            yield Problem("sample.variance", f"small for train.diffusion.path {path} (only vp-linear has betas)")
+        if path == "vp-linear" and sample.grid == "karras":
+            yield from self._untrained_sigmas()
+
+    def _untrained_sigmas(self) -> Iterator[Problem]:
+        """A vp-linear network has no timestep for a sigma outside the range of its betas."""
+        least, greatest = self.train.diffusion.sigma_range()
+        span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that vp-linear has with these betas and timesteps"
+        if self.sample.sigma_min < least * 0.99:
+            yield Problem("sample.sigma_min", f"a number {span}")
+        if self.sample.sigma_max > greatest * 1.01:
+            yield Problem("sample.sigma_max", f"a number {span}")
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml.
+
+    Raises:
+        UnveilError: with one line, if the file is missing or not YAML, or if a key or a value is wrong.
+    """
+    return parse_params(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a parameter file. Raises UnveilError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UnveilError(
+            _one_line(f"{path}: no such file; run in the project's folder, or say where it is with --params")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnveilError(_one_line(f"{path}: cannot be read as text: {error}")) from None
+
+
+def parse_params(text: str, name: str) -> Params:
+    """Check the text of a params.yaml; ``name`` is what messages call the file. Raises UnveilError."""
+    root, values = parse_mapping(text, name)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        findings = _findings(error.errors(include_url=False), values)
+    lines = {finding: _line(root, finding.key) for finding in findings}
+    first = min(findings, key=lambda finding: lines[finding])
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    raise UnveilError(_one_line(f"{name}:{lines[first]}: {'.'.join(first.key)}: {first.text}{more}"))
+
+
+def parse_mapping(text: str, name: str) -> tuple[MappingNode, dict[Any, Any]]:
+    """Read YAML 1.2 with a mapping at its top; return its nodes, which know their places, and its values.
+
+    Raises:
+        UnveilError: if the text is empty, is not YAML, is not a mapping or has a key twice.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    try:
+        root = yaml.compose(text)
+        if root is None:
+            raise UnveilError(f"{name}: empty, expected the sections {', '.join(Params.model_fields)}")
+        if not isinstance(root, MappingNode):
+            raise UnveilError(f"{name}: expected the sections {', '.join(Params.model_fields)}, found no mapping")
+        _refuse_duplicates(root, name)
+        return root, yaml.constructor.construct_document(root)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise UnveilError(_one_line(f"{place}: not valid YAML: {error.problem or error.context}")) from None
+    except (YAMLError, ValueError, RecursionError) as error:  # such as !!int followed by a word
+        raise UnveilError(_one_line(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
+
+
+def flatten(section: BaseModel) -> dict[str, Scalar]:
+    """Dotted names and plain values of a section or of all parameters; a list becomes text: ``[1,2]``."""
+    flat: dict[str, Scalar] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            flat.update({f"{name}.{key}": item for key, item in flatten(value).items()})
+        elif isinstance(value, tuple):
+            flat[name] = json.dumps(value, separators=(",", ":"))
+        else:
+            flat[name] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str | None:
+    """The candidate that ``word`` is most likely a misspelling of, or None if none is close."""
+    matches = difflib.get_close_matches(word.lower(), candidates, n=1)
+    return matches[0] if matches else None
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2's core types, that is, none for dates: ``2024-05-01`` is text, such as a folder's name."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+class _Finding(NamedTuple):
+    key: tuple[str, ...]
+    text: str
+
+
+def _findings(errors: list[ErrorDetails], values: Mapping[Any, Any]) -> list[_Finding]:
+    """Pydantic's errors as text, at most one a key, without a missing key that an unknown one explains."""
+    found: dict[tuple[str, ...], _Finding] = {}
+    explained: set[tuple[str, ...]] = set()
+    missing = {key for error in errors if error["type"] == "missing" and (key := _key(error["loc"])) == error["loc"]}
+    for error in errors:
+        key = _key(error["loc"])
+        if error["type"] == "combination":
+            for problem in error["ctx"]["problems"]:
+                at = (*key, *problem.key.split("."))
+                found.setdefault(at, _Finding(at, f"found {_shown(_look_up(values, at))}, expected {problem.expected}"))
+        elif error["type"] in ("extra_forbidden", "invalid_key"):
+            suggestion, text = _unknown(key, missing - explained)
+            explained |= {suggestion} & missing
+            found[key] = _Finding(key, text)
+        elif key in missing:
+            found[key] = _Finding(key, _absence(key))
+        else:
+            found.setdefault(key, _Finding(key, _mismatch(key, _look_up(values, key))))
+    return [finding for key, finding in found.items() if key not in explained]
+
+
+def _key(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The key that a pydantic location lies in: without the index into a list."""
+    fields, known = Params.model_fields, []
+    for part in loc:
+        known.append(str(part))
+        field = fields.get(str(part))
+        if field is None or not _is_section(field):
+            break
+        fields = _section(field).model_fields
+    return tuple(known)
+
+
+def _unknown(key: tuple[str, ...], missing: set[tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
+    """The valid key that an unknown one most likely stands for (itself if none), and the message."""
+    section: type[BaseModel] = Params
+    for part in key[:-1]:
+        section = _section(section.model_fields[part])
+    here = {name: (*key[:-1], name) for name in section.model_fields}
+    everywhere = {dotted[-1]: dotted for dotted in reversed(list(_leaf_keys(Params)))} | here
+    absent = [name for name, dotted in here.items() if dotted in missing]
+    match = absent[0] if len(absent) == 1 else nearest(key[-1], absent) or nearest(key[-1], list(everywhere))
+    if match is None:
+        return key, f"unknown key, expected {', '.join(here)}"
+    return everywhere[match], f"unknown key, did you mean {'.'.join(everywhere[match])}?"
+
+
+def _leaf_keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a section that holds a value, with its path."""
+    for name, field in section.model_fields.items():
+        if _is_section(field):
+            yield from _leaf_keys(_section(field), (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def _absence(key: tuple[str, ...]) -> str:
+    """What should stand at a key that the file lacks."""
+    field = _field(key)
+    purpose = "" if _is_section(field) else f" ({field.description})"
+    return f"missing, expected {_allowed(field.annotation, field.metadata)}{purpose}"
+
+
+def _mismatch(key: tuple[str, ...], value: object) -> str:
+    """What was found at a valid key, what is allowed there, and how to mend it where that is plain."""
+    field = _field(key)
+    hint = ""
+    if get_origin(field.annotation) is Literal and isinstance(value, str):
+        match = nearest(value, get_args(field.annotation))
+        hint = f"; did you mean {match}?" if match else ""
+    elif field.annotation in (int, float) and isinstance(value, str) and _is_number(value):
+        hint = "; remove the quotes"
+    elif field.annotation is int and isinstance(value, float) and value.is_integer():
+        hint = f"; write {int(value)}"
+    return f"found {_shown(value)}, expected {_allowed(field.annotation, field.metadata)}{hint}"
+
+
+def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type and its bounds in words, such as ``a number in [0, 1)``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _allowed(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " | ".join(arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if kind is types.NoneType else _allowed(kind) for kind in arguments)
+    if origin is tuple:
+        item = _allowed(arguments[0]).removeprefix("a ").replace("number", "numbers", 1)
+        if arguments[-1] is not ...:
+            return f"a list of {len(arguments)} {item}"
+        return f"a list of {item}" + (", not empty" if any(isinstance(part, Len) for part in metadata) else "")
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"the keys {', '.join(annotation.model_fields)}"
+    if annotation is bool:
+        return "true | false"
+    if annotation is Path:
+        return "a path"
+    return f"a {'whole ' if annotation is int else ''}number{_bounds(metadata)}"
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Bounds as an interval, or as a comparison if there is only one."""
+    low = next((part for part in metadata if isinstance(part, Ge | Gt)), None)
+    high = next((part for part in metadata if isinstance(part, Le | Lt)), None)
+    if low is not None and high is not None:
+        opening, least = ("[", low.ge) if isinstance(low, Ge) else ("(", low.gt)
+        greatest, closing = (high.le, "]") if isinstance(high, Le) else (high.lt, ")")
+        return f" in {opening}{least}, {greatest}{closing}"
+    if factor := next((part.multiple_of for part in metadata if isinstance(part, MultipleOf)), None):
+        return f" that is a multiple of {factor}"
+    if low is not None:
+        return f" >= {low.ge}" if isinstance(low, Ge) else f" > {low.gt}"
+    return ""
+
+
+def _field(key: tuple[str, ...]) -> FieldInfo:
+    field = Params.model_fields[key[0]]
+    for part in key[1:]:
+        field = _section(field).model_fields[part]
+    return field
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _section(field: FieldInfo) -> type[BaseModel]:
+    assert isinstance(field.annotation, type)
+    assert issubclass(field.annotation, BaseModel)
+    return field.annotation
+
+
+def _look_up(values: Any, key: tuple[str, ...]) -> Any:
+    for part in key:
+        values = values[part]
+    return values
+
+
+def _line(root: MappingNode, key: tuple[str, ...]) -> int:
+    """The line, from 1, of a key, or of the nearest section around it that the file has."""
+    node: Node = root
+    line = int(root.start_mark.line)
+    for part in key:
+        pairs = node.value if isinstance(node, MappingNode) else []
+        match = next(((name, value) for name, value in pairs if name.value == part), None)
+        if match is None:
+            break
+        line, node = int(match[0].start_mark.line), match[1]
+    return line + 1
+
+
+def _refuse_duplicates(node: Node, name: str, prefix: tuple[str, ...] = ()) -> None:
+    """Raise UnveilError if a mapping has a key twice."""
+    if not isinstance(node, MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key_node, value in node.value:
+        key, line = str(key_node.value), int(key_node.start_mark.line) + 1
+        if key in seen:
+            dotted = ".".join((*prefix, key))
+            raise UnveilError(_one_line(f"{name}:{line}: {dotted}: stands here and in line {seen[key]}; keep one"))
+        seen[key] = line
+        _refuse_duplicates(value, name, (*prefix, key))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """A value as YAML would have it on one line, shortened."""
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def _one_line(text: str) -> str:
+    """The text with every line break and control character escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,388 @@
+"""The frame around a stage: its parameters, its MLflow run, its lineage, and how it ends.
+
+A stage command is one ``with stage(name, params) as run`` block. The block ends the run as FINISHED,
+as FAILED with the error, or as KILLED, and the process with the status that a shell expects.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from unveil.errors import UnveilError
+from unveil.files import file_digest, write_json
+from unveil.params import Params, flatten, load_params
+from unveil.tracking import (
+    Store,
+    TrackedRun,
+    dvc_tags,
+    git_tags,
+    machine_tags,
+    one_line,
+    source_tags,
+    tracking_is_off,
+)
+
+RECORD_FORMAT = 1
+SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
+STAGES = ("download", "preprocess", "train", "sample", "evaluate")
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end. Not an Exception, so that no stage swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Run:
+    """One execution of a stage, as the stage sees it.
+
+    Attributes:
+        params: all of params.yaml.
+        record: what ``write_record`` writes; see there.
+    """
+
+    def __init__(self, name: str, params: Params, root: Path) -> None:
+        """Open the run; ``root`` is the folder of dvc.yaml, which paths are relative to."""
+        self.name = name
+        self.params = params
+        self.root = root
+        self._dataset: tuple[str, str] | None = None
+        self._model_id: str | None = None  # only if this store knows it
+        self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
+        own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
+        self._logged_params = dict(own)
+        dvc, git = dvc_tags(), git_tags(root)
+        experiment = dvc.get("dvc.exp_name")
+        code = paths_digest(root, self._dvc_code)
+        tags = {"unveil.stage": name, **source_tags(name, experiment), **machine_tags(), **git, **dvc}
+        if code is not None:
+            tags["unveil.code"] = code
+        self.record: dict[str, Any] = {
+            "format": RECORD_FORMAT,
+            "stage": name,
+            "run_id": None,
+            "experiment": None,
+            "model_id": None,
+            "git_commit": git.get("git.commit"),
+            "git_dirty": git.get("git.dirty") == "true" if git else None,
+            "dvc_exp_name": experiment,
+            "code": code,
+            "params": own,
+            "metrics": {},
+            "inputs": {},
+            "outputs": {},
+            "upstream": {},
+        }
+        if tracking_is_off():
+            self._tracked = TrackedRun.off()
+            return
+        store = Store.locate(root)
+        self._tracked = TrackedRun.start(store, tags, own)
+        self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
+        if not store.is_default and store.database is None:  # a path would not hold on another machine
+            self.record["tracking_uri"] = _without_password(store.uri)
+
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        print(line, flush=True)
+
+    def follow(self, record: Path) -> None:
+        """Take up the lineage of the stage that wrote ``record``, and of all before it.
+
+        Their runs become tags; in the evaluate run, their parameters and last metrics are logged too. A
+        record that is not there or not readable (outputs copied by hand) is a tag, no failure.
+        """
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            if found["stage"] not in STAGES:
+                raise ValueError(f"record of {found['stage']!r}, which is no stage")
+            chain = {**found["upstream"], found["stage"]: {k: v for k, v in found.items() if k != "upstream"}}
+            runs = {stage: str(entry["run_id"] or "untracked") for stage, entry in chain.items()}
+            model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
+            params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
+            metrics = {
+                f"{stage}.{key}": float(value)
+                for stage, entry in chain.items()
+                for key, value in entry["metrics"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.tag("unveil.upstream.missing", f"{record.as_posix()}: {one_line(error)}")
+            return
+        self.record["upstream"] |= chain
+        self._tracked.set_tags({f"unveil.upstream.{stage}": run_id for stage, run_id in runs.items()})
+        if model_id:
+            self._follow_model(model_id)
+        if self.name == SUMMARY_STAGE:
+            new = {key: value for key, value in params.items() if key not in self._logged_params}
+            self._logged_params |= new
+            self._tracked.log_params(new)
+            self._tracked.log_metrics(metrics)
+
+    def _follow_model(self, model_id: str) -> None:
+        self.record["model_id"] = model_id
+        if self._tracked.link_model(model_id):
+            self._model_id = model_id
+        else:
+            self.tag("unveil.model.missing", f"{model_id} is not in this store")
+
+    def add_input(self, name: str, digest: str, dataset: str | None = None, context: str | None = None) -> None:
+        """State what was read.
+
+        Args:
+            name: the path, relative to the project.
+            digest: sha256 of its content.
+            dataset: name of the data set (``celeba-64-score-sde``) if it is one: then it becomes an
+                MLflow dataset input, and metrics logged with ``model=True`` are tied to it.
+            context: what the data set is used for; the stage's name by default.
+        """
+        self.record["inputs"][name] = digest
+        self.tag(f"unveil.input.{name}", digest)
+        if dataset is not None:
+            self._dataset = (dataset, digest)
+            self._tracked.log_dataset(dataset, digest, name, context or self.name)
+
+    def add_output(self, name: str, digest: str) -> None:
+        """State what was written; ``write_record`` hashes what is not stated."""
+        self.record["outputs"][name] = digest
+        self.tag(f"unveil.output.{name}", digest)
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._tracked.set_tags({key: value})
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0, model: bool = False) -> None:
+        """Log one point of each metric.
+
+        Args:
+            values: metric name to value.
+            step: abscissa, in the stage's own unit (training: images seen).
+            model: tie the values to the model of ``follow`` and to the data set of ``add_input``.
+        """
+        numbers = {key: float(value) for key, value in values.items()}
+        self.record["metrics"] |= numbers
+        if model:
+            self._tracked.log_metrics(numbers, step, self._model_id, self._dataset)
+        else:
+            self._tracked.log_metrics(numbers, step)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file into the run's artifacts, below ``folder`` if given."""
+        self._tracked.log_artifact(path, folder)
+
+    def log_model(self, config: Path, weights: Path, step: int = 0) -> str:
+        """Make an MLflow LoggedModel of the trained weights.
+
+        Args:
+            config: models/config.json; its values become the model's parameters.
+            weights: safetensors; copied up to 64 MiB, else only their hash is kept.
+            step: images seen.
+
+        Returns:
+            the model's id; an empty string if nothing is tracked.
+        """
+        content = json.loads(config.read_text(encoding="utf-8"))
+        experiment = self.record["dvc_exp_name"]
+        name = f"denoiser-{experiment}" if experiment else "denoiser"
+        model_id = self._tracked.log_model(name, config, weights, _dotted(content), step)
+        self.record["model_id"] = self._model_id = model_id
+        return model_id or ""
+
+    def write_record(self, path: Path) -> None:
+        """Write the run record, the last thing that a stage does.
+
+        It holds ids, parameters, last metrics, input and output hashes, and the records of all stages
+        before (flat, by stage name), so that it says everything even where the runs themselves are out
+        of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
+        """
+        for kind, paths, add in (
+            ("inputs", self._dvc_inputs, self.add_input),
+            ("outputs", self._dvc_outputs, self.add_output),
+        ):
+            for name in paths:
+                if name in self.record[kind] or self.root / name == path.resolve():
+                    continue
+                digest = paths_digest(self.root, [name])
+                if digest is not None:
+                    add(name, digest)
+        write_json(path, self.record)
+
+    def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
+        """End the MLflow run; ``details`` (a traceback) becomes an artifact."""
+        if details is not None:
+            self._tracked.log_text(details, "traceback.txt")
+        self._tracked.finish(status, error)
+
+
+@contextmanager
+def stage(name: str, params: Path) -> Iterator[Run]:
+    """Run a stage: load parameters, open its MLflow run, and end both process and run as they should.
+
+    ================== ============= ====================================================
+    the block          run           process
+    ================== ============= ====================================================
+    ends               FINISHED      goes on
+    raises UnveilError FAILED        prints ``error: ...``, exit status 1, no traceback
+    is interrupted     KILLED        prints one line, exit status 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP)
+    raises another     FAILED        the exception goes on, with its traceback
+    ================== ============= ====================================================
+
+    ``kill -9`` leaves the run RUNNING, with everything logged so far; its tags ``unveil.host`` and
+    ``unveil.pid`` tell which process it was.
+
+    Args:
+        name: one of download, preprocess, train, sample, evaluate.
+        params: path of params.yaml. The working folder is the project, as DVC has it.
+    """
+    if name not in STAGES:
+        raise ValueError(f"stage {name!r}; expected one of {', '.join(STAGES)}")
+    run: Run | None = None
+
+    def end(status: str, error: str | None = None, details: str | None = None) -> None:
+        if run is not None:
+            with _signals_ignored():
+                run.finish(status, error, details)
+
+    with _signals_raised():
+        try:
+            run = Run(name, load_params(params), Path.cwd())
+            yield run
+        except UnveilError as error:
+            line = one_line(error)
+            end("FAILED", line)
+            _exit(f"error: {line}", 1)
+        except (KeyboardInterrupt, Terminated) as error:
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            line = f"{name} was stopped by {signal.Signals(number).name}"
+            end("KILLED", line)
+            _exit(f"error: {line}", 128 + number)
+        except SystemExit as error:
+            end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
+            raise
+        except BaseException as error:
+            end("FAILED", f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+            raise
+        end("FINISHED")
+
+
+def _exit(line: str, status: int) -> NoReturn:
+    print(line, file=sys.stderr, flush=True)
+    raise SystemExit(status) from None
+
+
+# Not SIGINT: Python raises KeyboardInterrupt by itself.
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into ``Terminated`` in this process; elsewhere they do what they did."""
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Terminated(number)
+        # A forked worker has inherited the handler but not the run: it simply ends.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    with _handlers(handle, [number for number in ENDING_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
+        yield
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Let nothing interrupt the few writes that end a run."""
+    with _handlers(signal.SIG_IGN, [signal.SIGINT, *ENDING_SIGNALS]):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Any, numbers: list[signal.Signals]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python allows it nowhere else
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], list[str]]:
+    """What dvc.yaml declares for a stage: data it reads, code it uses, what it writes.
+
+    Data is what another stage writes; every other dependency is code. A file that is not there or
+    does not name the stage (a stage run by hand) gives empty lists.
+
+    Raises:
+        UnveilError: dvc.yaml is not readable.
+    """
+    try:
+        content = YAML(typ="safe").load(dvc_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [], [], []
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UnveilError(f"{dvc_file.name}: not readable as YAML: {one_line(error)}") from error
+    stages = (content or {}).get("stages") or {}
+
+    def paths(entry: Mapping[str, Any], *keys: str) -> list[str]:
+        items = [item for key in keys for item in entry.get(key) or []]
+        return [item if isinstance(item, str) else next(iter(item)) for item in items]
+
+    if name not in stages:
+        return [], [], []
+    written = [path for entry in stages.values() for path in paths(entry, "outs", "metrics", "plots")]
+    dependencies = paths(stages[name], "deps")
+    data = [path for path in dependencies if any((path + "/").startswith(out + "/") for out in written)]
+    code = [path for path in dependencies if path not in data]
+    return data, code, paths(stages[name], "outs", "metrics", "plots")
+
+
+def paths_digest(root: Path, names: list[str]) -> str | None:
+    """sha256 over files and folders below ``root``: a file's own, else over all names and digests.
+
+    Python's byte code is left out. None if nothing is there.
+    """
+    if len(names) == 1 and (root / names[0]).is_file():
+        return file_digest(root / names[0])
+    total = hashlib.sha256()
+    empty = True
+    for name in sorted(names):
+        top = root / name
+        files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+        for file in files:
+            if "__pycache__" in file.parts:
+                continue
+            total.update(f"{file.relative_to(root).as_posix()}\0{file_digest(file)}\n".encode())
+            empty = False
+    return None if empty else total.hexdigest()
+
+
+def _dotted(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _dotted(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

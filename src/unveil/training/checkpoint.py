@@ -1,0 +1,182 @@
+"""Models and scratch checkpoints on disk: safetensors and JSON, never pickle."""
+
+import hashlib
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.design import DiffusionConfig, build_denoiser
+from unveil.errors import UnveilError
+from unveil.files import atomic_directory, atomic_path, file_digest, write_json
+from unveil.networks.unet import UNet, UNetConfig
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+LONGEST_REASON = 200  # characters of a library's own message that ours repeats
+STATE_FILE = "state.safetensors"
+FACTS_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to rebuild a denoiser, and what it was trained on.
+
+    Attributes:
+        network: of the U-Net.
+        diffusion: path, parameterization and objective.
+        data: source, protocol, image_size and the digest of the shards.
+        training: how the weights came about: images, batch_size, lr, the averages' half-life, precision, ...
+    """
+
+    network: UNetConfig
+    diffusion: DiffusionConfig
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "format": FORMAT,
+            "network": self.network.to_dict(),
+            "diffusion": self.diffusion.to_dict(),
+            "data": dict(self.data),
+            "training": dict(self.training),
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelConfig":
+        """Read ``config.json``.
+
+        Raises:
+            UnveilError: if it is missing, damaged or of another format.
+        """
+        path = folder / CONFIG_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise UnveilError(f"{path}: format is {values['format']!r}, expected {FORMAT}; train again")
+            return cls(
+                UNetConfig(**values["network"]),
+                DiffusionConfig(**values["diffusion"]),
+                values["data"],
+                values["training"],
+            )
+        except FileNotFoundError:
+            raise UnveilError(f"{path}: not there, expected a trained model's; run the train stage") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnveilError(f"{path}: not a model's configuration ({error}); run the train stage again") from None
+
+    def build(self) -> Denoiser:
+        """The denoiser with fresh weights."""
+        return build_denoiser(UNet(self.network), self.diffusion)
+
+
+def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
+    """Write ``model.safetensors`` (the network's weights) and ``config.json``."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(weights, temporary)
+    write_json(folder / CONFIG_FILE, config.to_dict())
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """Rebuild a trained denoiser, in evaluation mode, with the weights in ``folder``.
+
+    Raises:
+        UnveilError: if a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    config = ModelConfig.load(folder)
+    try:
+        denoiser = config.build()
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise UnveilError(
+            f"{folder / CONFIG_FILE}: describes no model that can be built ({_reason(error)}); run the train stage again"
+        ) from None
+    path = folder / WEIGHTS_FILE
+    try:
+        denoiser.network.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there, expected a trained model's weights; run the train stage") from None
+    except SafetensorError as error:
+        raise UnveilError(f"{path}: damaged ({error}); run the train stage again") from None
+    except RuntimeError as error:
+        raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {_reason(error)}; run the train stage again") from None
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that name a training run's configuration and data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Checkpoints:
+    """Scratch checkpoints of one run: ``<root>/<fingerprint>/step-00000500/``; the newest few are kept.
+
+    Args:
+        folder: of this run.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+        """Write the state after ``step`` steps, whole or not at all, and remove the oldest."""
+        path = self.folder / f"step-{step:08d}"
+        with atomic_directory(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / STATE_FILE)
+            write_json(temporary / FACTS_FILE, {**facts, "step": step, "sha256": file_digest(temporary / STATE_FILE)})
+        for old in self._paths()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def load(self, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole checkpoint, or None; one whose hash is wrong is passed over.
+
+        Args:
+            before: leave out checkpoints of this step and of later ones.
+        """
+        for path, facts in self._whole():
+            if before is None or facts["step"] < before:
+                return load_file(path / STATE_FILE), facts
+        return None
+
+    def newest(self) -> Path | None:
+        """Path of the newest whole checkpoint, or None."""
+        return next((path for path, _ in self._whole()), None)
+
+    def remove(self) -> None:
+        """Remove all checkpoints of this run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _whole(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Whole checkpoints with their facts, the newest first."""
+        for path in reversed(self._paths()):
+            try:
+                facts = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
+                whole = isinstance(facts["step"], int) and file_digest(path / STATE_FILE) == facts["sha256"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if whole:
+                yield path, facts
+
+
+def _reason(error: Exception) -> str:
+    """What a library's error says, in one line: PyTorch heads a list of several with a line that says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[min(1, len(lines) - 1)].strip(), LONGEST_REASON, placeholder=" ...")

@@ -1,0 +1,231 @@
+"""The training loop. It yields what happens; the caller prints, logs and draws."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unveil.data.batches import DeviceBatches
+from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.objectives import Objective, denoising_loss
+from unveil.errors import UnveilError
+from unveil.training.checkpoint import Checkpoints
+from unveil.training.ema import EMA
+from unveil.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; lengths and intervals in images, so that they do not depend on the batch size.
+
+    Attributes:
+        seed: of the noise and the noise levels.
+        images: length of training.
+        lr: Adam's learning rate after warm-up.
+        betas: Adam's.
+        warmup_images: the learning rate rises linearly over so many images.
+        gradient_clip: largest norm of the gradient; 0 = none.
+        ema_half_life_images, ema_rampup: see :class:`unveil.training.ema.EMA`.
+        precision: fp32, bf16 or fp16.
+        log_every_images, preview_every_images, checkpoint_every_images: intervals; 0 = never.
+    """
+
+    seed: int
+    images: int
+    lr: float
+    betas: tuple[float, float]
+    warmup_images: int
+    gradient_clip: float
+    ema_half_life_images: float
+    ema_rampup: float
+    precision: str
+    log_every_images: int
+    preview_every_images: int = 0
+    checkpoint_every_images: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of training at one point of the curves.
+
+    Attributes:
+        images: images seen.
+        loss: mean over the images since the last point.
+        grad_norm: mean norm of the gradient, before clipping, since the last point.
+        lr: learning rate of the last step.
+        images_per_second: since the last point.
+        seconds_left: estimate at the mean speed of this process.
+        preview: whether a preview grid is due.
+    """
+
+    images: int
+    loss: float
+    grad_norm: float
+    lr: float
+    images_per_second: float
+    seconds_left: float
+    preview: bool
+
+
+class Trainer:
+    """A denoiser in training: network, optimizer, averaged weights and the number of steps made.
+
+    The noise of step k is a function of (seed, k) alone, and so is its batch: a run that was taken up again
+    from a checkpoint does what the uninterrupted one does, bit for bit on one machine.
+
+    Args:
+        denoiser: on its device; its network's parameters are trained.
+        objective: noise levels and weights.
+        batches: training images on the same device.
+        config: how to train.
+        checkpoints: where to keep scratch checkpoints; None = nowhere.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        batches: DeviceBatches,
+        config: TrainingConfig,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.objective = objective
+        self.batches = batches
+        self.config = config
+        self.checkpoints = checkpoints
+        self.step = 0
+        self.network = denoiser.network
+        self.parameters = list(self.network.parameters())
+        self.device = self.parameters[0].device
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
+        self.total_steps = -(-config.images // batches.batch_size)
+
+    @property
+    def images_seen(self) -> int:
+        """Images seen so far."""
+        return self.step * self.batches.batch_size
+
+    def run(self) -> Iterator[Progress]:
+        """Train to the end from where it stands, yielding a point of the curves now and then.
+
+        Raises:
+            UnveilError: if the loss is no longer finite; it names the step and the last good checkpoint.
+        """
+        self.denoiser.train()
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        start = mark = time.perf_counter()
+        first_step, marked_step = self.step, self.step
+        while self.step < self.total_steps:
+            loss, norm = self._step()
+            losses.append(loss)
+            norms.append(norm)
+            preview = self._due(self.config.preview_every_images)
+            last = self.step == self.total_steps
+            checkpoint = self._due(self.config.checkpoint_every_images) and not last
+            if self._due(self.config.log_every_images) or preview or checkpoint or last:
+                mean_loss = self._checked(torch.stack(losses).mean().item())
+                now = time.perf_counter()
+                yield Progress(
+                    images=self.images_seen,
+                    loss=mean_loss,
+                    grad_norm=torch.stack(norms).mean().item(),
+                    lr=self._lr(),
+                    images_per_second=(self.step - marked_step) * self.batches.batch_size / (now - mark),
+                    seconds_left=(self.total_steps - self.step) * (now - start) / (self.step - first_step),
+                    preview=preview,
+                )
+                losses, norms, mark, marked_step = [], [], time.perf_counter(), self.step
+            if checkpoint:
+                self.save()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network, in evaluation mode, with the averaged weights in place of its own for the while."""
+        raw = [parameter.detach().clone() for parameter in self.parameters]
+        self.ema.copy_to(self.parameters)
+        self.denoiser.eval()
+        try:
+            yield self.network
+        finally:
+            self.denoiser.train()
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, raw, strict=True):
+                    parameter.copy_(value)
+
+    def save(self) -> None:
+        """Write a scratch checkpoint of everything that the next step depends on."""
+        if self.checkpoints is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
+            tensors[f"parameter.{number}"] = parameter.detach()
+            tensors[f"ema.{number}"] = average
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{number}"] = value
+        self.checkpoints.save(self.step, tensors, {"scaler": self.scaler.state_dict()})
+
+    def resume(self) -> bool:
+        """Take up the newest whole checkpoint; False if there is none."""
+        found = self.checkpoints.load() if self.checkpoints is not None else None
+        if found is None:
+            return False
+        tensors, facts = found
+        with torch.no_grad():
+            for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
+                parameter.copy_(tensors[f"parameter.{number}"])
+                average.copy_(tensors[f"ema.{number}"])
+                self.optimizer.state[parameter] = {
+                    name: tensors[f"adam.{name}.{number}"].to(self.device) for name in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.scaler.load_state_dict(facts["scaler"])
+        self.step = facts["step"]
+        return True
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer: returns the mean loss and the gradient's norm."""
+        config = self.config
+        x0 = self.batches.batch(self.step)
+        generator = torch.Generator(self.device).manual_seed(config.seed * 2**32 + self.step)
+        sigma = self.objective.sample_sigma(len(x0), generator)
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        with autocast(config.precision, self.device):
+            loss = denoising_loss(self.denoiser, self.objective, x0, sigma, noise).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
+        return loss.detach(), norm.detach()
+
+    def _lr(self) -> float:
+        """Linear warm-up, then constant."""
+        return self.config.lr * min(1.0, self.images_seen / max(self.config.warmup_images, 1))
+
+    def _due(self, interval: int) -> bool:
+        """Whether the last step crossed a multiple of ``interval`` images."""
+        if interval == 0:
+            return False
+        return self.images_seen // interval > (self.images_seen - self.batches.batch_size) // interval
+
+    def _checked(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        newest = self.checkpoints.newest() if self.checkpoints is not None else None
+        good = f"the last good checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
+        raise UnveilError(
+            f"train: the loss became {loss} by step {self.step} ({self.images_seen} images); {good}; "
+            "try a lower train.lr, train.gradient_clip 1.0 or train.precision fp32"
+        )

@@ -1,0 +1,51 @@
+"""The arithmetic of the network: which device, and which type of floating-point number."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from unveil.errors import UnveilError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` becomes cuda if there is one, else cpu.
+
+    Raises:
+        UnveilError: if cuda is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnveilError("device: found cuda, but PyTorch sees no GPU here; expected auto or cpu")
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` becomes bf16 where the device has it in hardware, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        UnveilError: if fp16 is asked for on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UnveilError("precision: found fp16 on a CPU, expected auto, fp32 or bf16")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """A context in which the network's matrix products and convolutions use ``precision``; weights stay float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def _cpu_has_bf16() -> bool:
+    query = getattr(torch.cpu, "get_capabilities", None)  # older versions of PyTorch cannot tell
+    capabilities = query() if query is not None else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,54 @@
+"""Stage 1: bring the images to data/raw, in CelebA's own layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.data.sources import fetch
+from unveil.data.sources.progress import megabytes
+from unveil.stage import stage
+from unveil.tracking import main_checkout
+
+RAW = Path("data/raw")
+app = typer.Typer(add_completion=False)
+
+
+def located(path: Path | None, project: Path) -> Path | None:
+    """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
+    if path is None or path.expanduser().exists():
+        return path
+    return project / path.expanduser()
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+) -> None:
+    """Bring the images to data/raw: draw them, copy them or download them."""
+    with stage("download", params) as run:
+        settings = run.params.download
+        project = main_checkout(Path.cwd())
+        record = fetch(
+            RAW,
+            source=settings.source,
+            workers=settings.workers,
+            split=settings.split.model_dump(),
+            num_faces=settings.cartoon.num_faces,
+            seed=settings.cartoon.seed,
+            celeba_path=located(settings.celeba.path, project),
+            mirror=settings.celeba.mirror,
+            folder_path=located(settings.folder.path, project),
+            attributes=located(settings.folder.attributes, project),
+            downloads=project / ".unveil" / "downloads",
+            say=run.say,
+        )
+        size = sum(file.bytes for file in record.files.values())
+        run.log_metrics({"images": record.images, "bytes": size})
+        run.log_artifact(RAW / "source.json")
+        run.say(f"{RAW}: {record.images:,} images, {megabytes(size)}, {record.origin}")
+        run.write_record(Path("data/download.run.json"))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,140 @@
+"""Stage 5: how far the samples are from real images, beside the two controls that give it a scale."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import typer
+from torch import Tensor
+
+import unveil
+from unveil.data.shards import ShardIndex, verify
+from unveil.evaluation.card import CardFacts, SplitFacts, notes_on, render
+from unveil.evaluation.distances import FourSets, measure
+from unveil.evaluation.features import FEATURE_SETS, extract, load_extractor
+from unveil.evaluation.figures import for_figure, summary, write_comparison, write_distances
+from unveil.evaluation.sets import (
+    check_same_data,
+    check_split,
+    count_shared,
+    load_real,
+    load_samples,
+    uniform_noise,
+)
+from unveil.files import write_json, write_text
+from unveil.stage import stage
+from unveil.training.precision import resolve_device
+
+SHARDS = Path("data/shards")
+SAMPLES = Path("samples/samples.safetensors")
+SAMPLES_RECORD = Path("samples/run.json")
+METRICS = Path("metrics/evaluate.json")
+CARD = Path("reports/card.md")
+DISTANCES = Path("plots/evaluate/distances.csv")
+COMPARISON = Path("plots/evaluate/real-and-samples.png")
+RECORD = Path("metrics/run.json")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters of all stages.")) -> None:
+    """Measure the distance of the samples from real images, with its floor and its scale."""
+    with stage("evaluate", params) as run:
+        settings = run.params.evaluate
+        count, reference, held_out = settings.num_images, settings.reference_split, settings.held_out_split
+        run.follow(SAMPLES_RECORD)
+        index = ShardIndex.load(SHARDS)
+        samples = load_samples(SAMPLES, count)
+        check_same_data(SAMPLES, samples, SHARDS, index)
+        for split in (reference, held_out):
+            check_split(SHARDS, index, split, count)
+        verify(SHARDS, (reference, held_out))
+        name = f"{index.source}-{index.image_size}-{index.protocol}"
+        run.add_input(SHARDS.as_posix(), index.digest(), dataset=name, context="evaluation")
+        run.add_input(SAMPLES.as_posix(), samples.sha256)
+
+        shared = count_shared(SHARDS, index, (held_out, reference), count)
+        notes = notes_on(count, FEATURE_SETS[settings.features], shared)
+        for note in notes:
+            run.say(f"note: {note}")
+        device = resolve_device(settings.device)
+        extractor = load_extractor(settings.features, settings.inception_weights)
+
+        def features_of(what: str, images: Tensor) -> Tensor:
+            run.say(f"features of {count} images: {what}")
+            return extract(images, extractor, settings.batch_size, device)
+
+        real = load_real(SHARDS, index, held_out, count)
+        shown = for_figure(real)
+        sets = FourSets(
+            samples=features_of("samples", samples.images),
+            held_out=features_of(f"real, {held_out} split", real),
+            reference=features_of(f"real, {reference} split", load_real(SHARDS, index, reference, count)),
+            noise=features_of("uniform noise", uniform_noise(count, index.image_size, settings.seed)),
+        )
+        features, subsets, size = extractor.features, settings.kid_subsets, settings.kid_subset_size
+        metrics = measure(sets, features, subsets, size, settings.seed)
+        card = render(
+            CardFacts(
+                metrics=metrics,
+                features=features,
+                weights_file=extractor.weights_file,
+                weights_sha256=extractor.weights_sha256,
+                source=index.source,
+                protocol=index.protocol,
+                image_size=index.image_size,
+                shards=index.digest(),
+                reference=SplitFacts(reference, index.num_images(reference)),
+                held_out=SplitFacts(held_out, index.num_images(held_out)),
+                kid_subsets=subsets,
+                kid_subset_size=size,
+                seed=settings.seed,
+                device=device.type,
+                samples_sha256=samples.images_sha256,
+                samples_total=samples.total,
+                samples=samples.facts,
+                versions=_versions(),
+                commit=_code_commit(),
+                notes=notes,
+            )
+        )
+
+        write_json(METRICS, metrics)
+        write_text(CARD, card)
+        write_distances(DISTANCES, metrics, features)
+        write_comparison(COMPARISON, shown, for_figure(samples.images), metrics, features, held_out)
+
+        run.log_metrics(metrics, model=True)
+        run.log_artifact(METRICS)
+        run.log_artifact(CARD)
+        run.log_artifact(DISTANCES, folder="plots")
+        run.log_artifact(COMPARISON, folder="plots")
+        run.write_record(RECORD)
+        run.say(summary(metrics, features))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torch-fidelity", "numpy")
+    own = {"unveil": unveil.__version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in packages}
+
+
+def _code_commit() -> str | None:
+    """The last commit that changed the code: unlike HEAD, no function of commits that change nothing."""
+    code = ("src", "stages")
+    try:
+        commit = subprocess.run(
+            ("git", "log", "-1", "--format=%H", "--", *code), capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ("git", "status", "--porcelain", "--", *code), capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with uncommitted changes" if commit and changed else commit or None
+
+
+if __name__ == "__main__":
+    app()

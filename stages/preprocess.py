@@ -1,0 +1,52 @@
+"""Stage 2: crop, resize and pack the images into tensor shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.data.preprocess import preprocess
+from unveil.data.shards import load_images
+from unveil.figures import save_grid
+from unveil.stage import stage
+
+RAW = Path("data/raw")
+SHARDS = Path("data/shards")
+SHEET = Path("plots/preprocess/contact-sheet.png")
+SHEET_ROWS, SHEET_COLUMNS = 8, 12
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+) -> None:
+    """Crop, resize and pack the images into tensor shards, by the named protocol."""
+    with stage("preprocess", params) as run:
+        settings = run.params.preprocess
+        run.follow(Path("data/download.run.json"))
+        index = preprocess(
+            RAW,
+            SHARDS,
+            protocol=settings.protocol,
+            image_size=settings.image_size,
+            shard_size=settings.shard_size,
+            on_corrupt=settings.on_corrupt,
+            workers=settings.workers,
+            say=run.say,
+        )
+        save_grid(load_images(SHARDS, "train", SHEET_ROWS * SHEET_COLUMNS), SHEET_COLUMNS, SHEET)
+        run.log_metrics({f"images_{split}": index.num_images(split) for split in index.splits})
+        run.log_metrics({"images_corrupt": len(index.corrupt)})
+        run.log_artifact(SHARDS / "index.json")
+        run.log_artifact(SHEET)
+        run.add_output(SHARDS.as_posix(), index.digest())
+        counts = ", ".join(f"{split} {index.num_images(split):,}" for split in index.splits)
+        run.say(f"{SHARDS}: {counts}, protocol {index.protocol}, {index.image_size} x {index.image_size}")
+        if index.corrupt:
+            run.say(f"left out {len(index.corrupt)} unreadable images, listed in {SHARDS}/index.json")
+        run.write_record(Path("data/preprocess.run.json"))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,127 @@
+"""Stage 4: draw samples from the model."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unveil.data.batches import to_uint8
+from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.samplers import Step
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.errors import UnveilError
+from unveil.figures import emergence, save_grid
+from unveil.files import atomic_path, file_digest
+from unveil.params import Sample
+from unveil.stage import Run, stage
+from unveil.training.checkpoint import ModelConfig, load_denoiser
+from unveil.training.precision import autocast, resolve_device, resolve_precision
+
+MODELS = Path("models")
+SAMPLES = Path("samples/samples.safetensors")
+GRID = Path("samples/grid.png")
+TRAJECTORY = Path("samples/trajectory.png")
+TRAJECTORY_FACES = 4
+TRAJECTORY_COLUMNS = 10
+app = typer.Typer(add_completion=False)
+
+
+def sampler_config(settings: Sample) -> SamplerConfig:
+    """The sampler's part of the parameters."""
+    names = ("sampler", "steps", "grid", "sigma_min", "sigma_max", "rho", "eta", "variance", "clip_denoised")
+    return SamplerConfig(**{name: getattr(settings, name) for name in names})
+
+
+def batches(
+    denoiser: Denoiser, config: SamplerConfig, settings: Sample, image_size: int, precision: str, device: torch.device
+) -> Iterator[tuple[list[int], list[Step]]]:
+    """The ids and all steps of each batch."""
+    shape = (3, image_size, image_size)
+    for start in range(0, settings.num_samples, settings.batch_size):
+        ids = list(range(start, min(start + settings.batch_size, settings.num_samples)))
+        noise = SampleNoise(settings.seed, ids, shape, device)
+        steps: list[Step] = []
+        for step in sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device)):
+            # Only the first batch is drawn step by step.
+            steps = [*steps, step] if start == 0 else [step]
+        yield ids, steps
+
+
+def progress(run: Run, done: int, total: int, started: float) -> None:
+    """Print the speed and the time left."""
+    speed = done / (time.perf_counter() - started)
+    minutes, seconds = divmod(round((total - done) / speed), 60)
+    run.say(f"{done:>7,} of {total:,} samples  {speed:6.1f} images/s  {minutes}:{seconds:02d} left")
+
+
+def save_samples(images: Tensor, facts: dict[str, object]) -> None:
+    """Write the images, their ids and, as metadata, everything that made them."""
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    with atomic_path(SAMPLES) as temporary:
+        save_file({"images": images, "ids": torch.arange(len(images))}, temporary, metadata)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+) -> None:
+    """Draw samples from the model, with a grid of them and a strip of faces emerging from noise."""
+    with stage("sample", params) as run:
+        settings = run.params.sample
+        run.follow(MODELS / "run.json")
+        model = ModelConfig.load(MODELS)
+        device = resolve_device(settings.device)
+        precision = resolve_precision(settings.precision, device)
+        denoiser = load_denoiser(MODELS, device)
+        weights = file_digest(MODELS / "model.safetensors")
+        run.add_input("models/model.safetensors", weights)
+        config = sampler_config(settings)
+        image_size = model.network.image_size
+
+        images: list[Tensor] = []
+        started = time.perf_counter()
+        for ids, steps in batches(denoiser, config, settings, image_size, precision, device):
+            if not torch.isfinite(steps[-1].x).all():
+                raise UnveilError(
+                    f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} are not finite numbers; "
+                    "train again, or set sample.precision to fp32"
+                )
+            if not images:
+                faces = min(TRAJECTORY_FACES, len(ids))
+                columns = min(TRAJECTORY_COLUMNS, len(steps))
+                save_grid(emergence(steps, faces, columns), columns, TRAJECTORY)
+            images.append(to_uint8(steps[-1].x).cpu())
+            progress(run, ids[-1] + 1, settings.num_samples, started)
+        seconds = time.perf_counter() - started
+
+        together = torch.cat(images)
+        save_samples(
+            together,
+            {
+                **model.data,
+                "model": weights,
+                "seed": settings.seed,
+                "precision": precision,
+                "nfe": steps[-1].nfe,
+                **vars(config),
+            },
+        )
+        save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)
+        run.log_metrics(
+            {"nfe": steps[-1].nfe, "num_samples": len(together), "images_per_second": len(together) / seconds},
+            model=True,
+        )
+        run.log_artifact(GRID)
+        run.log_artifact(TRAJECTORY)
+        run.say(f"{SAMPLES}: {len(together):,} samples, {steps[-1].nfe} network evaluations each; look at {GRID}")
+        run.write_record(Path("samples/run.json"))
+
+
+if __name__ == "__main__":
+    app()

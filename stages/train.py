@@ -1,0 +1,165 @@
+"""Stage 3: train the denoiser."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from unveil.data.batches import DeviceBatches, to_uint8
+from unveil.data.shards import ShardIndex, load_images, verify
+from unveil.diffusion.design import DiffusionConfig, build_objective
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.figures import save_grid
+from unveil.files import atomic_path
+from unveil.networks.unet import UNetConfig
+from unveil.params import Train
+from unveil.stage import Run, stage
+from unveil.training.checkpoint import Checkpoints, ModelConfig, fingerprint, save_model
+from unveil.training.loop import Progress, Trainer, TrainingConfig
+from unveil.training.precision import autocast, resolve_device, resolve_precision
+
+SHARDS = Path("data/shards")
+MODELS = Path("models")
+PLOTS = Path("plots/train")
+CHECKPOINTS = Path(".unveil/checkpoints")
+PREVIEW_FACES = 24
+# A preview need not be good, only quick and on any path: ten Heun steps from nearly pure noise.
+PREVIEW_SAMPLER = SamplerConfig("heun", steps=10, grid="karras", sigma_min=0.03, sigma_max=80.0)
+app = typer.Typer(add_completion=False)
+
+
+def training_config(settings: Train, precision: str) -> TrainingConfig:
+    """The loop's part of the parameters."""
+    return TrainingConfig(
+        seed=settings.seed,
+        images=settings.images,
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        warmup_images=settings.warmup_images,
+        gradient_clip=settings.gradient_clip,
+        ema_half_life_images=settings.ema_half_life_images,
+        ema_rampup=settings.ema_rampup,
+        precision=precision,
+        log_every_images=settings.log_every_images,
+        preview_every_images=settings.preview_every_images,
+        checkpoint_every_images=settings.checkpoint_every_images,
+    )
+
+
+def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelConfig:
+    """What config.json says of the model."""
+    return ModelConfig(
+        network=UNetConfig(image_size=index.image_size, **settings.network.model_dump()),
+        diffusion=DiffusionConfig(**settings.diffusion.model_dump()),
+        data={
+            "source": index.source,
+            "protocol": index.protocol,
+            "image_size": index.image_size,
+            "shards": index.digest(),
+        },
+        training={
+            **settings.model_dump(exclude={"network", "diffusion", "device"}),
+            "precision": precision,
+        },
+    )
+
+
+def draw_preview(trainer: Trainer, precision: str, path: Path) -> None:
+    """Save the averaged network's samples from noise that is the same in every preview."""
+    size = trainer.batches.images.shape[-1]
+    noise = SampleNoise(0, range(PREVIEW_FACES), (3, size, size), trainer.device)
+    denoiser, context = trainer.denoiser, lambda: autocast(precision, trainer.device)
+    with trainer.averaged():
+        *_, last = sample_steps(denoiser, denoiser.path, PREVIEW_SAMPLER, noise, context)
+    save_grid(to_uint8(last.x).cpu(), 8, path)
+
+
+def write_curves(points: Sequence[Progress], path: Path) -> None:
+    """Save the curves for `dvc plots`."""
+    names = ("images", "loss", "grad_norm", "lr", "images_per_second")
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        writer.writerows([format(getattr(point, name), ".6g") for name in names] for point in points)
+
+
+def checkpoints_for(config: ModelConfig, settings: Train) -> Checkpoints:
+    """Scratch checkpoints named by all that decides the weights, except the length of training."""
+    facts: dict[str, Any] = config.to_dict()
+    facts["training"] = {key: value for key, value in facts["training"].items() if key != "images"}
+    return Checkpoints(CHECKPOINTS / fingerprint(facts))
+
+
+def report(run: Run, point: Progress) -> None:
+    """Log a point of the curves, and print it."""
+    values = {"loss": point.loss, "grad_norm": point.grad_norm, "lr": point.lr}
+    run.log_metrics({**values, "images_per_second": point.images_per_second}, step=point.images)
+    minutes, seconds = divmod(round(point.seconds_left), 60)
+    run.say(
+        f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
+        f"{minutes}:{seconds:02d} left"
+    )
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+) -> None:
+    """Train the denoiser on the train split."""
+    with stage("train", params) as run:
+        settings = run.params.train
+        run.follow(Path("data/preprocess.run.json"))
+        index = ShardIndex.load(SHARDS)
+        verify(SHARDS, ["train"])
+        run.add_input(
+            SHARDS.as_posix(),
+            index.digest(),
+            dataset=f"{index.source}-{index.image_size}-{index.protocol}",
+            context="training",
+        )
+        device = resolve_device(settings.device)
+        precision = resolve_precision(settings.precision, device)
+        config = model_config(settings, index, precision)
+
+        torch.manual_seed(settings.seed)
+        denoiser = config.build().to(device)
+        images = load_images(SHARDS, "train").to(device)
+        batches = DeviceBatches(images, settings.batch_size, settings.seed, settings.horizontal_flip)
+        checkpoints = checkpoints_for(config, settings)
+        trainer = Trainer(
+            denoiser,
+            build_objective(config.diffusion),
+            batches,
+            training_config(settings, precision),
+            checkpoints,
+        )
+        size = sum(parameter.numel() for parameter in trainer.parameters)
+        run.log_metrics({"parameters": size})
+        run.tag("unveil.precision", precision)
+        run.say(f"{size:,} parameters, {len(images):,} images, {precision} on {device}")
+        if trainer.resume():
+            run.say(f"going on from {checkpoints.newest()}, at {trainer.images_seen:,} images")
+
+        points = []
+        for point in trainer.run():
+            points.append(point)
+            report(run, point)
+            if point.preview:
+                preview = PLOTS / "previews" / f"{point.images:09d}.png"
+                draw_preview(trainer, precision, preview)
+                run.log_artifact(preview, folder="previews")
+        write_curves(points, PLOTS / "curves.csv")
+        with trainer.averaged() as network:
+            save_model(MODELS, network, config)
+        run.log_artifact(PLOTS / "curves.csv")
+        run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)
+        run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {points[-1].loss:.4f}")
+        run.write_record(MODELS / "run.json")
+        checkpoints.remove()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,69 @@
+"""Shared by all tests: nothing outside the test's own folder is read, written or phoned."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ |= {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "true",
+    # Git commits in temporary repositories, whatever the machine's own settings are.
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.org",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.org",
+}
+# What the person who runs the tests, or DVC, has set for real runs.
+for name in list(os.environ):
+    if name in {
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_RUN_ID",
+        "UNVEIL_TRACKING",
+        "CELEBA_ROOT",
+    } or name.startswith("DVC_EXP"):
+        del os.environ[name]
+for name in ("DVC_STAGE", "DVC_ROOT"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout under test."""
+    return ROOT
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run Git in ``folder``; its output without the last newline."""
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.rstrip("\n")
+
+
+@pytest.fixture(scope="session")
+def tracked_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A committed project with params.yaml and dvc.yaml, whose store is shared: its creation takes seconds."""
+    root = tmp_path_factory.mktemp("project")
+    git(root, "init", "--quiet", "--initial-branch=main")
+    for file in ("params.yaml", "dvc.yaml", ".gitignore"):
+        (root / file).write_bytes((ROOT / file).read_bytes())
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=start")
+    return root
+
+
+@pytest.fixture
+def project(tracked_project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The shared project as the working folder, with Git's work tree as committed."""
+    monkeypatch.chdir(tracked_project)
+    yield tracked_project
+    git(tracked_project, "reset", "--quiet", "--hard")
+    kept = [f"--exclude=/{name}" for name in ("mlflow.db*", "mlruns")]
+    git(tracked_project, "clean", "--quiet", "-d", "-x", "--force", *kept)

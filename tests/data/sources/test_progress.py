@@ -1,0 +1,53 @@
+"""Progress lines under a clock that the test moves."""
+
+import pytest
+
+from unveil.data.sources.progress import Progress, duration, images, megabytes
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_follows_from_the_speed() -> None:
+    clock, said = Clock(), list[str]()
+    progress = Progress("x.zip", 1000, said.append, describe=str, done=400, every_s=10, clock=clock)
+    clock.now += 20
+    progress.add(100)  # 5 a second since the start, 500 left; the 400 before do not count
+    assert said == ["x.zip: 500 of 1000, 5/s, about 1 min 40 s left"]
+
+
+def test_lines_come_no_closer_than_asked_and_not_at_the_end() -> None:
+    clock, said = Clock(), list[str]()
+    progress = Progress("x", 100, said.append, describe=str, every_s=10, clock=clock)
+    for _ in range(100):
+        clock.now += 1
+        progress.add(1)
+    assert len(said) == 9
+    assert progress.done == 100
+
+
+def test_what_is_quick_is_silent() -> None:
+    said: list[str] = []
+    progress = Progress("x", 3, said.append, describe=str, clock=Clock())
+    for _ in range(3):
+        progress.add(1)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.1, "1 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")],
+)
+def test_time_spans_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_amounts_in_words() -> None:
+    assert megabytes(1_443_490_838) == "1,443 MB"
+    assert megabytes(2_836_386) == "2.8 MB"
+    assert images(202_599) == "202,599 images"

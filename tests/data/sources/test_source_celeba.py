@@ -1,0 +1,494 @@
+"""The source ``celeba``: copies on disk in every published shape, the network's hosts, and all that fails."""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.data.archives import make_celeba
+from tests.data.local_server import QUOTA_PAGE, LocalServer, closed_address, serving
+
+from unveil.data import celeba as layout
+from unveil.data.celeba import ANNOTATION_FILES, CANVAS, PublishedFile
+from unveil.data.sources import celeba, transfer
+from unveil.data.sources.facts import SourceFacts
+from unveil.data.sources.transfer import Host
+from unveil.errors import UnveilError
+
+COUNT = 12
+ZIP = "img_align_celeba.zip"
+ALL_FILES = (ZIP, *ANNOTATION_FILES)
+
+
+@pytest.fixture(autouse=True)
+def _no_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CELEBA_ROOT from outside, no host outside this machine, no waiting between attempts."""
+    monkeypatch.delenv("CELEBA_ROOT", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    nowhere = closed_address()
+    monkeypatch.setattr(celeba, "DRIVE", Host("the drive", lambda name: f"{nowhere}/{name}"))
+    monkeypatch.setattr(celeba, "MIRROR", Host("the mirror", lambda name: f"{nowhere}/{name}"))
+    monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A small set in CelebA's format."""
+    return make_celeba(tmp_path / "own", num_images=COUNT)
+
+
+@pytest.fixture
+def published(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same set, with its checksums as the published ones."""
+    files = {
+        name: PublishedFile(hashlib.md5((own / name).read_bytes()).hexdigest(), (own / name).stat().st_size, name)
+        for name in ALL_FILES
+    }
+    monkeypatch.setattr(layout, "PUBLISHED", files)
+    monkeypatch.setattr(layout, "PUBLISHED_IMAGES", COUNT)
+    return own
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(destination: Path, path: Path | None, mirror: bool = True) -> tuple[SourceFacts, str]:
+    """Run the source; return the facts and all that was said."""
+    said: list[str] = []
+    downloads = destination.parent / "downloads"
+    facts = celeba.write(destination, path=path, mirror=mirror, say=said.append, downloads=downloads)
+    assert not any("\n" in line for line in said)
+    assert names_in(destination) == sorted(ALL_FILES)
+    return facts, "\n".join(said)
+
+
+def failure(destination: Path, path: Path | None, mirror: bool = True) -> str:
+    """Run the source where it cannot work; return the line."""
+    with pytest.raises(UnveilError) as caught:
+        write(destination, path, mirror)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def unpack(folder: Path, into: str = "") -> None:
+    """Replace the zip by the folder of its images."""
+    with zipfile.ZipFile(folder / ZIP) as archive:
+        archive.extractall(folder / into)
+    (folder / ZIP).unlink()
+
+
+def same_files(a: Path, b: Path, names: tuple[str, ...] = ALL_FILES) -> bool:
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+
+# --- a copy on disk ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ZIP])
+def test_an_own_set_is_copied_as_it_is(own: Path, destination: Path, name: str) -> None:
+    facts, said = write(destination, own / name)
+    assert same_files(own, destination)
+    assert not facts.published
+    assert facts.canvas == CANVAS
+    assert "own set" in facts.origin
+    assert "not the published set" in said
+    assert str(own) not in facts.origin
+
+
+def test_the_published_set_is_recognised(published: Path, destination: Path) -> None:
+    facts, _ = write(destination, published)
+    assert same_files(published, destination)
+    assert facts.published
+    assert facts.canvas == CANVAS
+    assert "non-commercial" in facts.licence
+
+
+def test_the_variable_names_the_copy(own: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELEBA_ROOT", str(own))
+    _, said = write(destination, None)
+    assert "CELEBA_ROOT" in said
+    monkeypatch.setenv("CELEBA_ROOT", str(own / "no"))
+    assert failure(destination, None).startswith("CELEBA_ROOT")
+
+
+def test_the_parameter_wins_over_the_variable(own: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELEBA_ROOT", str(own / "no"))
+    write(destination, own)
+
+
+def as_published(own: Path) -> Path:
+    """Anno, Eval, Img."""
+    for folder in ("Anno", "Eval", "Img"):
+        (own / folder).mkdir()
+    (own / ZIP).rename(own / "Img" / ZIP)
+    (own / "list_eval_partition.txt").rename(own / "Eval" / "list_eval_partition.txt")
+    for name in ANNOTATION_FILES:
+        if (own / name).exists():
+            (own / name).rename(own / "Anno" / name)
+    return own
+
+
+def as_published_zip(own: Path) -> Path:
+    return as_published(own) / "Img" / ZIP
+
+
+def as_torchvision(own: Path) -> Path:
+    """All below celeba/, the archive unpacked beside itself."""
+    own.rename(own.with_name("celeba"))
+    (own / "celeba").parent.mkdir()
+    own.with_name("celeba").rename(own / "celeba")
+    with zipfile.ZipFile(own / "celeba" / ZIP) as archive:
+        archive.extractall(own / "celeba")
+    return own
+
+
+def renamed(own: Path) -> Path:
+    """As a browser saves the second download."""
+    (own / ZIP).rename(own / "img_align_celeba (1).zip")
+    return own / "img_align_celeba (1).zip"
+
+
+@pytest.mark.parametrize("arrange", [as_published, as_published_zip, as_torchvision, renamed])
+def test_zips_are_found(published: Path, destination: Path, tmp_path: Path, arrange: Callable[[Path], Path]) -> None:
+    original = make_celeba(tmp_path / "original", num_images=COUNT)
+    facts, _ = write(destination, arrange(published))
+    assert facts.published
+    assert same_files(original, destination)
+
+
+def images_folder_itself(own: Path) -> Path:
+    unpack(own)
+    return own / "img_align_celeba"
+
+
+def unpacked(own: Path) -> Path:
+    unpack(own)
+    return own
+
+
+def unpacked_as_published(own: Path) -> Path:
+    unpack(own, "Img")
+    (own / "Anno").mkdir()
+    for name in ANNOTATION_FILES:
+        (own / name).rename(own / "Anno" / name)
+    return own
+
+
+def nested(own: Path) -> Path:
+    """As Kaggle's archive unpacks."""
+    unpack(own, "img_align_celeba")
+    return own
+
+
+def nested_itself(own: Path) -> Path:
+    return nested(own) / "img_align_celeba" / "img_align_celeba"
+
+
+@pytest.mark.parametrize("arrange", [unpacked, images_folder_itself, unpacked_as_published, nested, nested_itself])
+def test_unpacked_images_are_packed(
+    own: Path, destination: Path, tmp_path: Path, arrange: Callable[[Path], Path]
+) -> None:
+    original = make_celeba(tmp_path / "original", num_images=COUNT)
+    place = arrange(own)
+    for junk in (".DS_Store", "Thumbs.db"):
+        for folder in own.rglob("img_align_celeba"):
+            (folder / junk).write_bytes(b"x")
+    facts, _ = write(destination, place)
+    assert same_files(original, destination, ANNOTATION_FILES)
+    assert "unpacked" in facts.origin
+    assert facts.canvas == CANVAS
+    with zipfile.ZipFile(destination / ZIP) as ours, zipfile.ZipFile(original / ZIP) as theirs:
+        assert [member.compress_type for member in ours.infolist()] == [zipfile.ZIP_STORED] * COUNT
+        assert ours.namelist() == [name for name in theirs.namelist() if not name.endswith("/")]
+        assert all(ours.read(name) == theirs.read(name) for name in ours.namelist())
+
+
+def test_packing_gives_the_same_bytes_again(own: Path, destination: Path) -> None:
+    unpack(own)
+    write(destination, own)
+    first = (destination / ZIP).read_bytes()
+    copy = own.with_name("elsewhere")
+    shutil.copytree(own, copy, copy_function=shutil.copyfile)  # new dates and permissions
+    for path in (copy / "img_align_celeba").iterdir():
+        path.chmod(0o600)
+    write(destination, copy)
+    assert (destination / ZIP).read_bytes() == first
+
+
+def test_unpacked_images_of_the_published_set_are_not_called_published(published: Path, destination: Path) -> None:
+    unpack(published)
+    facts, said = write(destination, published)
+    assert not facts.published
+    assert "no checksum covers" in facts.origin
+    assert "unpacked images have none" in said
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_a_changed_file_of_the_published_set_is_named(published: Path, destination: Path, name: str) -> None:
+    content = (published / name).read_bytes()
+    if name == ZIP:  # one bit in the data of the first image, as a bad disk would do
+        place = content.index(b"\xff\xd8") if b"\xff\xd8" in content else 200
+        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    else:
+        changed = content.replace(b"\r\n", b"\n") + b"\n"
+    (published / name).write_bytes(changed)
+    line = failure(destination, published)
+    assert "changed checksum" in line
+    assert name in line
+    assert layout.PUBLISHED[name].md5 in line
+
+
+def test_a_repacked_archive_of_the_published_set_is_named(published: Path, destination: Path) -> None:
+    with zipfile.ZipFile(published / ZIP, "a") as archive:
+        archive.writestr("note.txt", b"mine")
+    line = failure(destination, published)
+    assert "changed checksum" in line
+    assert "unpacked images" in line
+
+
+def test_other_sizes_have_no_canvas(own: Path, destination: Path) -> None:
+    from PIL import Image
+
+    unpack(own)
+    Image.new("RGB", (178, 200)).save(own / "img_align_celeba" / "000003.jpg")
+    facts, said = write(destination, own)
+    assert facts.canvas is None
+    assert "178 x 218" in said
+
+
+def test_a_corrupt_image_is_left_to_preprocess(own: Path, destination: Path) -> None:
+    unpack(own)
+    (own / "img_align_celeba" / "000003.jpg").write_bytes(b"not an image")
+    facts, _ = write(destination, own)
+    assert facts.canvas == CANVAS
+
+
+# --- what is wrong with a copy ----------------------------------------------------------------------------
+
+
+def test_a_path_that_does_not_exist(destination: Path, tmp_path: Path) -> None:
+    line = failure(destination, tmp_path / "no")
+    assert line.startswith(f"download.celeba.path: {tmp_path / 'no'} does not exist")
+
+
+def test_a_folder_without_images(destination: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "img_align_celeba").mkdir(parents=True)
+    line = failure(destination, tmp_path / "empty")
+    assert "neither img_align_celeba.zip nor a folder img_align_celeba" in line
+
+
+@pytest.mark.parametrize("name", ANNOTATION_FILES)
+def test_a_missing_annotation_file(own: Path, destination: Path, name: str) -> None:
+    (own / name).unlink()
+    line = failure(destination, own)
+    assert f"missing annotation file {name};" in line
+    assert layout.__name__ not in line
+    assert celeba.HOME in line
+
+
+def test_kaggles_tables_are_named(own: Path, destination: Path) -> None:
+    (own / "list_attr_celeba.txt").rename(own / "list_attr_celeba.csv")
+    line = failure(destination, own)
+    assert "missing annotation file list_attr_celeba.txt" in line
+    assert "Kaggle" in line
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_a_quota_page_saved_under_the_name(own: Path, destination: Path, name: str) -> None:
+    (own / name).write_bytes(QUOTA_PAGE)
+    line = failure(destination, own)
+    assert str(own / name) in line
+    assert "Quota exceeded" in line
+
+
+def test_a_truncated_zip(own: Path, destination: Path) -> None:
+    content = (own / ZIP).read_bytes()
+    (own / ZIP).write_bytes(content[: len(content) * 2 // 3])
+    line = failure(destination, own)
+    assert "truncated zip" in line
+    assert f"{len(content) * 2 // 3:,} bytes" in line
+
+
+def test_images_that_the_archive_lacks(own: Path, destination: Path) -> None:
+    unpack(own)
+    for number in (2, 5, 7, 9):
+        (own / "img_align_celeba" / f"{number:06d}.jpg").unlink()
+    line = failure(destination, own)
+    assert f"lacks 4 of the {COUNT} images in list_attr_celeba.txt" in line
+    assert "(000002.jpg, 000005.jpg, 000007.jpg, ...)" in line
+
+
+def test_images_without_rows(own: Path, destination: Path) -> None:
+    unpack(own)
+    shutil.copy(own / "img_align_celeba" / "000001.jpg", own / "img_align_celeba" / "000099.jpg")
+    line = failure(destination, own)
+    assert f"lacks rows for 1 of the {COUNT + 1} images" in line
+    assert "000099.jpg" in line
+
+
+def test_an_image_twice(own: Path, destination: Path) -> None:
+    with zipfile.ZipFile(own / ZIP, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("img_align_celeba/000004.jpg", b"again")
+    assert "000004.jpg twice" in failure(destination, own)
+
+
+def test_annotation_files_that_do_not_fit_each_other(own: Path, destination: Path) -> None:
+    path = own / "identity_CelebA.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:2] + lines[3:]) + "\n")
+    line = failure(destination, own)
+    assert str(path) in line
+    assert "row 3 is of 000004.jpg, expected 000003.jpg" in line
+
+
+def test_a_broken_row_is_named_where_it_lies(own: Path, destination: Path) -> None:
+    path = own / "list_eval_partition.txt"
+    path.write_text(path.read_text().replace("000002.jpg 0", "000002.jpg 7"))
+    assert f"{path}, line 2" in failure(destination, own)
+
+
+# --- the network ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drive(published: Path) -> Iterator[LocalServer]:
+    with serving(files={f"/{name}": (published / name).read_bytes() for name in ALL_FILES}) as server:
+        yield server
+
+
+@pytest.fixture
+def mirror(published: Path) -> Iterator[LocalServer]:
+    with serving(files={f"/{name}": (published / name).read_bytes() for name in ALL_FILES}) as server:
+        yield server
+
+
+@pytest.fixture
+def hosts(drive: LocalServer, mirror: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celeba, "DRIVE", Host("the drive", lambda name: f"{drive.address}/{name}"))
+    monkeypatch.setattr(celeba, "MIRROR", Host("the mirror", lambda name: f"{mirror.address}/{name}"))
+
+
+@pytest.mark.usefixtures("hosts")
+def test_the_drive_delivers_all(published: Path, destination: Path, drive: LocalServer, mirror: LocalServer) -> None:
+    facts, said = write(destination, None)
+    assert same_files(published, destination)
+    assert facts.published
+    assert facts.origin == "CelebA's published files, from the drive"
+    assert [request.path for request in drive.requests][-1] == f"/{ZIP}"  # the small files come first
+    assert mirror.requests == []
+    assert "asking the network" in said
+    assert names_in(destination.parent / "downloads") == []
+
+
+@pytest.mark.usefixtures("hosts")
+def test_the_mirror_delivers_what_the_drive_does_not(
+    published: Path, destination: Path, drive: LocalServer, mirror: LocalServer
+) -> None:
+    drive.answers[f"/{ZIP}"] = (200, "text/html", QUOTA_PAGE)
+    facts, said = write(destination, None)
+    assert same_files(published, destination)
+    assert facts.published
+    assert [request.path for request in mirror.requests] == [f"/{ZIP}"]
+    assert f"from the mirror: {ZIP}" in facts.origin
+    assert "from the drive: identity_CelebA.txt" in facts.origin
+    assert "Quota exceeded" in said
+    assert "turning to the mirror" in said
+
+
+@pytest.mark.usefixtures("hosts")
+def test_the_mirror_takes_up_what_the_drive_began(destination: Path, drive: LocalServer, mirror: LocalServer) -> None:
+    drive.break_after[f"/{ZIP}"] = [5000] + [0] * 10
+    write(destination, None)
+    assert mirror.asked(f"/{ZIP}") == [5000]
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_host_that_fails_is_not_asked_again(destination: Path, drive: LocalServer, mirror: LocalServer) -> None:
+    drive.files.clear()
+    facts, _ = write(destination, None)
+    assert len(drive.requests) == 1
+    assert len(mirror.requests) == len(ALL_FILES)
+    assert facts.origin == "CelebA's published files, from the mirror"
+
+
+@pytest.mark.usefixtures("hosts")
+def test_without_permission_no_mirror_is_asked(destination: Path, drive: LocalServer, mirror: LocalServer) -> None:
+    drive.answers[f"/{ZIP}"] = (200, "text/html", QUOTA_PAGE)
+    line = failure(destination, None, mirror=False)
+    assert "Quota exceeded" in line
+    assert "CELEBA_ROOT" in line
+    assert mirror.requests == []
+
+
+@pytest.mark.usefixtures("hosts")
+def test_an_offline_hub_is_not_asked(
+    destination: Path, drive: LocalServer, mirror: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    drive.files.clear()
+    failure(destination, None)
+    assert mirror.requests == []
+
+
+@pytest.mark.usefixtures("hosts")
+def test_what_arrived_serves_the_next_run(destination: Path, drive: LocalServer) -> None:
+    drive.break_after[f"/{ZIP}"] = [7000] + [0] * 10
+    failure(destination, None, mirror=False)
+    assert names_in(destination) == []
+    drive.requests.clear()
+    drive.break_after.clear()
+    facts, said = write(destination, None, mirror=False)
+    assert [(request.path, request.first_byte) for request in drive.requests] == [(f"/{ZIP}", 7000)]
+    assert "complete from an earlier run" in said
+    assert facts.origin == "CelebA's published files, from the drive"
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_gathered_file_that_was_damaged_is_fetched_again(
+    published: Path, destination: Path, drive: LocalServer
+) -> None:
+    downloads = destination.parent / "downloads"
+    downloads.mkdir()
+    name = "identity_CelebA.txt"
+    (downloads / name).write_bytes(b"x" * (published / name).stat().st_size)
+    write(destination, None)
+    assert drive.asked(f"/{name}") == [0]
+    assert same_files(published, destination)
+
+
+def test_no_network_is_one_line(published: Path, destination: Path) -> None:
+    line = failure(destination, None)
+    assert "no network: the drive" in line
+    assert "no network: the mirror" in line
+    assert "download.celeba.path or CELEBA_ROOT" in line
+    assert names_in(destination) == []
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_full_disk_is_seen_before_the_first_byte(
+    destination: Path, drive: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(destination)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert "disk full" in failure(destination, None)
+    assert drive.requests == []
+
+
+def test_the_real_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = celeba.drive_address(ZIP)
+    assert drive.startswith("https://drive.usercontent.google.com/download?")
+    assert "id=0B7EVK8r0v71pZjFTYXZWM3FlRnM" in drive
+    mirror = celeba.mirror_address(ZIP)
+    assert mirror.endswith(f"/datasets/{celeba.MIRROR_REPOSITORY}/resolve/main/{ZIP}")

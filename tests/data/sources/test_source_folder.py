@@ -1,0 +1,380 @@
+"""The source ``folder``: every kind of image that people have, splits that stay, and attribute tables."""
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unveil.data import celeba
+from unveil.data.sources import fetch, folder
+from unveil.data.sources.folder import assign_splits, encode_image, find_images, read_table
+from unveil.errors import UnveilError
+
+SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
+SIZE = (40, 30)
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Smooth colours with an upper left corner that is not like the others."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    image.paste((255, 0, 0), (0, 0, 5, 5))
+    return image
+
+
+def decoded(path: Path) -> np.ndarray:
+    """What the source makes of a file that must become a PNG, as uint8 [H, W, 3]."""
+    encoded = encode_image(path)
+    assert encoded.problem == ""
+    assert encoded.suffix == ".png"
+    with Image.open(io.BytesIO(encoded.content)) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        assert image.size == (encoded.width, encoded.height)
+        assert not {"icc_profile", "exif", "gamma", "transparency"} & set(image.info)
+        return np.asarray(image)
+
+
+def many(place: Path, count: int) -> Path:
+    """A folder of small JPEGs and PNGs, some of them deeper."""
+    for number in range(count):
+        parent = place / ("deep/er" if number % 3 == 0 else "")
+        parent.mkdir(parents=True, exist_ok=True)
+        picture(number, (20 + number % 5, 20)).save(parent / f"{number}.{'png' if number % 2 else 'jpg'}")
+    return place
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_plain_jpeg_keeps_its_bytes(tmp_path: Path, progressive: bool) -> None:
+    path = tmp_path / "a.jpeg"
+    picture().save(path, "JPEG", quality=80, progressive=progressive, comment=b"mine")
+    encoded = encode_image(path)
+    assert (encoded.suffix, encoded.content) == (".jpg", path.read_bytes())
+    assert (encoded.width, encoded.height) == SIZE
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_rotated_jpeg_stands_upright(tmp_path: Path, orientation: int) -> None:
+    picture().save(tmp_path / "stored.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture().save(tmp_path / "a.jpg", quality=95, exif=exif)
+    stored = np.asarray(Image.open(tmp_path / "stored.jpg"))
+    # EXIF 2.3, tag 0x0112: where the stored row 0 and column 0 are in what one sees.
+    upright = {
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored, 1),
+    }[orientation]
+    np.testing.assert_array_equal(decoded(tmp_path / "a.jpg"), upright)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, suffix: str) -> None:
+    picture().save(tmp_path / f"a.{suffix}", lossless=True)  # WebP asks for it, the others ignore it
+    np.testing.assert_array_equal(decoded(tmp_path / f"a.{suffix}"), np.asarray(picture()))
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.jpg", "PNG")
+    np.testing.assert_array_equal(decoded(tmp_path / "a.jpg"), np.asarray(picture()))
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    colour = np.asarray(picture()).astype(float)
+    alpha = np.broadcast_to(np.linspace(0, 255, SIZE[0]).round(), SIZE[::-1])
+    rgba = np.dstack([colour, alpha]).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    share = alpha[..., None] / 255
+    expected = colour * share + 255 * (1 - share)
+    np.testing.assert_allclose(decoded(tmp_path / "a.png"), expected, atol=1.0)
+
+
+def test_grey_with_transparency_lies_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 4, 2), np.uint8)
+    pixels[1, :, 1] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    seen = decoded(tmp_path / "a.png")
+    assert (seen[0] == 255).all()
+    assert (seen[1] == 0).all()
+
+
+def test_a_transparent_colour_of_a_palette_is_white(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 2), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    seen = decoded(tmp_path / "a.png")
+    assert seen[0, 0].tolist() == [200, 100, 50]
+    assert seen[1, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_grey_becomes_three_equal_channels(tmp_path: Path, suffix: str) -> None:
+    grey = picture().convert("L")
+    grey.save(tmp_path / f"a.{suffix}", quality=95)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        expected = np.asarray(image)
+    np.testing.assert_array_equal(decoded(tmp_path / f"a.{suffix}"), np.stack([expected] * 3, axis=-1))
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    picture().convert("1").save(tmp_path / "a.png")
+    assert set(np.unique(decoded(tmp_path / "a.png"))) <= {0, 255}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 40 * 30).round().astype(np.uint16).reshape(30, 40)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    seen = decoded(tmp_path / f"a.{suffix}")
+    assert (seen.min(), seen.max()) == (0, 255)
+    np.testing.assert_allclose(seen[..., 1], values / 257.0, atol=0.5 + 1e-9)
+
+
+def test_floating_point_is_scaled(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    np.testing.assert_allclose(decoded(tmp_path / "a.tiff")[..., 0], values * 255, atol=0.51)
+    Image.fromarray(values * 1000).save(tmp_path / "b.tiff")
+    assert "grey values from 0 to 1000" in encode_image(tmp_path / "b.tiff").problem
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", SIZE, (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    red = decoded(tmp_path / "a.jpg").reshape(-1, 3).mean(axis=0)
+    np.testing.assert_allclose(red, [255, 0, 0], atol=3)
+
+
+def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("P", (6, 6), 0) for _ in range(3)]
+    for frame, colour in zip(frames, ([255, 0, 0], [0, 255, 0], [0, 0, 255]), strict=True):
+        frame.putpalette(colour * 256)
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    assert decoded(tmp_path / "a.gif")[3, 3].tolist() == [255, 0, 0]
+
+
+def truncated_jpeg(path: Path) -> None:
+    picture(size=(200, 200)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def truncated_png(path: Path) -> None:
+    picture(size=(200, 200)).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def text(path: Path) -> None:
+    path.write_text("<html>not an image</html>")
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def bomb(path: Path) -> None:
+    """A header of a hundred thousand pixels squared."""
+    header = struct.pack("<IIIHHIIIIII", 40, 100_000, 100_000, 1, 24, 0, 0, 0, 0, 0, 0)[:40]
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + header + b"\0" * 900)
+
+
+@pytest.mark.parametrize("damage", [truncated_jpeg, truncated_png, text, nothing, bomb])
+def test_unreadable_images_are_counted_and_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    many(tmp_path / "in", 9)
+    for name in ("5b.jpg", "7b.jpg"):
+        damage(tmp_path / "in" / name)
+    with pytest.raises(UnveilError) as caught:
+        fetch(tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=1)
+    line = str(caught.value)
+    assert f"{tmp_path / 'in' / '5b.jpg'}: cannot be read" in line
+    assert "2 of 11 images" in line
+    assert "\n" not in line
+    assert not (tmp_path / "raw").exists()
+
+
+# --- the folder as a whole --------------------------------------------------------------------------------
+
+
+def test_a_folder_becomes_celebas_layout(tmp_path: Path) -> None:
+    said: list[str] = []
+    many(tmp_path / "in", 30)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "phone.HEIC").write_text("x")
+    (tmp_path / "in" / ".hidden.jpg").write_text("x")
+    raw = tmp_path / "raw"
+    record = fetch(raw, source="folder", split=SPLIT, folder_path=tmp_path / "in", say=said.append, workers=1)
+
+    found = find_images(tmp_path / "in", silent)
+    assert found == sorted(found)
+    assert any("1 .heic, 1 .txt" in line for line in said)
+    assert (record.images, record.canvas, record.published) == (30, None, False)
+    names, attributes = celeba.read_attributes(raw)
+    assert names == [f"{i:06d}{Path(path).suffix}" for i, path in enumerate(found, start=1)]
+    assert not attributes.any()
+    for read in (celeba.read_partition, celeba.read_identities, celeba.read_boxes, celeba.read_landmarks):
+        assert read(raw)[0] == names
+    boxes = celeba.read_boxes(raw)[1]
+    with zipfile.ZipFile(raw / celeba.ZIP_NAME) as archive:
+        assert archive.namelist() == [celeba.image_member(name) for name in names]
+        for name, source, box in zip(names, found, boxes, strict=True):
+            content = archive.read(celeba.image_member(name))
+            with Image.open(io.BytesIO(content)) as image, Image.open(tmp_path / "in" / source) as original:
+                np.testing.assert_array_equal(np.asarray(image), np.asarray(original))
+                assert box.tolist() == [0, 0, *image.size]
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    many(tmp_path / "in", 40)
+    raws = [tmp_path / "one", tmp_path / "two"]
+    for raw, workers in zip(raws, (1, 2), strict=True):
+        fetch(raw, source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=workers)
+    first, second = ({path.name: path.read_bytes() for path in raw.iterdir()} for raw in raws)
+    assert first == second
+
+
+def test_composed_and_decomposed_names_are_the_same() -> None:
+    pairs = [("ä.jpg", "a\u0308.jpg"), ("é/ö.png", "e\u0301/o\u0308.png")]
+    for composed, decomposed in pairs:
+        assert folder._place(composed) == folder._place(decomposed)
+
+
+def test_no_folder_and_no_images(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="does not exist"):
+        find_images(tmp_path / "no", silent)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UnveilError, match="is a file"):
+        find_images(tmp_path / "file", silent)
+    with pytest.raises(UnveilError, match="found no images"):
+        find_images(tmp_path, silent)
+
+
+# --- splits -----------------------------------------------------------------------------------------------
+
+
+@given(count=st.integers(3, 200), more=st.integers(0, 50), seed=st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_splits_are_never_empty_and_never_move(count: int, more: int, seed: int) -> None:
+    names = [f"{seed}/{number}.jpg" for number in range(count + more)]
+    said: list[str] = []
+    few = assign_splits(names[:count], SPLIT, said.append)
+    assert set(few) == {0, 1, 2}
+    if not said:
+        np.testing.assert_array_equal(few, assign_splits(names, SPLIT, silent)[:count])
+
+
+def test_splits_do_not_depend_on_the_order() -> None:
+    names = [f"{number}.jpg" for number in range(100)]
+    shuffled = list(np.random.default_rng(0).permutation(names))
+    straight = dict(zip(names, assign_splits(names, SPLIT, silent), strict=True))
+    assert straight == dict(zip(shuffled, assign_splits(shuffled, SPLIT, silent), strict=True))
+
+
+def test_splits_have_about_their_shares() -> None:
+    partition = assign_splits([f"x/{number}.png" for number in range(20_000)], SPLIT, silent)
+    shares = np.bincount(partition) / len(partition)
+    # Five standard deviations of a binomial share.
+    np.testing.assert_allclose(shares, list(SPLIT.values()), atol=5 * np.sqrt(0.24 / 20_000))
+
+
+def test_a_split_without_a_share_stays_empty() -> None:
+    split = {"train": 0.5, "valid": 0.0, "test": 0.5}
+    partition = assign_splits([f"{number}.jpg" for number in range(50)], split, silent)
+    assert set(partition) == {0, 2}
+    assert set(assign_splits(["a", "b"], split, silent)) == {0, 2}
+
+
+def test_too_few_images_are_named() -> None:
+    with pytest.raises(UnveilError, match=r"found 2 images, expected at least 3.*train, valid, test"):
+        assign_splits(["a.jpg", "b.jpg"], SPLIT, silent)
+
+
+# --- attributes -------------------------------------------------------------------------------------------
+
+NAMES = ["a.jpg", "deep/b.png", "deep/c.jpg", "other/c.jpg"]
+
+
+def table(tmp_path: Path, content: str, say: Callable[[str], None] = silent) -> np.ndarray:
+    path = tmp_path / "attributes.csv"
+    path.write_text(content, encoding="utf-8")
+    return read_table(path, NAMES, say)
+
+
+def test_attributes_are_read_by_name(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = "deep/c.jpg, 1,0\na.jpg,1,-1\nb.png,0,1\n\nother/c.jpg,-1,1\nstranger.jpg,1,1\n"
+    labels = table(tmp_path, "\ufefffile,Smiling, Male\n" + rows, said.append)
+    assert labels[:, celeba.ATTRIBUTES.index("Smiling")].tolist() == [True, False, True, False]
+    assert labels[:, celeba.ATTRIBUTES.index("Male")].tolist() == [False, True, False, True]
+    assert labels.sum() == 4
+    assert "stranger.jpg" in said[0]
+
+
+ROWS = "a.jpg,1\ndeep/b.png,0\ndeep/c.jpg,1\nother/c.jpg,0\n"
+WRONG = {
+    "unknown column": ("name,Smilling\n" + ROWS, ["line 1", "'Smilling'", "did you mean 'Smiling'?"]),
+    "column twice": ("name,Male,Male\n" + ROWS, ["line 1", "'Male' twice"]),
+    "semicolons": ("name;Male\na.jpg;1\n", ["line 1", "';'", "commas"]),
+    "only names": ("name\na.jpg\n", ["line 1", "1 columns"]),
+    "empty": ("", ["line 1", "0 columns"]),
+    "no row": ("name,Male\na.jpg,1\n", ["3 of 4 images have no row", "deep/b.png, deep/c.jpg, other/c.jpg"]),
+    "misnamed row": (
+        "name,Male\n" + ROWS.replace("a.jpg", "A.jpg"),
+        ["1 of 4", "1 rows name no image", "A.jpg"],
+    ),
+    "name of several": ("name,Male\nc.jpg,1\n", ["line 2", "'c.jpg'", "several"]),
+    "row twice": ("name,Male\n" + ROWS + "b.png,1\n", ["line 6", "line 3"]),
+    "value": ("name,Male\n" + ROWS.replace("jpg,1", "jpg,yes", 1), ["line 2", "'yes'", "Male", "0, 1 or -1"]),
+    "too many fields": ("name,Male\na.jpg,1,1\n", ["line 2", "3 fields, expected 2"]),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), WRONG.values(), ids=[name.replace(" ", "-") for name in WRONG])
+def test_a_table_that_does_not_fit_is_named(tmp_path: Path, content: str, words: list[str]) -> None:
+    with pytest.raises(UnveilError) as caught:
+        table(tmp_path, content)
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in [str(tmp_path / "attributes.csv"), *words]:
+        assert word in line
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="does not exist"):
+        read_table(tmp_path / "no.csv", NAMES, silent)
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UnveilError, match="not a CSV"):
+        read_table(tmp_path / "a.csv", NAMES, silent)
+
+
+def test_the_table_reaches_the_layout(tmp_path: Path) -> None:
+    many(tmp_path / "in", 6)
+    rows = [f"{Path(name).name},{i % 2}" for i, name in enumerate(find_images(tmp_path / "in", silent))]
+    (tmp_path / "a.csv").write_text("\n".join(["file,Eyeglasses", *rows]))
+    fetch(
+        tmp_path / "raw",
+        source="folder",
+        split=SPLIT,
+        folder_path=tmp_path / "in",
+        attributes=tmp_path / "a.csv",
+        say=silent,
+        workers=1,
+    )
+    attributes = celeba.read_attributes(tmp_path / "raw")[1]
+    assert attributes[:, celeba.ATTRIBUTES.index("Eyeglasses")].tolist() == [False, True] * 3

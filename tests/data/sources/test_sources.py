@@ -1,0 +1,138 @@
+"""``fetch``: a raw folder as a whole or not at all, and ``source.json``."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.data.archives import make_celeba
+
+from unveil.data.sources import SourceRecord, celeba, fetch
+from unveil.data.sources.facts import worker_count
+from unveil.errors import UnveilError
+
+SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def get(raw: Path, own: Path) -> SourceRecord:
+    return fetch(raw, source="celeba", split=SPLIT, celeba_path=own, say=silent)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return make_celeba(tmp_path / "own", num_images=10)
+
+
+def test_the_record_tells_what_lies_there(own: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw"
+    record = get(raw, own)
+    written = json.loads((raw / "source.json").read_text())
+    assert written == record.to_json()
+    assert SourceRecord.load(raw) == record
+    assert (written["source"], written["images"], written["canvas"]) == ("celeba", 10, [178, 218])
+    assert written["published"] is False
+    files = contents(raw)
+    del files["source.json"]
+    assert written["files"] == {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(files.items())
+    }
+
+
+def test_the_record_is_the_same_everywhere(own: Path, tmp_path: Path) -> None:
+    get(tmp_path / "a", own)
+    elsewhere = own.rename(tmp_path / "another place")
+    get(tmp_path / "b", elsewhere)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert str(tmp_path) not in (tmp_path / "a" / "source.json").read_text()
+
+
+def test_an_old_folder_is_replaced_as_a_whole(own: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "old.txt").write_text("old")
+    get(raw, own)
+    assert "old.txt" not in contents(raw)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_failure_leaves_what_was_there(own: Path, tmp_path: Path, old: bool) -> None:
+    raw = tmp_path / "data" / "raw"
+    if old:
+        get(raw, own)
+    before = contents(raw) if old else None
+    (own / "identity_CelebA.txt").write_text("broken\n")
+    with pytest.raises(UnveilError, match="line 1"):
+        get(raw, own)
+    assert (contents(raw) if raw.exists() else None) == before
+    assert [path.name for path in raw.parent.iterdir()] == (["raw"] if old else [])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "disk full"),
+        (errno.EDQUOT, "disk full"),
+        (errno.EACCES, "no permission"),
+        (errno.EROFS, "no permission"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    raw = tmp_path / "raw"
+    get(raw, own)
+    before = contents(raw)
+
+    def refuse(source: Path, target: Path, say: object) -> str:
+        target.write_bytes(b"half")
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(celeba, "copy_file", refuse)
+    with pytest.raises(UnveilError) as caught:
+        get(raw, own)
+    assert words in str(caught.value)
+    assert "img_align_celeba.zip" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(raw) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "raw"}
+
+
+def test_a_defect_keeps_its_traceback(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(source: Path, target: Path, say: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(celeba, "copy_file", defect)
+    with pytest.raises(OSError, match="Input/output"):
+        get(tmp_path / "raw", own)
+
+
+def test_a_folder_needs_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match=r"download\.folder\.path"):
+        fetch(tmp_path / "raw", source="folder", split=SPLIT, say=silent)
+
+
+def test_a_record_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="not there"):
+        SourceRecord.load(tmp_path)
+    for text in ("{", "[]", "{}", '{"files": 3}'):
+        (tmp_path / "source.json").write_text(text)
+        with pytest.raises(UnveilError, match="not what download writes"):
+            SourceRecord.load(tmp_path)
+
+
+def test_workers() -> None:
+    assert worker_count(3) == 3
+    assert worker_count(0) >= 1
+    with pytest.raises(UnveilError, match="-1"):
+        worker_count(-1)

@@ -1,0 +1,264 @@
+"""The distances: against closed forms, SciPy, brute force and torch-fidelity's own command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.linalg import sqrtm
+from torch import Tensor
+from torch_fidelity import calculate_metrics
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from unveil.errors import UnveilError
+from unveil.evaluation.distances import (
+    FourSets,
+    frechet_distance,
+    kernel_distance,
+    measure,
+    significant,
+    statistics,
+)
+from unveil.evaluation.features import FEATURE_SETS, FeatureSet, extract, load_extractor
+from unveil.evaluation.sets import uniform_noise
+
+LITE = FEATURE_SETS["efficientnet-lite0"]
+
+
+def _with_statistics(mean: NDArray[np.float64], root: NDArray[np.float64], count: int, seed: int) -> Tensor:
+    """Features whose sample mean is ``mean`` and whose sample covariance is ``root @ root.T``, exactly."""
+    raw = np.random.default_rng(seed).normal(size=(count, len(mean)))
+    q, _ = np.linalg.qr(raw - raw.mean(axis=0))  # orthonormal columns of mean 0
+    return torch.from_numpy(mean + q * np.sqrt(count - 1) @ root.T)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shift=st.floats(-3, 3),
+    scales=st.lists(st.tuples(st.floats(0.1, 3), st.floats(0.1, 3)), min_size=2, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_frechet_is_the_closed_form_for_commuting_covariances(
+    shift: float, scales: list[tuple[float, float]], seed: int
+) -> None:
+    a, b = np.array(scales).T
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(a), len(a))))
+    mean = np.full(len(a), shift)
+    one = statistics(_with_statistics(mean, rotation * a, 40, seed))
+    other = statistics(_with_statistics(np.zeros(len(a)), rotation * b, 50, seed + 1))
+    expected = len(a) * shift**2 + ((a - b) ** 2).sum()
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+def test_frechet_of_large_samples_approaches_that_of_their_gaussians() -> None:
+    random = np.random.default_rng(0)
+    one = torch.from_numpy(random.normal(1.0, 2.0, size=(200_000, 3)))
+    other = torch.from_numpy(random.normal(0.0, 0.5, size=(200_000, 3)))
+    expected = 3 * (1 + 1.5**2)
+    assert frechet_distance(statistics(one), statistics(other)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_frechet_equals_scipys_matrix_square_root(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sets = [random.normal(size=(60, 12)) @ random.normal(size=(12, 12)) + random.normal(size=12) for _ in "12"]
+    (m1, m2), (c1, c2) = ([f(x) for x in sets] for f in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
+    expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
+    found = frechet_distance(*(statistics(torch.from_numpy(x)) for x in sets))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_a_set_with_itself_is_nothing_and_order_does_not_matter() -> None:
+    random = np.random.default_rng(3)
+    one, other = (statistics(torch.from_numpy(random.normal(size=(50, 20)))) for _ in "12")
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
+
+
+def test_statistics_are_in_float64_whatever_the_features_are() -> None:
+    features = 1000 + torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    found = statistics(features)
+    np.testing.assert_allclose(found["mu"], features.double().mean(0).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(found["sigma"], torch.cov(features.double().T).numpy(), rtol=1e-9)
+
+
+def _brute_force(one: Tensor, other: Tensor) -> float:
+    """The unbiased estimate, one kernel value at a time."""
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (float(x @ y) / len(x) + 1) ** 3
+
+    def within(x: Tensor) -> float:
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
+        return sum(kernel(x[i], x[j]) for i, j in pairs) / len(pairs)
+
+    between = sum(kernel(x, y) for x in one for y in other) / (len(one) * len(other))
+    return within(one) + within(other) - 2 * between
+
+
+def test_kernel_distance_equals_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (
+        torch.randn(7, 5, generator=generator).double(),
+        torch.rand(7, 5, generator=generator).double(),
+    )
+    found = kernel_distance(one, other, subsets=3, subset_size=7, seed=0)  # each subset is the whole set
+    assert found.mean == pytest.approx(_brute_force(one, other), rel=1e-9)
+    assert found.std == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("subsets", [1, 2, 4, 30])
+def test_kernel_distance_is_torch_fidelitys_on_either_way(subsets: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, other = torch.randn(40, 6, generator=generator), 0.5 + torch.rand(55, 6, generator=generator)
+    expected = kid_features_to_metric(
+        one.double(), other.double(), kid_subsets=subsets, kid_subset_size=20, rng_seed=7, verbose=False
+    )
+    found = kernel_distance(one, other, subsets=subsets, subset_size=20, seed=7)
+    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9, abs=1e-12)
+
+
+def test_kernel_distance_takes_more_rows_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)), torch.rand(50, 4)
+    expected = kernel_distance(one, other, 9, 30, seed=1)
+    monkeypatch.setattr("unveil.evaluation.distances.BLOCK_ROWS", 7)
+    found = kernel_distance(one, other, 9, 30, seed=1)
+    assert found.mean == pytest.approx(expected.mean, rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    """Of sets of one distribution it scatters around 0: within four standard errors of it."""
+    generator = torch.Generator().manual_seed(4)
+    values = [
+        kernel_distance(one, other, subsets=1, subset_size=40, seed=0).mean
+        for one, other in torch.randn(200, 2, 40, 8, generator=generator)
+    ]
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
+    assert min(values) < 0
+
+
+@pytest.mark.parametrize("size", [1, 11])
+def test_kernel_distance_refuses_a_subset_that_is_no_subset(size: int) -> None:
+    with pytest.raises(UnveilError, match=r"evaluate\.kid_subset_size: found .*expected 2 to 10"):
+        kernel_distance(torch.zeros(10, 3), torch.zeros(12, 3), subsets=2, subset_size=size, seed=0)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 4), torch.zeros(4), torch.tensor([[1.0], [float("nan")]])])
+def test_statistics_refuse_what_has_none(bad: Tensor) -> None:
+    with pytest.raises(UnveilError, match="features: found"):
+        statistics(bad)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1234567.8, 1234570.0), (0.00123456789, 0.00123457), (0.0, 0.0)])
+def test_significant(value: float, expected: float) -> None:
+    assert significant(value) == expected
+
+
+def _four(shift: float = 0.3, noise: float = 5.0, count: int = 60) -> FourSets:
+    generator = torch.Generator().manual_seed(0)
+    reference, held_out, samples, far = torch.randn(4, count, 8, generator=generator)
+    return FourSets(samples=samples + shift, reference=reference, held_out=held_out, noise=far + noise)
+
+
+def test_measure_is_flat_and_named_after_its_features() -> None:
+    found = measure(_four(), LITE, subsets=10, subset_size=30, seed=0)
+    assert set(found) == {
+        "fd_efficientnet_lite0",
+        "fd_efficientnet_lite0_floor",
+        "fd_efficientnet_lite0_noise",
+        "fd_efficientnet_lite0_fraction",
+        "kid_efficientnet_lite0",
+        "kid_efficientnet_lite0_std",
+        "kid_efficientnet_lite0_floor",
+        "kid_efficientnet_lite0_noise",
+        "num_samples",
+    }
+    assert all(type(value) is float for name, value in found.items() if name != "num_samples")
+    inception = measure(_four(), FEATURE_SETS["inception"], subsets=10, subset_size=30, seed=0)
+    assert inception["fid"] == found["fd_efficientnet_lite0"] and "kid_std" in inception
+    assert not any(name.startswith("fd_") for name in inception)
+
+
+def test_measure_puts_the_samples_between_the_controls() -> None:
+    sets = _four()
+    found = measure(sets, LITE, subsets=10, subset_size=30, seed=0)
+    for name in ("fd_efficientnet_lite0", "kid_efficientnet_lite0"):
+        assert found[f"{name}_floor"] < found[name] < found[f"{name}_noise"]
+    way = found["fd_efficientnet_lite0_noise"] - found["fd_efficientnet_lite0_floor"]
+    expected = (found["fd_efficientnet_lite0"] - found["fd_efficientnet_lite0_floor"]) / way
+    assert found["fd_efficientnet_lite0_fraction"] == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected < 0.1
+    copies = FourSets(sets.reference, sets.reference, sets.held_out, sets.noise)
+    perfect = measure(copies, LITE, subsets=10, subset_size=60, seed=0)
+    assert perfect["fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-5)
+    assert perfect["fd_efficientnet_lite0_fraction"] < 0
+
+
+def test_measure_leaves_the_fraction_out_where_noise_is_not_farther() -> None:
+    sets = _four()
+    swapped = FourSets(sets.samples, sets.reference, sets.noise, sets.held_out)
+    found = measure(swapped, LITE, subsets=5, subset_size=30, seed=0)
+    assert "fd_efficientnet_lite0_fraction" not in found
+
+
+def test_measure_refuses_sets_of_different_sizes() -> None:
+    sets = _four()
+    with pytest.raises(UnveilError, match=r"\[59, 60\]"):
+        measure(FourSets(sets.samples[1:], sets.reference, sets.held_out, sets.noise), LITE, 5, 30, 0)
+
+
+def _pictures(count: int, seed: int) -> Tensor:
+    """Smooth colour fields, 32 x 32."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, 3, 4, 4), generator=generator).float()
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+def _save(images: Tensor, folder: Path) -> str:
+    folder.mkdir()
+    for place, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{place:04d}.png")
+    return str(folder)
+
+
+def test_equals_torch_fidelitys_own_command_on_the_same_images_as_png(tmp_path: Path) -> None:
+    features: FeatureSet = LITE
+    extractor = load_extractor(features.name)
+    samples, reference = _pictures(24, 0), uniform_noise(24, 32, 1)
+    one, other = (extract(images, extractor, batch_size=64, device="cpu") for images in (samples, reference))
+    expected = calculate_metrics(
+        input1=_save(samples, tmp_path / "samples"),
+        input2=_save(reference, tmp_path / "reference"),
+        feature_extractor=features.extractor,
+        fid=True,
+        kid=True,
+        kid_subsets=5,
+        kid_subset_size=16,
+        rng_seed=3,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    found = frechet_distance(statistics(one), statistics(other))
+    assert found == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+    kernel = kernel_distance(one, other, subsets=5, subset_size=16, seed=3)
+    assert kernel.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert kernel.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+
+
+def test_orders_good_and_bad_images() -> None:
+    extractor = load_extractor("efficientnet-lite0")
+    real = _pictures(32, 0)
+    grain = 25 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (real + grain).clamp(0, 255).byte()
+    sets = (real, _pictures(32, 5), noisy, uniform_noise(32, 32, 0))
+    found = [statistics(extract(images, extractor, batch_size=64, device="cpu")) for images in sets]
+    distances = [frechet_distance(one, found[0]) for one in found]
+    assert distances == sorted(distances)
+    assert distances[0] == pytest.approx(0, abs=1e-3 * distances[1])

@@ -1,0 +1,96 @@
+"""The figures: what stands in the table, and where each image lies in the picture."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unveil.evaluation.features import FEATURE_SETS
+from unveil.evaluation.figures import (
+    COLUMNS,
+    ROWS,
+    TITLE_HEIGHT,
+    for_figure,
+    summary,
+    write_comparison,
+    write_distances,
+)
+
+LITE = FEATURE_SETS["efficientnet-lite0"]
+METRICS: dict[str, float | int] = {
+    "fd_efficientnet_lite0": 152.318,
+    "fd_efficientnet_lite0_floor": 37.0625,
+    "fd_efficientnet_lite0_noise": 1493.27,
+    "fd_efficientnet_lite0_fraction": 0.0791466,
+    "kid_efficientnet_lite0": 0.0183727,
+    "kid_efficientnet_lite0_std": 0.00231,
+    "kid_efficientnet_lite0_floor": -1.25e-05,
+    "kid_efficientnet_lite0_noise": 0.71,
+    "num_samples": 2000,
+}
+
+
+def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "distances.csv"
+    write_distances(path, METRICS, LITE)
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows == [
+        {"set": "samples", "distance": "152.318", "kernel_distance": "0.0183727"},
+        {"set": "real, held out", "distance": "37.0625", "kernel_distance": "-1.25e-05"},
+        {"set": "uniform noise", "distance": "1493.27", "kernel_distance": "0.71"},
+    ]
+
+
+def _coloured(count: int, channel: int) -> torch.Tensor:
+    """Images of 8 x 8 whose one channel holds 7 times their place."""
+    images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    images[:, channel] = (7 * torch.arange(count))[:, None, None]
+    return images
+
+
+@pytest.mark.parametrize("count", [1, 5, 36])
+def test_comparison_shows_real_above_samples_in_order(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "figure.png"
+    write_comparison(path, _coloured(count, 0), _coloured(count, 2), METRICS, LITE, "test")
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    side, columns = 96, min(count, COLUMNS)
+    rows = count // columns
+    assert picture.shape == (2 * (rows * side + TITLE_HEIGHT), columns * side, 3)
+    for channel, top in ((0, TITLE_HEIGHT), (2, rows * side + 2 * TITLE_HEIGHT)):
+        for place in range(rows * columns):
+            row, column = divmod(place, columns)
+            centre = picture[top + row * side + side // 2, column * side + side // 2]
+            expected = np.zeros(3)
+            expected[channel] = 7 * place
+            np.testing.assert_array_equal(centre, expected)
+
+
+def test_comparison_has_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_comparison(tmp_path / name, _coloured(30, 0), _coloured(30, 1), METRICS, LITE, "test")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_comparison_does_without_a_fraction(tmp_path: Path) -> None:
+    metrics = {key: value for key, value in METRICS.items() if not key.endswith("_fraction")}
+    write_comparison(tmp_path / "a.png", _coloured(3, 0), _coloured(3, 1), metrics, LITE, "test")
+    assert (tmp_path / "a.png").exists()
+    assert "of the way" not in summary(metrics, LITE)
+
+
+def test_for_figure_takes_no_more_than_it_shows() -> None:
+    assert len(for_figure(_coloured(5, 0))) == 5
+    chosen = for_figure(torch.arange(2000))
+    assert len(chosen) == ROWS * COLUMNS and chosen[0] == 0 and chosen[-1] > 1900
+
+
+def test_summary_is_a_small_aligned_table() -> None:
+    lines = summary(METRICS, LITE).splitlines()
+    assert lines[1].split() == ["fd_efficientnet_lite0", "152.318", "37.0625", "1493.27"]
+    assert lines[2].split() == ["kid_efficientnet_lite0", "0.0183727", "-1.25e-05", "0.71"]
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert lines[3].startswith("0.079 of the way") and "2000" in lines[3]

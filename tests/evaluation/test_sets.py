@@ -1,0 +1,226 @@
+"""The sets of images: the right ones, and one line for each thing that is wrong with a file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unveil.data.shards import ShardIndex, write_shard
+from unveil.errors import UnveilError
+from unveil.evaluation.sets import (
+    check_same_data,
+    check_split,
+    count_shared,
+    load_real,
+    load_samples,
+    spread,
+    uniform_noise,
+)
+from unveil.files import file_digest
+
+FACTS = {
+    "source": "cartoon",
+    "protocol": "ddim",
+    "image_size": 8,
+    "shards": "abc",
+    "steps": 18,
+    "sampler": "heun",
+}
+
+
+def _images(ids: Tensor, size: int = 8) -> Tensor:
+    """Images that are filled with their own id."""
+    return ids.to(torch.uint8)[:, None, None, None].expand(-1, 3, size, size).contiguous()
+
+
+def _save(path: Path, **changes: Any) -> Path:
+    ids = torch.tensor([3, 0, 2, 1])
+    tensors = {"images": _images(ids), "ids": ids} | changes
+    metadata = {key: json.dumps(value) for key, value in FACTS.items()}
+    save_file({key: value for key, value in tensors.items() if value is not None}, path, metadata)
+    return path
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    return _save(tmp_path / "samples.safetensors")
+
+
+def _shards(folder: Path, sizes: dict[str, list[int]], first: dict[str, int] | None = None) -> ShardIndex:
+    """Shards whose images are filled with their id; the ids of a split count on from ``first``."""
+    folder.mkdir(exist_ok=True)
+    splits = {}
+    for split, parts in sizes.items():
+        start = (first or {}).get(split, 0)
+        shards = []
+        for number, count in enumerate(parts):
+            ids = torch.arange(start, start + count)
+            shards.append(write_shard(folder, split, number, _images(ids), torch.zeros(count, 40).bool(), ids))
+            start += count
+        splits[split] = tuple(shards)
+    index = ShardIndex("cartoon", "ddim", 8, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
+    index.save(folder)
+    return index
+
+
+def test_takes_the_smallest_ids_in_order(samples: Path) -> None:
+    found = load_samples(samples, 3)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert found.images.shape == (3, 3, 8, 8) and found.images.dtype == torch.uint8
+    assert (found.total, found.facts, found.sha256) == (4, FACTS, file_digest(samples))
+    assert found.images_sha256 == hashlib.sha256(_images(torch.arange(3)).numpy().tobytes()).hexdigest()
+
+
+def test_reads_metadata_as_one_object_or_one_value_a_key_in_a_stable_order(tmp_path: Path) -> None:
+    """safetensors itself keeps no order of keys."""
+    path = tmp_path / "samples.safetensors"
+    for _ in range(5):
+        assert list(load_samples(_save(path), 2).facts) == sorted(FACTS)
+    ids = torch.arange(2)
+    save_file({"images": _images(ids), "ids": ids}, path, {"facts": json.dumps(FACTS)})
+    assert list(load_samples(path, 2).facts.items()) == list(FACTS.items())
+
+
+def _nan() -> Tensor:
+    return torch.full((4, 3, 8, 8), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": torch.zeros(4, 3, 8, 8)}, "images are float32 [4, 3, 8, 8], expected uint8"),
+        ({"images": _nan()}, "images are float32 [4, 3, 8, 8] with NaN or infinity, expected uint8"),
+        (
+            {"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)},
+            "images are uint8 [4, 1, 8, 8], expected uint8",
+        ),
+        (
+            {"images": torch.zeros(4, 3, 8, 9, dtype=torch.uint8)},
+            "images are uint8 [4, 3, 8, 9], expected uint8",
+        ),
+        ({"ids": torch.arange(3)}, "ids are int64 [3], 3 different, expected int64 [4], all different"),
+        ({"ids": torch.zeros(4, dtype=torch.int64)}, "ids are int64 [4], 1 different"),
+        ({"ids": torch.arange(4.0)}, "ids are float32 [4]"),
+        ({"ids": None}, "found ['images'], expected also ['ids']"),
+    ],
+)
+def test_refuses_samples_that_are_none(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = _save(tmp_path / "samples.safetensors", **changes)
+    with pytest.raises(UnveilError) as error:
+        load_samples(path, 2)
+    assert str(path) in str(error.value) and said in str(error.value) and "dvc repro sample" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_a_missing_file_and_any_part_of_one(samples: Path) -> None:
+    whole = samples.read_bytes()
+    for kept in (0, 4, 60, len(whole) // 2, len(whole) - 1):
+        samples.write_bytes(whole[:kept])
+        with pytest.raises(UnveilError, match=r"damaged or not a safetensors file .*; run `dvc repro sample`"):
+            load_samples(samples, 2)
+    samples.unlink()
+    with pytest.raises(UnveilError, match="no such file"):
+        load_samples(samples, 2)
+
+
+def test_refuses_too_few_samples(samples: Path) -> None:
+    with pytest.raises(UnveilError, match=r"evaluate\.num_images: found 5, but .* holds 4 samples; .*num_samples"):
+        load_samples(samples, 5)
+
+
+def test_refuses_metadata_that_say_too_little(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    ids = torch.arange(2)
+    save_file({"images": _images(ids), "ids": ids}, path, {"protocol": '"ddim"', "source": '"cartoon"'})
+    with pytest.raises(UnveilError, match="metadata lacks image_size, shards"):
+        load_samples(path, 2)
+    save_file({"images": _images(ids), "ids": ids}, path, {"protocol": "ddim"})
+    with pytest.raises(UnveilError, match="metadata is not JSON"):
+        load_samples(path, 2)
+
+
+def test_samples_and_shards_must_agree(samples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    index = _shards(folder, {"train": [4], "test": [4]})
+    found = load_samples(samples, 2)
+    with pytest.raises(UnveilError) as error:
+        check_same_data(samples, found, folder, index)
+    for word in ("shards is 'abc'", index.digest(), str(samples), "index.json", "dvc repro"):
+        assert word in str(error.value)
+    found.facts["shards"] = index.digest()
+    check_same_data(samples, found, folder, index)
+    for key, other in (("protocol", "gan"), ("source", "celeba")):
+        right, found.facts[key] = found.facts[key], other
+        with pytest.raises(UnveilError, match=f"{key} is '{other}', but .* has '{right}'"):
+            check_same_data(samples, found, folder, index)
+        found.facts[key] = right
+    found.facts["image_size"] = 16
+    with pytest.raises(UnveilError, match="images of 8 pixels, but its metadata says 16"):
+        check_same_data(samples, found, folder, index)
+
+
+@given(count=st.integers(1, 300), more=st.integers(0, 100_000))
+def test_spread_covers_everything_evenly(count: int, more: int) -> None:
+    total = count + more
+    places = spread(total, count)
+    assert len(places) == count and places[0] == 0 and places[-1] < total
+    gaps = np.diff(np.append(places, total))
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize("parts", [[12], [5, 4, 3], [1, 1, 10]])
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_real_images_are_spread_over_all_shards(tmp_path: Path, parts: list[int], count: int) -> None:
+    index = _shards(tmp_path / "shards", {"train": parts, "test": [20]})
+    found = load_real(tmp_path / "shards", index, "train", count)
+    assert found.shape == (count, 3, 8, 8) and found.dtype == torch.uint8
+    assert found[:, 2, 7, 7].tolist() == [i * 12 // count for i in range(count)]
+
+
+def test_refuses_a_split_that_is_too_small(tmp_path: Path) -> None:
+    index = _shards(tmp_path / "shards", {"train": [6, 6], "test": [3], "valid": []})
+    for split, total in (("train", 12), ("test", 3), ("valid", 0)):
+        with pytest.raises(UnveilError, match=rf"evaluate\.num_images: found 13, but the {split} split .* {total} im"):
+            check_split(tmp_path / "shards", index, split, 13)
+
+
+@pytest.mark.parametrize("damage", ["gone", "half"])
+def test_refuses_a_damaged_shard(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "shards"
+    index = _shards(folder, {"train": [6, 6]})
+    last = folder / index.splits["train"][1].file
+    if damage == "half":
+        last.write_bytes(last.read_bytes()[:500])
+    else:
+        last.unlink()
+    with pytest.raises(UnveilError, match=f"{last.name}: cannot be read .*dvc repro preprocess"):
+        load_real(folder, index, "train", 4)
+
+
+def test_counts_images_that_are_in_both_sets(tmp_path: Path) -> None:
+    """With ``train`` holding all 20 images, the held-out ones are 14 to 19."""
+    index = _shards(tmp_path / "shards", {"train": [20], "test": [6]}, first={"test": 14})
+    assert count_shared(tmp_path / "shards", index, ("test", "train"), 6) == len(
+        {14, 15, 16, 17, 18, 19} & {i * 20 // 6 for i in range(6)}
+    )
+    apart = _shards(tmp_path / "shards", {"train": [14], "test": [6]}, first={"test": 14})
+    assert count_shared(tmp_path / "shards", apart, ("test", "train"), 6) == 0
+
+
+def test_noise_is_uniform_and_its_seed_decides() -> None:
+    noise = uniform_noise(40, 32, seed=0)
+    assert noise.shape == (40, 3, 32, 32) and noise.dtype == torch.uint8
+    counts = torch.bincount(noise.flatten().int(), minlength=256).double()
+    expected = noise.numel() / 256
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi_squared - 255) < 5 * (2 * 255) ** 0.5  # five standard deviations of chi^2 with 255 degrees
+    assert torch.equal(noise, uniform_noise(40, 32, seed=0))
+    assert not torch.equal(noise, uniform_noise(40, 32, seed=1))

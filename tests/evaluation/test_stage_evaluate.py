@@ -1,0 +1,150 @@
+"""The stage itself, on small shards and samples: its files, its bytes, its refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+from stages.evaluate import app
+from torch import Tensor
+from torch.nn.functional import interpolate
+from typer.testing import CliRunner, Result
+
+from unveil.data.shards import ShardIndex, write_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUTS = (
+    "metrics/evaluate.json",
+    "reports/card.md",
+    "plots/evaluate/distances.csv",
+    "plots/evaluate/real-and-samples.png",
+)
+SIZE = 16
+
+
+def _images(count: int, seed: int) -> Tensor:
+    coarse = torch.randint(0, 256, (count, 3, 3, 3), generator=torch.Generator().manual_seed(seed)).float()
+    return interpolate(coarse, size=SIZE, mode="bilinear").to(torch.uint8)
+
+
+def _samples(folder: Path, index: ShardIndex, images: Tensor, **changes: Any) -> None:
+    facts = {
+        "source": index.source,
+        "protocol": index.protocol,
+        "image_size": SIZE,
+        "shards": index.digest(),
+        "model": "aa" * 32,
+        "sampler": "heun",
+        "steps": 4,
+        "nfe": 7,
+    } | changes
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"images": images, "ids": torch.arange(len(images))}, folder / "samples.safetensors", metadata)
+
+
+def _params(folder: Path, **changes: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["evaluate"] |= {"num_images": 24, "kid_subsets": 4, "kid_subset_size": 12} | changes
+    yaml.dump(params, folder / "params.yaml")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with shards, samples and parameters, in which a stage can run."""
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.chdir(tmp_path)
+    shards = tmp_path / "data" / "shards"
+    shards.mkdir(parents=True)
+    splits, start = {}, 1
+    for split, count in (("train", 40), ("valid", 4), ("test", 30)):
+        ids = torch.arange(start, start + count)
+        flags = torch.zeros(count, 40, dtype=torch.bool)
+        splits[split] = (write_shard(shards, split, 0, _images(count, start), flags, ids),)
+        start += count
+    index = ShardIndex("cartoon", "score-sde", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
+    index.save(shards)
+    _samples(tmp_path / "samples", index, _images(30, 99))
+    _params(tmp_path)
+    return tmp_path
+
+
+def _run() -> Result:
+    return CliRunner().invoke(app, [])
+
+
+def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
+    command = (sys.executable, str(ROOT / "stages" / "evaluate.py"))  # as DVC runs it
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    written = {name: (project / name).read_bytes() for name in OUTPUTS}
+    metrics = json.loads(written["metrics/evaluate.json"])
+    assert metrics["num_samples"] == 24
+    assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_noise"]
+    assert f"{metrics['fd_efficientnet_lite0']:.6g}" in first.stdout
+    assert "note: N = 24 is not above" in first.stdout
+    card = written["reports/card.md"].decode()
+    assert "| nfe | 7 |" in card and "N = 24 is not above" in card and "cartoon" in card
+    assert str(project) not in card
+    record = json.loads((project / "metrics" / "run.json").read_text())
+    assert record["metrics"] == metrics
+    assert set(record["inputs"]) >= {"data/shards", "samples/samples.safetensors"}
+
+    index = ShardIndex.load(project / "data" / "shards")
+    _samples(project / "samples", index, _images(30, 99))  # the same samples in a file of other bytes
+    assert _run().exit_code == 0
+    assert {name: (project / name).read_bytes() for name in OUTPUTS} == written
+
+
+def test_samples_that_are_the_reference_lie_at_nothing(project: Path) -> None:
+    index = ShardIndex.load(project / "data" / "shards")
+    _params(project, num_images=30)
+    reference = _images(40, 1)[[i * 40 // 30 for i in range(30)]]
+    _samples(project / "samples", index, reference)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    assert abs(metrics["fd_efficientnet_lite0"]) < 1e-3 * metrics["fd_efficientnet_lite0_floor"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("protocol", "protocol is 'ddim', but data/shards/index.json has 'score-sde'"),
+        ("count", "evaluate.num_images: found 31, but samples/samples.safetensors holds 30"),
+        ("split", "evaluate.num_images: found 24, but the valid split of data/shards has 4"),
+        ("shard", "test-00000.safetensors: missing or not what index.json says"),
+        ("weights", "evaluate.inception_weights: nowhere.pth: no such file"),
+        ("half", "samples/samples.safetensors: damaged"),
+    ],
+)
+def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken: str, said: str) -> None:
+    index = ShardIndex.load(project / "data" / "shards")
+    samples = project / "samples" / "samples.safetensors"
+    if broken == "protocol":
+        _samples(project / "samples", index, _images(30, 99), protocol="ddim")
+    elif broken == "count":
+        _params(project, num_images=31)
+    elif broken == "split":
+        _params(project, held_out_split="valid")
+    elif broken == "shard":
+        shard = project / "data" / "shards" / "test-00000.safetensors"
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif broken == "weights":
+        _params(project, features="inception", inception_weights="nowhere.pth")
+    elif broken == "half":
+        samples.write_bytes(samples.read_bytes()[:1000])
+    done = _run()
+    assert done.exit_code == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
+    assert not any((project / name).exists() for name in (*OUTPUTS, "metrics/run.json"))

@@ -1,0 +1,74 @@
+"""dvc.yaml: each stage depends on the code that decides its result, on all of it and on nothing else."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from unveil.stage import STAGES, declared_paths
+
+# The frame around a stage decides nothing that a stage computes.
+FRAME = {f"src/unveil/{name}.py" for name in ("__init__", "errors", "files", "params", "stage", "tracking")}
+# Drawing takes tensors and types from where they are made, not their values.
+NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def code_of(root: Path, start: str) -> set[str]:
+    """The project's own files that a script imports, directly or through others."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in NOT_FOLLOWED:
+            continue
+        for module in imported_modules(root / name):
+            path = f"src/{module.replace('.', '/')}"
+            waiting += [file for file in (f"{path}.py", f"{path}/__init__.py") if (root / file).exists()]
+    return seen - FRAME
+
+
+def covers(dependency: str, file: str) -> bool:
+    return file == dependency or file.startswith(f"{dependency}/")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_exactly_the_code_that_it_uses(repository: Path, name: str) -> None:
+    used = code_of(repository, f"stages/{name}.py")
+    packages = {file for file in used if file.endswith("__init__.py") and not (repository / file).read_text().strip()}
+    _, declared, _ = declared_paths(repository / "dvc.yaml", name)
+    missing = {file for file in used - packages if not any(covers(path, file) for path in declared)}
+    assert not missing, "used, but an edit to it would not rerun the stage"
+    idle = {path for path in declared if not any(covers(path, file) for file in used)}
+    assert not idle, "not used, but an edit to it would rerun the stage"
+
+
+def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
+    stages: dict[str, Any] = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
+    assert tuple(stages) == STAGES
+    for name, entry in stages.items():
+        assert set(entry) <= {"desc", "cmd", "params", "deps", "outs", "metrics"}
+        assert entry["params"] == [name]
+        assert entry["cmd"] == f"PYTHONPATH=src python stages/{name}.py"
+        options = [value for item in entry["outs"] if isinstance(item, dict) for value in item.values()]
+        assert all(set(option) == {"cache"} for option in options)
+
+
+def test_dvc_phones_nobody(repository: Path) -> None:
+    text = (repository / ".dvc" / "config").read_text()
+    assert "analytics = false" in text
+    assert "check_update = false" in text

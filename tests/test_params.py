@@ -1,0 +1,622 @@
+"""params.yaml's schema: what it takes, what it refuses, and in which words."""
+
+import copy
+import json
+import math
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from unveil.data.celeba import SPLITS
+from unveil.data.sources.cartoon import split_counts
+from unveil.errors import UnveilError
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.params import Params, flatten, load_params, nearest, parse_params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+# The shipped values, with those that the cases below rely on: tuning the demo must not break them.
+VALUES: dict[str, Any] = YAML(typ="safe", pure=True).load(SHIPPED.read_text(encoding="utf-8"))
+VALUES["download"] |= {"source": "cartoon", "split": {"train": 0.72, "valid": 0.12, "test": 0.16}}
+VALUES["download"]["cartoon"] |= {"num_faces": 12_500}
+VALUES["preprocess"] |= {"protocol": "score-sde", "image_size": 64}
+VALUES["train"] |= {"images": 64_000, "batch_size": 32, "lr": 5e-4, "warmup_images": 3200}
+VALUES["train"]["network"] |= {
+    "stem": 4,
+    "channels": 128,
+    "channel_multipliers": [1, 2],
+    "attention_resolutions": [8],
+    "attention_head_channels": 64,
+}
+VALUES["train"]["diffusion"] |= {"path": "flow", "parameterization": "x0", "objective": "flow"}
+VALUES["sample"] |= {
+    "num_samples": 2000,
+    "sampler": "heun",
+    "steps": 18,
+    "grid": "karras",
+    "variance": "small",
+}
+VALUES["sample"] |= {"sigma_min": 0.03, "sigma_max": 80.0, "grid_rows": 8, "grid_columns": 12}
+VALUES["evaluate"] |= {"num_images": 2000, "reference_split": "train", "held_out_split": "test"}
+VALUES["evaluate"] |= {"kid_subset_size": 1000}
+
+
+def leaves(section: type[BaseModel] = Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every key below which there is no section, with its field."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= leaves(inner, (*prefix, name))
+        else:
+            found[(*prefix, name)] = field
+    return found
+
+
+LEAVES = leaves()
+SECTIONS = sorted({key[:depth] for key in LEAVES for depth in range(1, len(key))})
+
+
+def dumped(values: Any) -> str:
+    stream = StringIO()
+    yaml = YAML()
+    yaml.width = 10_000
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+TEXT = dumped(VALUES)
+
+
+def changed(**changes: Any) -> str:
+    """The shipped values with others under dotted keys (written with __ for the dot)."""
+    values = copy.deepcopy(VALUES)
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        section = values
+        for part in parents:
+            section = section[part]
+        section[last] = value
+    return dumped(values)
+
+
+def refusal(text: str) -> str:
+    """The message with which a text is refused: always one line of printable characters."""
+    with pytest.raises(UnveilError) as caught:
+        parse_params(text, "params.yaml")
+    message = str(caught.value)
+    assert message.isprintable(), message
+    assert message.startswith("params.yaml"), message
+    return message
+
+
+# What is taken
+
+
+def test_the_shipped_file_is_taken_and_nothing_in_it_is_lost() -> None:
+    shipped = YAML(typ="safe", pure=True).load(SHIPPED.read_text(encoding="utf-8"))
+    flat = flatten(load_params(SHIPPED))
+    assert list(flat) == [".".join(key) for key in LEAVES]
+    for key in LEAVES:
+        section: Any = shipped
+        for part in key:
+            section = section[part]
+        value = flat[".".join(key)]
+        assert (json.loads(str(value)) if isinstance(section, list) else value) == section
+
+
+def test_flatten_of_a_section_leaves_its_own_name_out() -> None:
+    params = load_params(SHIPPED)
+    flat = flatten(params)
+    assert flatten(params.sample) == {
+        key.removeprefix("sample."): value for key, value in flat.items() if key.startswith("sample.")
+    }
+    assert flat["train.network.channel_multipliers"] == json.dumps(
+        list(params.train.network.channel_multipliers)
+    ).replace(" ", "")
+
+
+def test_flatten_writes_a_path_as_text() -> None:
+    params = parse_params(changed(download__folder__path="some/photos"), "params.yaml")
+    assert params.download.folder.path == Path("some/photos")
+    assert flatten(params)["download.folder.path"] == "some/photos"
+
+
+@pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", ".0002", "0.0002", "+2e-4"])
+def test_every_way_to_write_a_number_is_a_number(number: str) -> None:
+    assert parse_params(TEXT.replace("lr: 0.0005", f"lr: {number}"), "params.yaml").train.lr == 2e-4
+
+
+def test_a_whole_number_is_taken_where_a_number_is_meant() -> None:
+    assert parse_params(changed(sample__sigma_max=80), "params.yaml").sample.sigma_max == 80.0
+    assert parse_params(changed(train__betas=[0, 0]), "params.yaml").train.betas == (0.0, 0.0)
+
+
+def test_a_date_is_text_as_in_yaml_1_2() -> None:
+    for date in ("2024-05-01", "2024-13-45"):  # the second is not even one
+        text = TEXT.replace("path:\n", f"path: {date}\n", 1)
+        assert parse_params(text, "params.yaml").download.celeba.path == Path(date)
+
+
+def test_what_dvc_writes_for_an_experiment_is_taken(tmp_path: Path) -> None:
+    """`dvc exp run -S` rewrites the whole file: lists in block style, null as nothing, other floats."""
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text(encoding="utf-8"), encoding="utf-8")
+    with import_module("dvc.utils.serialize").modify_yaml(str(path)) as values:
+        values["train"]["lr"] = 2e-7
+        values["train"]["betas"] = [0.5, 0.75]
+    params = load_params(path)
+    assert path.read_text(encoding="utf-8") != SHIPPED.read_text(encoding="utf-8")
+    assert params.train.lr == 2e-7
+    assert params.train.betas == (0.5, 0.75)
+    assert params.evaluate == load_params(SHIPPED).evaluate
+
+
+def test_params_are_frozen_and_can_be_compared() -> None:
+    params = load_params(SHIPPED)
+    assert params == load_params(SHIPPED)
+    assert hash(params) == hash(load_params(SHIPPED))
+    with pytest.raises(ValidationError):
+        params.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_every_key_is_required_and_described() -> None:
+    for key, field in LEAVES.items():
+        assert field.is_required(), key
+        assert field.description, key
+        assert field.description.isprintable(), key
+
+
+def test_every_number_has_a_range_or_is_a_mean() -> None:
+    unbounded = {key[-1] for key, field in LEAVES.items() if field.annotation in (int, float) and not field.metadata}
+    assert unbounded == {"p_mean", "logit_mean"}
+
+
+# Keys and files
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    message = refusal(TEXT.replace("  lr:", "  lrr:"))
+    line = 1 + TEXT.splitlines().index(next(row for row in TEXT.splitlines() if row.startswith("  lr:")))
+    assert message == f"params.yaml:{line}: train.lrr: unknown key, did you mean train.lr?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "suggestion"),
+    [
+        ({"lr": 1e-4}, "train.lr"),
+        ({"sampl": {}}, "sample"),
+        ({"train__steps": 100}, "sample.steps"),
+        ({"train__epochs": 3}, None),
+        ({"train__network__Channels": 3}, "train.network.channels"),
+        ({"train__network__chanels": 3}, "train.network.channels"),
+        ({"evaluate__num_sampels": 3}, "sample.num_samples"),
+    ],
+)
+def test_a_key_that_is_one_too_many(changes: dict[str, Any], suggestion: str | None) -> None:
+    message = refusal(changed(**changes))
+    (dotted,) = changes
+    assert f": {dotted.replace('__', '.')}: unknown key" in message
+    if suggestion is None:
+        assert "expected seed, device, precision" in message
+    else:
+        assert message.endswith(f"did you mean {suggestion}?")
+
+
+@pytest.mark.parametrize("key", LEAVES, ids=".".join)
+def test_a_missing_key_is_named_with_what_belongs_there(key: tuple[str, ...]) -> None:
+    values = copy.deepcopy(VALUES)
+    section = values
+    for part in key[:-1]:
+        section = section[part]
+    del section[key[-1]]
+    message = refusal(dumped(values))
+    assert f": {'.'.join(key)}: missing, expected " in message
+    assert LEAVES[key].description in message
+
+
+@pytest.mark.parametrize("key", SECTIONS, ids=".".join)
+def test_a_section_must_be_a_mapping(key: tuple[str, ...]) -> None:
+    message = refusal(changed(**{"__".join(key): 3}))
+    assert f": {'.'.join(key)}: found 3, expected the keys " in message
+
+
+def test_the_first_of_several_is_reported_and_the_others_counted() -> None:
+    text = changed(train__lr=-1, sample__sampler="huen", evaluate__num_images=0, download__workers=0)
+    message = refusal(text)
+    rows = text.splitlines()
+    first = min(
+        range(len(rows)),
+        key=lambda n: (not rows[n].strip().startswith(("lr:", "sampler:", "num_images:")), n),
+    )
+    assert message.startswith(f"params.yaml:{first + 1}: ")
+    assert message.endswith(" (and 2 more)")
+
+
+@pytest.mark.parametrize("name", ["lrr", "learning_rate"])
+def test_a_renamed_key_is_one_mistake(name: str) -> None:
+    message = refusal(TEXT.replace("  lr:", f"  {name}:"))
+    assert message.endswith(f": train.{name}: unknown key, did you mean train.lr?")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# only a comment\n", "---\n"])
+def test_an_empty_file_is_said_to_be_empty(text: str) -> None:
+    assert "empty" in refusal(text) or "no mapping" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "3\n", "null\n", "text\n"])
+def test_a_file_without_a_mapping(text: str) -> None:
+    assert "download, preprocess, train, sample, evaluate" in refusal(text)
+
+
+def test_yaml_errors_carry_the_line() -> None:
+    rows = TEXT.splitlines()
+    at = next(n for n, row in enumerate(rows) if row.startswith("  sampler:"))
+    broken = "\n".join([*rows[:at], "  sampler: 'heun", *rows[at + 1 :]])
+    assert "not valid YAML" in refusal(broken)
+    broken = "\n".join([*rows[:at], "  sampler: heun: ddim", *rows[at + 1 :]])
+    assert refusal(broken).startswith(f"params.yaml:{at + 1}: not valid YAML: ")
+
+
+def test_a_key_that_stands_twice_names_both_lines() -> None:
+    text = TEXT.replace("  lr: 0.0005", "  lr: 1.0e-4\n  lr: 0.0005")
+    line = 1 + next(n for n, row in enumerate(TEXT.splitlines()) if row.startswith("  lr:"))
+    assert refusal(text) == f"params.yaml:{line + 1}: train.lr: stands here and in line {line}; keep one"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, word in [(tmp_path / "none.yaml", "no such file"), (tmp_path, "cannot be read")]:
+        with pytest.raises(UnveilError, match=word) as caught:
+            load_params(path)
+        assert str(path) in str(caught.value)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"train: \xff\xfe")
+    with pytest.raises(UnveilError, match="cannot be read as text"):
+        load_params(binary)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__lr": -0.1}, "found -0.1, expected a number in (0, 1]"),
+        ({"train__lr": "2e-4"}, 'found "2e-4", expected a number in (0, 1]; remove the quotes'),
+        ({"train__lr": True}, "found true, expected a number in (0, 1]"),
+        ({"train__lr": math.nan}, "found NaN, expected a number in (0, 1]"),
+        ({"train__images": 2e6}, "found 2000000.0, expected a whole number >= 1; write 2000000"),
+        ({"train__images": True}, "found true, expected a whole number >= 1"),
+        ({"train__images": None}, "found null, expected a whole number >= 1"),
+        ({"train__horizontal_flip": "yes"}, 'found "yes", expected true | false'),
+        ({"train__horizontal_flip": 1}, "found 1, expected true | false"),
+        ({"train__betas": [0.9, 1.0]}, "found [0.9, 1.0], expected a list of 2 numbers in [0, 1)"),
+        ({"train__betas": [0.9]}, "found [0.9], expected a list of 2 numbers in [0, 1)"),
+        ({"train__betas": 0.9}, "found 0.9, expected a list of 2 numbers in [0, 1)"),
+        ({"train__network__channel_multipliers": []}, "expected a list of whole numbers >= 1, not empty"),
+        ({"train__network__dropout": 1}, "found 1, expected a number in [0, 1)"),
+        ({"download__celeba__path": 3}, "found 3, expected a path or null"),
+        ({"download__celeba__path": ""}, 'found "", expected a path or null'),
+        ({"sample__eta": 1.5}, "found 1.5, expected a number in [0, 1]"),
+        ({"sample__sampler": "Huen"}, 'found "Huen", expected ddpm | ddim | heun; did you mean heun?'),
+        ({"preprocess__protocol": "score_sde"}, "did you mean score-sde?"),
+        ({"preprocess__protocol": "?"}, "expected ddim | score-sde | gan | adm-ip | squash"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_is_allowed(changes: dict[str, Any], words: str) -> None:
+    (dotted,) = changes
+    message = refusal(changed(**changes))
+    assert f": {dotted.replace('__', '.')}: " in message
+    assert message.endswith(words)
+
+
+def test_a_long_value_is_shortened() -> None:
+    assert len(refusal(changed(sample__sampler="x" * 10_000))) < 200
+
+
+def test_nearest_is_none_for_what_resembles_nothing() -> None:
+    assert nearest("heun2", ["ddpm", "ddim", "heun"]) == "heun"
+    assert nearest("qqqq", ["ddpm", "ddim", "heun"]) is None
+
+
+# Combinations
+
+VP = {
+    "train__network__stem": 1,
+    "train__diffusion__path": "vp-linear",
+    "train__diffusion__parameterization": "eps",
+    "train__diffusion__objective": "simple",
+    "train__network__attention_resolutions": [32],
+}
+EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"preprocess__image_size": 60}, "preprocess.image_size", "a multiple of 8"),
+        ({"preprocess__image_size": 60}, "preprocess.image_size", "nearest: 56 or 64"),
+        ({"preprocess__image_size": 9}, "preprocess.image_size", "nearest: 8 or 16"),
+        (
+            {"preprocess__image_size": 8, "train__network__attention_resolutions": []},
+            "train.network.channel_multipliers",
+            "fewer of them: 2 leave a single pixel",
+        ),
+        (
+            {"train__network__channel_multipliers": [1] * 9, "train__network__stem": 2},
+            "preprocess.image_size",
+            "a multiple of 512",
+        ),
+        ({"train__network__attention_resolutions": [32]}, "train.network.attention_resolutions", "16 | 8 "),
+        (
+            {"train__network__attention_head_channels": 96},
+            "train.network.attention_head_channels",
+            "divisor of",
+        ),
+        ({"train__network__channels": 40}, "train.network.channels", "a multiple of 32"),
+        ({"train__batch_size": 64_001}, "train.batch_size", "at most train.images, 64000"),
+        ({"train__warmup_images": 64_001}, "train.warmup_images", "at most train.images, 64000"),
+        ({"download__split__train": 0.71}, "download.split", "sum to 0.99"),
+        ({"download__source": "folder"}, "download.folder.path", "the folder of images"),
+        (
+            {"download__source": "folder", "download__folder__path": "x", "preprocess__protocol": "gan"},
+            "preprocess.protocol",
+            "adm-ip | squash",
+        ),
+        ({"train__diffusion__path": "edm"}, "train.diffusion.objective", "expected edm"),
+        ({"train__diffusion__path": "vp-linear"}, "train.diffusion.objective", "expected simple"),
+        ({"train__diffusion__objective": "simple"}, "train.diffusion.objective", "expected flow"),
+        (
+            {"train__diffusion__parameterization": "edm"},
+            "train.diffusion.parameterization",
+            "edm needs path edm",
+        ),
+        ({"train__diffusion__parameterization": "eps"}, "train.diffusion.parameterization", "2511.13720"),
+        (VP | {"train__network__stem": 2}, "train.diffusion.parameterization", "eps needs stem 1"),
+        ({"train__diffusion__beta_end": 1e-4}, "train.diffusion.beta_end", "above beta_start, 0.0001"),
+        ({"sample__grid": "ddim-leading"}, "sample.grid", "karras | uniform-t for train.diffusion.path flow"),
+        (EDM | {"sample__grid": "uniform-t"}, "sample.grid", "expected karras for train.diffusion.path edm"),
+        (VP | {"sample__grid": "uniform-t"}, "sample.grid", "karras | ddim-leading"),
+        (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1001}, "sample.steps", "timesteps, 1000"),
+        (
+            {"sample__sampler": "ddpm", "sample__variance": "large"},
+            "sample.variance",
+            "only vp-linear has betas",
+        ),
+        (VP | {"sample__sigma_min": 0.002}, "sample.sigma_min", "in [0.01, 157]"),
+        (VP | {"train__diffusion__timesteps": 500}, "sample.sigma_max", "in [0.01, 12.5]"),
+        ({"sample__sigma_min": 80}, "sample.sigma_min", "below sample.sigma_max, 80"),
+        ({"sample__grid_rows": 1000}, "sample.grid_rows", "1000 x 12 = 12000"),
+        ({"sample__num_samples": 1999}, "evaluate.num_images", "at most sample.num_samples, 1999"),
+        (
+            {"download__cartoon__num_faces": 12_400},
+            "evaluate.num_images",
+            "at most 1984, the images that download.source cartoon has in split test",
+        ),
+        (
+            {"download__source": "celeba", "evaluate__num_images": 19_963, "sample__num_samples": 19_963},
+            "evaluate.num_images",
+            "at most 19962, the images that download.source celeba has in split test",
+        ),
+        (
+            {"evaluate__kid_subset_size": 2001},
+            "evaluate.kid_subset_size",
+            "at most evaluate.num_images, 2000",
+        ),
+        ({"evaluate__held_out_split": "train"}, "evaluate.held_out_split", "expected valid | test"),
+        ({"train__device": "cpu", "train__precision": "fp16"}, "train.precision", "fp16 needs cuda"),
+        ({"sample__device": "cpu", "sample__precision": "fp16"}, "sample.precision", "fp16 needs cuda"),
+    ],
+)
+def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words: str) -> None:
+    message = refusal(changed(**changes))
+    assert f": {key}: found " in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        VP,
+        VP | {"train__diffusion__parameterization": "x0"},
+        VP | {"train__diffusion__parameterization": "x0", "train__network__stem": 2},
+        VP | {"sample__sampler": "ddpm", "sample__variance": "large"},
+        VP | {"sample__grid": "ddim-leading", "sample__steps": 1000},
+        VP | {"train__diffusion__timesteps": 500, "sample__grid": "ddim-trailing"},
+        EDM | {"train__diffusion__parameterization": "edm"},
+        EDM,
+        EDM | {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
+        {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
+        {"sample__grid": "uniform-t"},
+        {"train__network__attention_resolutions": []},
+        {"train__network__attention_head_channels": 0},
+        {"train__ema_half_life_images": 0},
+        {"download__source": "celeba", "preprocess__image_size": 32},
+        {"download__source": "folder", "download__folder__path": "photos", "preprocess__protocol": "squash"},
+        {"train__precision": "fp16", "sample__device": "cuda", "sample__precision": "fp16"},
+        {"train__preview_every_images": 0, "train__checkpoint_every_images": 0, "train__warmup_images": 0},
+    ],
+)
+def test_a_combination_that_works(changes: dict[str, Any]) -> None:
+    if changes.get("train__network__stem") == 1 and "train__network__attention_resolutions" not in changes:
+        changes = changes | {"train__network__attention_resolutions": [32]}
+    if changes.get("train__network__stem") == 2:
+        changes = changes | {"train__network__attention_resolutions": [16]}
+    parse_params(changed(**changes), "params.yaml")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    faces=st.integers(100, 20_000),
+    valid=st.integers(1, 49),
+    test=st.integers(1, 49),
+    protocol=st.sampled_from(["squash", "adm-ip"]),
+)
+def test_split_sizes_are_those_that_the_cartoon_source_draws(faces: int, valid: int, test: int, protocol: str) -> None:
+    split = {"train": 1 - (valid + test) / 100, "valid": valid / 100, "test": test / 100}
+    text = changed(download__split=split, download__cartoon__num_faces=faces, preprocess__protocol=protocol)
+    drawn = dict(zip(SPLITS, split_counts(faces, split), strict=True))
+    if min(drawn["train"], drawn["test"]) < VALUES["evaluate"]["num_images"]:
+        if protocol == "squash":
+            assert "evaluate.num_images: found 2000, expected at most " in refusal(text)
+        return
+    sizes = parse_params(text, "params.yaml").split_sizes()
+    assert sizes == (drawn if protocol == "squash" else drawn | {"train": faces})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    image_size=st.integers(8, 96),
+    stem=st.sampled_from([1, 2, 3, 4]),
+    channels=st.sampled_from([16, 32, 48, 64]),
+    multipliers=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    attention=st.lists(st.sampled_from([2, 4, 8, 16, 24]), max_size=2),
+    head=st.sampled_from([0, 16, 32, 64]),
+)
+def test_a_network_is_taken_if_it_can_be_built_and_run(
+    image_size: int, stem: int, channels: int, multipliers: list[int], attention: list[int], head: int
+) -> None:
+    network = VALUES["train"]["network"] | {
+        "stem": stem,
+        "channels": channels,
+        "channel_multipliers": multipliers,
+        "blocks": 1,
+        "attention_resolutions": attention,
+        "attention_head_channels": head,
+    }
+    text = changed(preprocess__image_size=image_size, train__network=network)
+    sides = [image_size // stem // 2**level for level in range(len(multipliers))]
+    widths = [channels * multiplier for multiplier in multipliers]
+    attending = [width for width, side in zip(widths, sides, strict=True) if side in attention] + widths[-1:]
+    works = image_size % (stem * 2 ** (len(multipliers) - 1)) == 0 and sides[-1] > 1
+    works = works and set(attention) <= set(sides) and channels % 32 == 0
+    if not works or (head and any(width % head for width in attending)):
+        refusal(text)
+        return
+    params = parse_params(text, "params.yaml")
+    with torch.device("meta"):
+        net = UNet(UNetConfig(image_size=image_size, **params.train.network.model_dump()))
+        images = torch.empty(1, 3, image_size, image_size)
+        assert net(images, torch.empty(1)).shape == images.shape
+    assert list(params.train.network.resolutions(image_size)) == sides
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    timesteps=st.integers(2, 3000),
+    start=st.floats(1e-6, 1e-2),
+    end=st.floats(1.1e-2, 0.9),
+)
+def test_the_sigmas_of_vp_linear_against_a_cumulative_product(timesteps: int, start: float, end: float) -> None:
+    diffusion = load_params(SHIPPED).train.diffusion.model_copy(
+        update={"timesteps": timesteps, "beta_start": start, "beta_end": end}
+    )
+    alpha_bar = np.cumprod(1 - np.linspace(start, end, timesteps, dtype=np.longdouble))
+    sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)
+    least, greatest = diffusion.sigma_range()
+    assert least == pytest.approx(float(sigmas[0]), rel=1e-9)
+    if float(sigmas[-1]) < 1e100:
+        assert greatest == pytest.approx(float(sigmas[-1]), rel=1e-9)
+
+
+def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:
+    train = load_params(SHIPPED).train
+    steps = train.ema_half_life_images / train.batch_size
+    assert train.ema_decay**steps == pytest.approx(0.5, rel=1e-12)
+    assert train.model_copy(update={"ema_half_life_images": 0}).ema_decay == 0.0
+
+
+# Properties: whatever is wrong, one line that names the key
+
+# Without the line breaks of other alphabets, which ruamel.yaml does not write as it reads them.
+NAMES = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=30) | st.integers()
+WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
+NUMBERS = st.integers() | st.floats()
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    WORDS,
+    st.lists(NUMBERS, max_size=3),
+    st.dictionaries(WORDS, NUMBERS, max_size=2),
+)
+
+
+def parent(values: dict[str, Any], key: tuple[str, ...]) -> dict[Any, Any]:
+    for part in key[:-1]:
+        values = values[part]
+    return values
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(key=st.sampled_from([*LEAVES, *SECTIONS]), name=NAMES)
+def test_a_renamed_key_is_named(key: tuple[str, ...], name: str | int) -> None:
+    values = copy.deepcopy(VALUES)
+    section = parent(values, key)
+    if name in section:
+        return
+    section[name] = section.pop(key[-1])
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
+    expected = f": {'.'.join((*key[:-1], shown))}: unknown key, did you mean {'.'.join(key)}?"
+    assert refusal(dumped(values)).endswith(expected)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value has the type of a field, whatever its range."""
+    if get_origin(annotation) is not None and get_origin(annotation) is not tuple:
+        options = get_args(annotation)
+        return value in options if isinstance(options[0], str) else value is None or isinstance(value, str)
+    if get_origin(annotation) is tuple:
+        return isinstance(value, list)
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(key=st.sampled_from(list(LEAVES)), value=ANYTHING)
+def test_a_value_of_the_wrong_type_is_named(key: tuple[str, ...], value: Any) -> None:
+    values = copy.deepcopy(VALUES)
+    parent(values, key)[key[-1]] = value
+    text = dumped(values)
+    if fits(value, LEAVES[key].annotation):
+        try:  # the right type: taken, or refused for its range or for what it does not go with
+            parse_params(text, "params.yaml")
+        except UnveilError as error:
+            assert str(error).isprintable()
+        return
+    message = refusal(text)
+    assert f": {'.'.join(key)}: found " in message
+    assert " expected " in message
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_damaged_file_is_taken_or_refused_in_one_line(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(TEXT)))
+    length = data.draw(st.integers(0, 40))
+    scrap = data.draw(
+        st.text(max_size=8) | st.sampled_from(["[", "{", "'", '"', "&a", "*a", "!!int x", "- ", ": ", "|"])
+    )
+    try:
+        parse_params(TEXT[:start] + scrap + TEXT[start + length :], "params.yaml")
+    except UnveilError as error:
+        assert str(error).isprintable()
+        assert str(error).startswith("params.yaml")
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text_is_refused_in_one_line(text: str) -> None:
+    refusal(text)

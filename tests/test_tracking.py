@@ -1,0 +1,458 @@
+"""unveil.tracking: where the store lies, what a run keeps, and what happens when the store does not answer."""
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from tests.conftest import git
+
+from unveil import tracking
+from unveil.errors import UnveilError
+from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, ui_command
+
+
+def start(project: Path, **params: object) -> TrackedRun:
+    return TrackedRun.start(Store.locate(project), {"unveil.stage": "train"}, params)
+
+
+def client_of(project: Path) -> MlflowClient:
+    return MlflowClient(Store.locate(project).uri)
+
+
+def history(project: Path, run: TrackedRun, key: str) -> list[tuple[int, float]]:
+    points = client_of(project).get_metric_history(run.run_id, key)
+    return [(point.step, point.value) for point in points]
+
+
+def python(code: str, folder: Path, repository: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(repository / "src")} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+# ------------------------------------------------------------------------------- main_checkout
+
+
+def committed(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    git(folder, "init", "--quiet")
+    (folder / "file").write_text("text")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=start")
+    return folder
+
+
+def test_a_checkout_and_a_plain_folder_are_their_own_main_checkout(tmp_path: Path) -> None:
+    assert main_checkout(tmp_path) == tmp_path
+    assert main_checkout(committed(tmp_path / "clone")) == tmp_path / "clone"
+
+
+@pytest.mark.parametrize("inner", ["tmpabc123", "standalone/tmpabc123"])
+def test_a_temporary_copy_of_dvc_leads_to_the_checkout_that_it_was_made_from(tmp_path: Path, inner: str) -> None:
+    main = committed(tmp_path / "main")
+    copy = committed(main / ".dvc" / "tmp" / "exps" / inner)  # a repository of its own, as DVC makes it
+    assert main_checkout(copy) == main
+
+
+def test_a_worktree_and_its_temporary_copies_lead_to_the_main_checkout(tmp_path: Path) -> None:
+    main = committed(tmp_path / "main")
+    git(main, "worktree", "add", "--quiet", "../tree")
+    assert main_checkout(tmp_path / "tree") == main
+    assert main_checkout(committed(tmp_path / "tree" / ".dvc" / "tmp" / "exps" / "tmpabc")) == main
+
+
+def test_a_project_in_a_subfolder_stays_in_its_subfolder(tmp_path: Path) -> None:
+    main = tmp_path / "main"
+    committed(main)
+    (main / "faces").mkdir()
+    (main / "faces" / "dvc.yaml").write_text("stages: {}")
+    git(main, "add", "--all")
+    git(main, "commit", "--quiet", "--message=project")
+    git(main, "worktree", "add", "--quiet", "../tree")
+    assert main_checkout(main / "faces") == main / "faces"
+    assert main_checkout(tmp_path / "tree" / "faces") == main / "faces"
+
+
+def test_a_worktree_of_a_bare_repository_is_its_own(tmp_path: Path) -> None:
+    main = committed(tmp_path / "main")
+    git(tmp_path, "clone", "--quiet", "--bare", str(main), "bare.git")
+    git(tmp_path / "bare.git", "worktree", "add", "--quiet", "../tree")
+    assert main_checkout(tmp_path / "tree") == tmp_path / "tree"
+
+
+def test_a_git_hook_s_environment_does_not_mislead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, other = committed(tmp_path / "main"), committed(tmp_path / "other")
+    git(main, "worktree", "add", "--quiet", "../tree")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert main_checkout(tmp_path / "tree") == main
+
+
+# --------------------------------------------------------------------------------------- Store
+
+
+def test_the_default_store_lies_in_the_main_checkout(tmp_path: Path) -> None:
+    main = committed(tmp_path / "main")
+    store = Store.locate(committed(main / ".dvc" / "tmp" / "exps" / "tmpabc"))
+    assert store == Store(f"sqlite:///{main}/mlflow.db", main / "mlruns", main / "mlflow.db", True)
+
+
+def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = committed(tmp_path / "main")
+    copy = committed(main / ".dvc" / "tmp" / "exps" / "tmpabc")
+    for uri, expected, artifacts in (
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000", None),
+        ("sqlite:////elsewhere/runs.db", "sqlite:////elsewhere/runs.db", Path("/elsewhere/mlruns")),
+        # Relative to the main checkout, or every temporary copy would have a store of its own.
+        ("sqlite:///runs.db", f"sqlite:///{main}/runs.db", main / "mlruns"),
+        ("mlruns", f"file://{main}/mlruns", None),
+        ("postgresql://user@host/runs", "postgresql://user@host/runs", main / "mlruns"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        store = Store.locate(copy)
+        assert (store.uri, store.artifacts, store.is_default) == (expected, artifacts, False)
+
+
+CREATE = """
+    import sys
+    from pathlib import Path
+    from unveil.tracking import Store, TrackedRun
+
+    run = TrackedRun.start(Store.locate(Path.cwd()), {"who": sys.argv[1]}, {"a": 1})
+    for step in range(50):
+        run.log_metrics({"loss": step / 2, "other": step}, step=step)
+    run.finish("FINISHED")
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_create_one_store_at_once_and_lose_nothing(tmp_path: Path, repository: Path) -> None:
+    main = committed(tmp_path / "main")
+    copies = [main] + [committed(main / ".dvc" / "tmp" / "exps" / f"tmp{number}") for number in range(3)]
+    processes = [python(CREATE, copy, repository, str(number)) for number, copy in enumerate(copies)]
+    for process in processes:
+        finished(process)
+        assert process.stderr is not None
+    client = client_of(main)
+    experiment = client.get_experiment_by_name("unveil")
+    assert experiment is not None
+    assert experiment.artifact_location == (main / "mlruns").as_uri()
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["who"] for run in runs} == {"0", "1", "2", "3"}
+    assert all(run.info.status == "FINISHED" and run.data.params == {"a": "1"} for run in runs)
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "loss")
+        assert [(point.step, point.value) for point in points] == [(step, step / 2) for step in range(50)]
+    assert not any((copy / "mlflow.db").exists() for copy in copies[1:])
+
+
+def test_a_store_of_another_mlflow_version_is_one_line(project: Path, tmp_path: Path) -> None:
+    start(project).finish("FINISHED")
+    old = tmp_path / "mlflow.db"
+    old.write_bytes((project / "mlflow.db").read_bytes())
+    with sqlite3.connect(old) as database:
+        database.execute("UPDATE alembic_version SET version_num = '728d730b5ebd'")
+    with pytest.raises(UnveilError, match=r"made by another version of MLflow.*mlflow db upgrade sqlite:///"):
+        Store.locate(tmp_path).open()
+
+
+def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UnveilError, match=f"{uri} cannot be opened.*UNVEIL_TRACKING=off") as caught:
+            Store.locate(tmp_path).open()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_created_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///file/mlflow.db")
+    with pytest.raises(UnveilError, match="cannot be opened"):
+        Store.locate(tmp_path).open()
+
+
+def test_a_deleted_experiment_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "doomed")
+    client, experiment = Store.locate(project).open()
+    client.delete_experiment(experiment)
+    with pytest.raises(UnveilError, match=f"'doomed' was deleted.*--experiment-id {experiment}"):
+        Store.locate(project).open()
+
+
+# --------------------------------------------------------------------------------- TrackedRun
+
+
+def test_a_run_keeps_what_it_was_told(project: Path) -> None:
+    run = start(project, lr=2e-4, **{"network.channels": [1, 2]})
+    for step in (10, 20, 30):
+        run.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step)
+    (project / "note.txt").write_text("text")
+    run.log_artifact(project / "note.txt", "notes")
+    run.set_tags({"key": "value"})
+    run.finish("FINISHED")
+
+    found = client_of(project).get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"lr": "0.0002", "network.channels": "[1, 2]"}
+    assert found.data.tags["key"] == "value"
+    assert history(project, run, "loss") == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
+    assert [item.path for item in client_of(project).list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]
+    assert (project / "mlruns" / str(run.run_id) / "artifacts" / "notes" / "note.txt").read_text() == "text"
+
+
+def test_the_shortest_run_has_system_metrics(project: Path) -> None:
+    run = start(project)
+    run.finish("FINISHED")
+    keys = set(client_of(project).get_run(run.run_id).data.metrics)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= keys
+
+
+def test_each_point_is_in_the_store_as_soon_as_it_was_logged(project: Path) -> None:
+    run = start(project)
+    run.log_metrics({"loss": 0.5}, step=7)
+    with sqlite3.connect(project / "mlflow.db") as database:
+        rows = database.execute("SELECT key, value, step FROM metrics WHERE run_uuid = ?", [run.run_id])
+        assert ("loss", 0.5, 7) in rows.fetchall()
+    run.finish("FINISHED")
+
+
+def test_more_than_mlflow_takes_at_once_and_longer_than_it_allows(project: Path) -> None:
+    run = start(project, **{f"p{number}": number for number in range(230)})
+    run.set_tags({f"t{number}": str(number) for number in range(230)} | {"long": "x" * 20_000})
+    run.log_metrics({f"m{number}": number for number in range(1230)})
+    run.finish("FINISHED")
+    data = client_of(project).get_run(run.run_id).data
+    assert data.params == {f"p{number}": str(number) for number in range(230)}
+    assert all(data.tags[f"t{number}"] == str(number) for number in range(230))
+    assert set(data.tags["long"]) == {"x"}
+    assert all(data.metrics[f"m{number}"] == number for number in range(1230))
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["small", "large"])
+def test_a_model_is_safetensors_and_json_linked_to_its_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    monkeypatch.setattr(tracking, "WEIGHTS_COPY_BYTES", 1000 if copied else 999)
+    config, weights = project / "config.json", project / "model.safetensors"
+    config.write_text("{}")
+    weights.write_bytes(bytes(1000))
+    train = start(project)
+    model_id = train.log_model("denoiser-x.y/z", config, weights, {"network.channels": 128}, step=640)
+    train.finish("FINISHED")
+    assert model_id is not None
+
+    client = client_of(project)
+    model = client.get_logged_model(model_id)
+    assert (model.name, str(model.status), model.source_run_id) == ("denoiser-x-y-z", "READY", train.run_id)
+    assert model.params == {"network.channels": "128"}
+    # sha256 of 1000 zero bytes, as coreutils' sha256sum prints it
+    assert model.tags["unveil.weights.sha256"] == ("541b3e9daa09b20bf85fa273e5cbd3e80185aa4ec298e765db87742b70138a53")
+    outputs = client.get_run(train.run_id).outputs.model_outputs
+    assert [(output.model_id, output.step) for output in outputs] == [(model_id, 640)]
+    names = {path.name for path in Path(model.artifact_location.removeprefix("file://")).iterdir()}
+    assert names == ({"config.json", "model.safetensors"} if copied else {"config.json"})
+
+
+def test_metrics_reach_the_model_and_the_data_set(project: Path) -> None:
+    (project / "config.json").write_text("{}")
+    (project / "model.safetensors").write_bytes(b"0")
+    train = start(project)
+    model_id = train.log_model("denoiser", project / "config.json", project / "model.safetensors", {})
+    train.finish("FINISHED")
+    assert model_id is not None
+
+    run, digest = start(project), "0123456789abcdef" * 4
+    assert run.link_model(model_id)
+    assert not run.link_model("m-" + "0" * 32)
+    run.log_dataset("celeba-64-ddim", digest, "data/shards", "evaluation")
+    run.log_metrics({"fid": 3.5}, model_id=model_id, dataset=("celeba-64-ddim", digest))
+    run.finish("FINISHED")
+
+    client = client_of(project)
+    inputs = client.get_run(run.run_id).inputs
+    assert [item.model_id for item in inputs.model_inputs] == [model_id]
+    (item,) = inputs.dataset_inputs
+    assert (item.dataset.name, item.dataset.digest) == ("celeba-64-ddim", digest[:36])
+    assert json.loads(item.dataset.source) == {"uri": "data/shards"}
+    assert [(tag.key, tag.value) for tag in item.tags] == [("mlflow.data.context", "evaluation")]
+    (metric,) = client.get_logged_model(model_id).metrics
+    assert (metric.key, metric.value, metric.run_id) == ("fid", 3.5, run.run_id)
+    assert (metric.dataset_name, metric.dataset_digest) == ("celeba-64-ddim", digest[:36])
+
+
+def test_points_of_an_outage_arrive_when_the_store_is_back(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(project)
+    assert run.client is not None
+    real = run.client.log_batch
+
+    def broken(*arguments: Any, **named: Any) -> None:
+        raise MlflowException("database is locked", TEMPORARILY_UNAVAILABLE)
+
+    run.log_metrics({"loss": 0.0}, step=0)
+    monkeypatch.setattr(run.client, "log_batch", broken)
+    for step in range(1, 5):
+        run.log_metrics({"loss": float(step)}, step=step)
+    monkeypatch.setattr(run.client, "log_batch", real)
+    run.log_metrics({"loss": 5.0}, step=5)
+    assert history(project, run, "loss") == [(step, float(step)) for step in range(6)]
+    run.finish("FINISHED")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["warning: MLflow did not take the metrics: database is locked"]
+
+
+def test_a_run_deleted_while_it_goes_on_does_not_stop_the_stage(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(project)
+    client_of(project).delete_run(run.run_id)
+    for step in range(3):
+        run.log_metrics({"loss": 1.0}, step=step)
+    run.finish("FINISHED")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(set(lines))
+    assert all(line.startswith("warning: MLflow did not take the ") for line in lines)
+    assert any("metrics" in line for line in lines)
+
+
+def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_path: Path, repository: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from unveil.tracking import TrackedRun
+
+        run = TrackedRun.off()
+        run.log_params({"a": 1}); run.log_metrics({"b": 2}); run.set_tags({"c": "d"})
+        run.log_text("e", "f"); run.log_artifact(Path("nowhere")); run.log_dataset("g", "h", "i", "j")
+        Path("k").write_text("{}")
+        assert run.log_model("l", Path("k"), Path("k"), {}) is None and not run.link_model("m")
+        run.finish("FINISHED")
+        print("mlflow" in sys.modules, sorted(path.name for path in Path.cwd().iterdir()))
+    """
+    assert finished(python(code, tmp_path, repository)) == "False ['k']\n"
+
+
+# ------------------------------------------------------------------------------------ privacy
+
+
+@pytest.mark.slow
+def test_a_tracked_run_opens_no_connection_and_asks_no_name_server(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+        import socket
+
+        calls = []
+        for name in ("connect", "connect_ex", "sendto"):
+            def spy(self, *arguments, name=name):
+                if self.family != socket.AF_UNIX:
+                    calls.append((name, arguments[-1]))
+                raise OSError("no network")
+            setattr(socket.socket, name, spy)
+        def resolve(*arguments, **named):
+            calls.append(("getaddrinfo", arguments))
+            raise OSError("no network")
+        socket.getaddrinfo = resolve
+
+        from pathlib import Path
+        from unveil.tracking import Store, TrackedRun, source_tags, machine_tags, git_tags
+
+        tags = source_tags("train", None) | machine_tags() | git_tags(Path.cwd())
+        run = TrackedRun.start(Store.locate(Path.cwd()), tags, {"a": 1})
+        Path("config.json").write_text("{}")
+        run.log_metrics({"loss": 1.0})
+        run.log_model("denoiser", Path("config.json"), Path("config.json"), {})
+        run.log_artifact(Path("config.json"))
+        run.finish("FINISHED")
+        import atexit
+        atexit._run_exitfuncs()
+        print(calls)
+    """
+    for name in ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS"):  # MLflow is silent under tests by itself
+        monkeypatch.delenv(name, raising=False)
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "false", "DO_NOT_TRACK": "false"}  # the module decides
+    assert finished(python(code, tmp_path, repository, **environment)) == "[]\n"
+
+
+# ---------------------------------------------------------------------------------------- git
+
+
+def test_git_tags_tell_commit_and_changes(tmp_path: Path) -> None:
+    main = committed(tmp_path / "main")
+    commit = git(main, "rev-parse", "HEAD")
+    clean = git_tags(main)
+    assert (clean["git.commit"], clean["git.dirty"]) == (commit, "false")
+    assert "git.changed" not in clean
+
+    (main / "dvc.lock").write_text("written by the pipeline")
+    (main / "metrics").mkdir()
+    (main / "metrics" / "evaluate.json").write_text("{}")
+    assert git_tags(main) == clean
+
+    (main / "file").write_text("edited")
+    (main / "new").write_text("")
+    dirty = git_tags(main)
+    assert (dirty["git.dirty"], dirty["git.changed"]) == ("true", "file, new")
+
+
+def test_git_tags_without_git_or_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert git_tags(tmp_path) == {}
+    git(tmp_path, "init", "--quiet")
+    assert git_tags(tmp_path) == {"git.dirty": "false"}
+    monkeypatch.setenv("PATH", "")
+    assert git_tags(tmp_path) == {}
+
+
+# ----------------------------------------------------------------------------------------- ui
+
+
+def test_the_pages_are_for_this_machine_and_this_store(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = Store.locate(tmp_path)
+    command = ui_command(store, port)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == str(port)
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert MlflowClient(store.uri).get_experiment_by_name("unveil") is not None  # created, there was none
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UnveilError, match=f"port {port} of 127.0.0.1 is in use; choose another with --port"):
+            ui_command(Store.locate(tmp_path), port)
+
+
+def test_a_server_has_pages_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    with pytest.raises(UnveilError, match="open https://mlflow.example.org in a browser"):
+        ui_command(Store.locate(tmp_path), 5000)
