@@ -31,7 +31,7 @@ SAMPLES = Path("samples/samples.safetensors")
 SAMPLES_RECORD = Path("samples/run.json")
 METRICS = Path("metrics/evaluate.json")
 CARD = Path("reports/card.md")
-DISTANCES = Path("plots/evaluate/distances.csv")
+DISTANCES = Path("plots/evaluate/distances.json")
 COMPARISON = Path("plots/evaluate/real-and-samples.png")
 RECORD = Path("metrics/run.json")
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +41,18 @@ def sampler_config(settings: Sample) -> SamplerConfig:
 
 def batches(
     denoiser: Denoiser, config: SamplerConfig, settings: Sample, image_size: int, precision: str, device: torch.device
-) -> Iterator[tuple[list[int], list[Step]]]:
-    """The ids and all steps of each batch."""
+) -> Iterator[tuple[list[int], list[Step], Step]]:
+    """Of each batch the ids, the strip's few faces at every step (of the first batch alone), and the last step."""
     shape = (3, image_size, image_size)
     for start in range(0, settings.num_samples, settings.batch_size):
         ids = list(range(start, min(start + settings.batch_size, settings.num_samples)))
         noise = SampleNoise(settings.seed, ids, shape, device)
-        steps: list[Step] = []
+        strip: list[Step] = []
         for step in sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device)):
-            # Only the first batch is drawn step by step.
-            steps = [*steps, step] if start == 0 else [step]
-        yield ids, steps
+            if start == 0:  # a thousand steps of a whole batch would not fit into memory
+                shown = slice(None, TRAJECTORY_FACES)
+                strip.append(replace(step, x=step.x[shown].cpu(), denoised=step.denoised[shown].cpu()))
+        yield ids, strip, step
 
 
 def progress(run: Run, done: int, total: int, started: float) -> None:
@@ -86,17 +88,17 @@ def main(
 
         images: list[Tensor] = []
         started = time.perf_counter()
-        for ids, steps in batches(denoiser, config, settings, image_size, precision, device):
-            if not torch.isfinite(steps[-1].x).all():
+        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device):
+            if not torch.isfinite(last.x).all():
                 raise UnveilError(
                     f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} are not finite numbers; "
                     "train again, or set sample.precision to fp32"
                 )
             if not images:
                 faces = min(TRAJECTORY_FACES, len(ids))
-                columns = min(TRAJECTORY_COLUMNS, len(steps))
-                save_grid(emergence(steps, faces, columns), columns, TRAJECTORY)
-            images.append(to_uint8(steps[-1].x).cpu())
+                columns = min(TRAJECTORY_COLUMNS, len(strip))
+                save_grid(emergence(strip, faces, columns), columns, TRAJECTORY)
+            images.append(to_uint8(last.x).cpu())
             progress(run, ids[-1] + 1, settings.num_samples, started)
         seconds = time.perf_counter() - started
 
@@ -106,20 +108,21 @@ def main(
             {
                 **model.data,
                 "model": weights,
+                "config": model.to_dict(),
                 "seed": settings.seed,
                 "precision": precision,
-                "nfe": steps[-1].nfe,
+                "nfe": last.nfe,
                 **vars(config),
             },
         )
         save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)
         run.log_metrics(
-            {"nfe": steps[-1].nfe, "num_samples": len(together), "images_per_second": len(together) / seconds},
+            {"nfe": last.nfe, "num_samples": len(together), "images_per_second": len(together) / seconds},
             model=True,
         )
         run.log_artifact(GRID)
         run.log_artifact(TRAJECTORY)
-        run.say(f"{SAMPLES}: {len(together):,} samples, {steps[-1].nfe} network evaluations each; look at {GRID}")
+        run.say(f"{SAMPLES}: {len(together):,} samples, {last.nfe} network evaluations each; look at {GRID}")
         run.write_record(Path("samples/run.json"))
 
 

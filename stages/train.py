@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from unveil.data.batches import DeviceBatches, to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion.design import DiffusionConfig, build_objective
+from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.figures import save_grid
 from unveil.files import atomic_path
@@ -26,7 +28,8 @@ MODELS = Path("models")
 PLOTS = Path("plots/train")
 CHECKPOINTS = Path(".unveil/checkpoints")
 PREVIEW_FACES = 24
-# A preview need not be good, only quick and on any path: ten Heun steps from nearly pure noise.
+# A preview need not be good, only quick and on any path: ten Heun steps from nearly pure noise, or from as much of
+# it as the path has.
 PREVIEW_SAMPLER = SamplerConfig("heun", steps=10, grid="karras", sigma_min=0.03, sigma_max=80.0)
 app = typer.Typer(add_completion=False)
 
@@ -67,13 +70,20 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
     )
 
 
+def preview_sampler(path: NoisePath) -> SamplerConfig:
+    """The previews' sampler, within the noise levels that the path has and the network is trained on."""
+    wanted = torch.tensor([PREVIEW_SAMPLER.sigma_min, PREVIEW_SAMPLER.sigma_max], dtype=torch.float64)
+    sigma_min, sigma_max = path.sigma(path.t(wanted)).tolist()
+    return replace(PREVIEW_SAMPLER, sigma_min=sigma_min, sigma_max=sigma_max)
+
+
 def draw_preview(trainer: Trainer, precision: str, path: Path) -> None:
     """Save the averaged network's samples from noise that is the same in every preview."""
     size = trainer.batches.images.shape[-1]
     noise = SampleNoise(0, range(PREVIEW_FACES), (3, size, size), trainer.device)
     denoiser, context = trainer.denoiser, lambda: autocast(precision, trainer.device)
     with trainer.averaged():
-        *_, last = sample_steps(denoiser, denoiser.path, PREVIEW_SAMPLER, noise, context)
+        *_, last = sample_steps(denoiser, denoiser.path, preview_sampler(denoiser.path), noise, context)
     save_grid(to_uint8(last.x).cpu(), 8, path)
 
 
@@ -141,22 +151,20 @@ def main(
         run.tag("unveil.precision", precision)
         run.say(f"{size:,} parameters, {len(images):,} images, {precision} on {device}")
         if trainer.resume():
-            run.say(f"going on from {checkpoints.newest()}, at {trainer.images_seen:,} images")
+            run.say(f"going on from step {trainer.step:,} in {checkpoints.folder}, at {trainer.images_seen:,} images")
 
-        points = []
         for point in trainer.run():
-            points.append(point)
             report(run, point)
             if point.preview:
                 preview = PLOTS / "previews" / f"{point.images:09d}.png"
                 draw_preview(trainer, precision, preview)
                 run.log_artifact(preview, folder="previews")
-        write_curves(points, PLOTS / "curves.csv")
+        write_curves(trainer.points, PLOTS / "curves.csv")
         with trainer.averaged() as network:
             save_model(MODELS, network, config)
         run.log_artifact(PLOTS / "curves.csv")
         run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)
-        run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {points[-1].loss:.4f}")
+        run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {trainer.points[-1].loss:.4f}")
         run.write_record(MODELS / "run.json")
         checkpoints.remove()
 

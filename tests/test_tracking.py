@@ -21,15 +21,24 @@ from unveil.errors import UnveilError
 from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, ui_command
 
 
-def start(project: Path, **params: object) -> TrackedRun:
-    return TrackedRun.start(Store.locate(project), {"unveil.stage": "train"}, params)
+class KnownRun(TrackedRun):
+    """A run that is tracked: it has an id."""
+
+    run_id: str
+    client: MlflowClient
+
+
+def start(project: Path, **params: object) -> KnownRun:
+    run = KnownRun.start(Store.locate(project), {"unveil.stage": "train"}, params)
+    assert isinstance(run, KnownRun)
+    return run
 
 
 def client_of(project: Path) -> MlflowClient:
     return MlflowClient(Store.locate(project).uri)
 
 
-def history(project: Path, run: TrackedRun, key: str) -> list[tuple[int, float]]:
+def history(project: Path, run: KnownRun, key: str) -> list[tuple[int, float]]:
     points = client_of(project).get_metric_history(run.run_id, key)
     return [(point.step, point.value) for point in points]
 
@@ -221,7 +230,7 @@ def test_a_run_keeps_what_it_was_told(project: Path) -> None:
     assert found.data.tags["key"] == "value"
     assert history(project, run, "loss") == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
     assert [item.path for item in client_of(project).list_artifacts(run.run_id, "notes")] == ["notes/note.txt"]
-    assert (project / "mlruns" / str(run.run_id) / "artifacts" / "notes" / "note.txt").read_text() == "text"
+    assert (project / "mlruns" / run.run_id / "artifacts" / "notes" / "note.txt").read_text() == "text"
 
 
 def test_the_shortest_run_has_system_metrics(project: Path) -> None:
@@ -271,8 +280,9 @@ def test_a_model_is_safetensors_and_json_linked_to_its_run(
     assert model.params == {"network.channels": "128"}
     # sha256 of 1000 zero bytes, as coreutils' sha256sum prints it
     assert model.tags["unveil.weights.sha256"] == ("541b3e9daa09b20bf85fa273e5cbd3e80185aa4ec298e765db87742b70138a53")
-    outputs = client.get_run(train.run_id).outputs.model_outputs
-    assert [(output.model_id, output.step) for output in outputs] == [(model_id, 640)]
+    outputs = client.get_run(train.run_id).outputs
+    assert outputs is not None
+    assert [(output.model_id, output.step) for output in outputs.model_outputs] == [(model_id, 640)]
     names = {path.name for path in Path(model.artifact_location.removeprefix("file://")).iterdir()}
     assert names == ({"config.json", "model.safetensors"} if copied else {"config.json"})
 
@@ -294,12 +304,13 @@ def test_metrics_reach_the_model_and_the_data_set(project: Path) -> None:
 
     client = client_of(project)
     inputs = client.get_run(run.run_id).inputs
+    assert inputs is not None
     assert [item.model_id for item in inputs.model_inputs] == [model_id]
     (item,) = inputs.dataset_inputs
     assert (item.dataset.name, item.dataset.digest) == ("celeba-64-ddim", digest[:36])
     assert json.loads(item.dataset.source) == {"uri": "data/shards"}
     assert [(tag.key, tag.value) for tag in item.tags] == [("mlflow.data.context", "evaluation")]
-    (metric,) = client.get_logged_model(model_id).metrics
+    (metric,) = client.get_logged_model(model_id).metrics or []
     assert (metric.key, metric.value, metric.run_id) == ("fid", 3.5, run.run_id)
     assert (metric.dataset_name, metric.dataset_digest) == ("celeba-64-ddim", digest[:36])
 
@@ -308,7 +319,6 @@ def test_points_of_an_outage_arrive_when_the_store_is_back(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = start(project)
-    assert run.client is not None
     real = run.client.log_batch
 
     def broken(*arguments: Any, **named: Any) -> None:
@@ -436,7 +446,8 @@ def test_the_pages_are_for_this_machine_and_this_store(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     store = Store.locate(tmp_path)
-    command = ui_command(store, port)
+    command, address = ui_command(store, port)
+    assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == str(port)
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
@@ -454,5 +465,5 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
 
 def test_a_server_has_pages_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    with pytest.raises(UnveilError, match="open https://mlflow.example.org in a browser"):
+    with pytest.raises(UnveilError, match=r"open https://mlflow\.example\.org in a browser"):
         ui_command(Store.locate(tmp_path), 5000)

@@ -36,6 +36,7 @@ from unveil.tracking import (
 
 RECORD_FORMAT = 1
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
+SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
 STAGES = ("download", "preprocess", "train", "sample", "evaluate")
 
 
@@ -103,7 +104,8 @@ class Run:
     def follow(self, record: Path) -> None:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.
 
-        Their runs become tags; in the evaluate run, their parameters and last metrics are logged too. A
+        Their runs become tags; in the evaluate run, all their parameters and the last metrics of train and
+        sample are logged too. A
         record that is not there or not readable (outputs copied by hand) is a tag, no failure.
         """
         try:
@@ -117,6 +119,7 @@ class Run:
             metrics = {
                 f"{stage}.{key}": float(value)
                 for stage, entry in chain.items()
+                if stage in SUMMARIZED
                 for key, value in entry["metrics"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -163,6 +166,10 @@ class Run:
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
         self._tracked.set_tags({key: value})
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow shows at the top of the run's page; cut at 8,000 characters."""
+        self.tag("mlflow.note.content", markdown)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0, model: bool = False) -> None:
         """Log one point of each metric.

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import typer
 from filelock import FileLock, Timeout
@@ -41,6 +42,7 @@ TELEMETRY_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 os.environ.update(TELEMETRY_OFF)
 
 EXPERIMENT = "unveil"
+EVALUATIONS = "tags.`unveil.stage` = 'evaluate'"  # MLflow's search for the rows that people compare
 SYSTEM_METRICS_SECONDS = 5.0  # between two samples; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
 LOCK_SECONDS = 120.0  # a first creation of the store takes some seconds
 OPEN_ATTEMPTS = 6
@@ -48,7 +50,7 @@ WEIGHTS_COPY_BYTES = 64 << 20  # larger weights stay in DVC alone; MLflow then h
 # MLflow's own limits
 BATCH_ITEMS = 100
 KEY_LENGTH = 250
-TAG_LENGTH = 5000
+TAG_LENGTH = 8000
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
@@ -125,7 +127,7 @@ class Store:
     is_default: bool
 
     @classmethod
-    def locate(cls, start: Path) -> "Store":
+    def locate(cls, start: Path) -> Self:
         """The store of the project at ``start``: MLFLOW_TRACKING_URI, or mlflow.db in its main checkout.
 
         A relative path in MLFLOW_TRACKING_URI counts from the main checkout, so that it names one store
@@ -144,7 +146,7 @@ class Store:
         return cls(uri, None if uri.startswith("file:") else root / "mlruns", None, False)
 
     @classmethod
-    def _sqlite(cls, database: Path, is_default: bool) -> "Store":
+    def _sqlite(cls, database: Path, is_default: bool) -> Self:
         return cls(f"sqlite:///{database}", database.parent / "mlruns", database, is_default)
 
     def open(self) -> "tuple[MlflowClient, str]":
@@ -352,12 +354,12 @@ class TrackedRun:
         self._warned: set[str] = set()
 
     @classmethod
-    def off(cls) -> "TrackedRun":
+    def off(cls) -> Self:
         """A run that keeps nothing."""
         return cls(None, "", None)
 
     @classmethod
-    def start(cls, store: Store, tags: Mapping[str, str], params: Mapping[str, object]) -> "TrackedRun":
+    def start(cls, store: Store, tags: Mapping[str, str], params: Mapping[str, object]) -> Self:
         """Open a run in ``store`` with its tags and parameters, and begin to sample system metrics.
 
         Raises:
@@ -599,18 +601,21 @@ def ui(
 ) -> None:
     """Open MLflow's pages on this project's store, for this machine only."""
     try:
-        command = ui_command(Store.locate(Path.cwd()), port)
+        command, address = ui_command(Store.locate(Path.cwd()), port)
     except UnveilError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"all runs:    {address}")
+    print(f"evaluations: {address}&searchFilter={quote(EVALUATIONS)}")
+    print("Ctrl-C ends it.", flush=True)
     # No job runner: nothing here uses MLflow's background jobs, and each would be a process.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # deprecations within MLflow are no news for its reader
     os.execv(command[0], command)
 
 
-def ui_command(store: Store, port: int) -> list[str]:
-    """The command line that serves ``store``, which is created if there is none.
+def ui_command(store: Store, port: int) -> tuple[list[str], str]:
+    """The command line that serves ``store``, and the address of its runs; a store is made if there is none.
 
     Raises:
         UnveilError: the store is a server itself, or the port is taken.
@@ -623,12 +628,13 @@ def ui_command(store: Store, port: int) -> list[str]:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UnveilError(f"port {port} of 127.0.0.1 is in use; choose another with --port") from None
-    store.open()
+    _, experiment = store.open()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
         command += ["--artifacts-destination", str(store.artifacts)]
-    return command
+    # Without the query MLflow 3 shows its pages for agents.
+    return command, f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 if __name__ == "__main__":

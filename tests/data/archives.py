@@ -43,7 +43,7 @@ def make_celeba(folder: Path, num_images: int = 24, seed: int = 0) -> Path:
 
     The text files are as mixed as the published ones: line ends of both kinds, a trailing space, columns of
     different widths, ``image_id`` in one heading only. About 3/5, 1/5 and 1/5 of the images are train, valid
-    and test, in this order, as in CelebA.
+    and test, in this order, as in CelebA. Equal arguments give equal bytes.
 
     Returns:
         ``folder``, which is made if it is not there.
@@ -52,9 +52,9 @@ def make_celeba(folder: Path, num_images: int = 24, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     names = [f"{number:06d}.jpg" for number in range(1, num_images + 1)]
     with zipfile.ZipFile(folder / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("img_align_celeba/", b"")
+        archive.writestr(_member(""), b"")
         for name in names:
-            archive.writestr(f"img_align_celeba/{name}", jpeg(face(rng)))
+            archive.writestr(_member(name), jpeg(face(rng)), zipfile.ZIP_DEFLATED)
 
     signs = rng.choice([-1, 1], (num_images, 40))
     rows = [name + "".join(f" {sign:2d}" for sign in row) for name, row in zip(names, signs, strict=True)]
@@ -80,6 +80,11 @@ def make_celeba(folder: Path, num_images: int = 24, seed: int = 0) -> Path:
     heading = " ".join(f"{part}_{axis}" for part in parts for axis in "xy")
     _write(folder / "list_landmarks_align_celeba.txt", [str(num_images), heading, *rows])
     return folder
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member with a fixed date, so that the archive is the same at any time."""
+    return zipfile.ZipInfo(f"img_align_celeba/{name}", (2015, 9, 28, 12, 0, 0))
 
 
 def _write(path: Path, lines: list[str], end: str = "\n") -> None:

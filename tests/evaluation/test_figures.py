@@ -1,6 +1,6 @@
 """The figures: what stands in the table, and where each image lies in the picture."""
 
-import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +34,12 @@ METRICS: dict[str, float | int] = {
 
 
 def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "distances.csv"
+    path = tmp_path / "new" / "distances.json"
     write_distances(path, METRICS, LITE)
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert rows == [
-        {"set": "samples", "distance": "152.318", "kernel_distance": "0.0183727"},
-        {"set": "real, held out", "distance": "37.0625", "kernel_distance": "-1.25e-05"},
-        {"set": "uniform noise", "distance": "1493.27", "kernel_distance": "0.71"},
+    assert json.loads(path.read_text()) == [
+        {"set": "samples", "distance": 152.318, "kernel_distance": 0.0183727},
+        {"set": "real, held out", "distance": 37.0625, "kernel_distance": -1.25e-05},
+        {"set": "uniform noise", "distance": 1493.27, "kernel_distance": 0.71},
     ]
 
 

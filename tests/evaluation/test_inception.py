@@ -1,6 +1,7 @@
 """The FID network's weights: found, fetched, checked and refused."""
 
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,15 +10,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from unveil.errors import UnveilError
 from unveil.evaluation import features, inception
+from unveil.evaluation.distances import frechet_distance, statistics
 from unveil.evaluation.features import extract, load_extractor
 from unveil.evaluation.inception import INCEPTION, PublishedFile, find_weights, problem_of
+from unveil.evaluation.sets import uniform_noise
 from unveil.files import file_digest
 
 CONTENT = b"weights" * 1000
+WEIGHTS = os.environ.get(inception.ENVIRONMENT)
+
+
+class _Tensors(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -180,3 +198,24 @@ def test_inception_runs_on_weights_of_a_file(tmp_path: Path, monkeypatch: pytest
         expected = network(images)[0]
     assert found.shape == (5, 2048) and found.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.real_weights
+@pytest.mark.skipif(WEIGHTS is None, reason="UNVEIL_INCEPTION is not set")
+def test_fid_with_the_published_weights_is_torch_fidelitys() -> None:
+    assert WEIGHTS is not None
+    extractor = load_extractor("inception", Path(WEIGHTS))
+    assert extractor.weights_sha256 == INCEPTION.sha256
+    sets = [_Tensors(uniform_noise(32, 64, seed)) for seed in (0, 1)]
+    expected = calculate_metrics(
+        input1=sets[0],
+        input2=sets[1],
+        fid=True,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+        feature_extractor_weights_path=WEIGHTS,
+    )
+    one, other = (statistics(extract(data.images, extractor, batch_size=32, device="cpu")) for data in sets)
+    assert frechet_distance(one, other) == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)

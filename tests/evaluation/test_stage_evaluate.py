@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = (
     "metrics/evaluate.json",
     "reports/card.md",
-    "plots/evaluate/distances.csv",
+    "plots/evaluate/distances.json",
     "plots/evaluate/real-and-samples.png",
 )
 SIZE = 16

@@ -31,8 +31,8 @@ CANVAS = (178, 218)
 
 LEFT_EYE = (69.5, 111.3)
 RIGHT_EYE = (107.7, 111.3)
-"""Mean position (x, y), in pixels from the upper left corner, of the eyes on the left and on the right of
-the aligned images. The alignment puts both on nearly the same place in every image."""
+"""Mean position (x, y), to about half a pixel from the upper left corner, of the eyes on the left and on the
+right of the aligned images. The alignment puts both on nearly the same place in every image."""
 
 SPLITS = ("train", "valid", "test")
 """Names of the values 0, 1 and 2 in ``list_eval_partition.txt``."""

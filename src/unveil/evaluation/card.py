@@ -102,7 +102,7 @@ def notes_on(num_images: int, features: FeatureSet, shared: int = 0) -> list[str
     return found
 
 
-def why_not_comparable(features: FeatureSet, source: str, protocol: str, image_size: int) -> str | None:
+def why_not_comparable(features: FeatureSet, source: str, protocol: str, image_size: int, reference: str) -> str | None:
     """Why the published FIDs are numbers on something else, as one clause; None if they are not."""
     reasons = []
     if features.name != "inception":
@@ -113,6 +113,8 @@ def why_not_comparable(features: FeatureSet, source: str, protocol: str, image_s
         reasons.append(f"they are at {PUBLISHED_SIZE} x {PUBLISHED_SIZE}, and this is at {image_size}")
     if protocol not in PUBLISHED:
         reasons.append(f"they use the protocols {' and '.join(PUBLISHED)}, and this is {protocol}")
+    if reference != "train":
+        reasons.append(f"they are distances from the training images, and this is from the {reference} split")
     return "; ".join(reasons) or None
 
 
@@ -217,7 +219,7 @@ def _model(facts: CardFacts) -> str:
 
 def _published(facts: CardFacts) -> str:
     title = f"Published values, CelebA {PUBLISHED_SIZE} x {PUBLISHED_SIZE}"
-    reason = why_not_comparable(facts.features, facts.source, facts.protocol, facts.image_size)
+    reason = why_not_comparable(facts.features, facts.source, facts.protocol, facts.image_size, facts.reference.name)
     if reason:
         return _section(title, f"Not comparable: {reason}.")
     rows = [(row.model, row.steps, f"{row.fid:.2f}", row.where) for row in PUBLISHED[facts.protocol]]

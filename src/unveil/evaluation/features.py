@@ -122,7 +122,7 @@ class EfficientNetLite0(FeatureExtractorBase):
 def _folded(network: Any) -> Any:
     """Fold each batch norm into its convolution, and equal paddings into the convolution's own.
 
-    The same function in eval mode, up to rounding, with half as many passes over memory.
+    The same function in eval mode, up to rounding, with fewer passes over memory.
     """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
@@ -200,7 +200,7 @@ def extract(images: Tensor, extractor: Extractor, batch_size: int, device: str |
     """Features of images: uint8 [N, 3, H, W] to float32 [N, D] on the CPU, in the order of the images.
 
     Runs in float32, and neither the batch size nor the device changes more than rounding. ``batch_size``
-    counts on CUDA only: on a CPU ``CPU_BATCH`` images at once are fastest. Raises UnveilError for images
+    counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once. Raises UnveilError for images
     of another type or shape.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:

@@ -1,6 +1,5 @@
 """What an evaluation shows: the distances as a table to plot, and real images beside samples."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from unveil.evaluation.features import FeatureSet
 from unveil.evaluation.sets import spread
-from unveil.files import atomic_path
+from unveil.files import atomic_path, write_json
 
 ROWS = 3
 COLUMNS = 12
@@ -23,12 +22,12 @@ SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
 
 
 def write_distances(path: Path, metrics: dict[str, float | int], features: FeatureSet) -> None:
-    """CSV with the columns ``set, distance, kernel_distance``: a bar for the samples and each control."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["set", "distance", "kernel_distance"])
-        for suffix, name in SETS.items():
-            writer.writerow([name, metrics[features.frechet + suffix], metrics[features.kernel + suffix]])
+    """JSON for ``dvc plots``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control."""
+    rows = [
+        {"set": name, "distance": metrics[features.frechet + end], "kernel_distance": metrics[features.kernel + end]}
+        for end, name in SETS.items()
+    ]
+    write_json(path, rows)
 
 
 def write_comparison(

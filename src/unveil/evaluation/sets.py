@@ -131,7 +131,7 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
 
 def check_split(folder: Path, index: ShardIndex, split: str, count: int) -> None:
     """Raise UnveilError if a split has fewer than ``count`` images."""
-    if (total := index.num_images(split)) < count:
+    if (total := index.num_images(split) if split in index.splits else 0) < count:
         raise UnveilError(
             f"evaluate.num_images: found {count}, but the {split} split of {folder} has {total} images; "
             f"lower it to {total} or less"

@@ -101,7 +101,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
         denoiser = config.build()
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise UnveilError(
-            f"{folder / CONFIG_FILE}: describes no model that can be built ({_reason(error)}); run the train stage again"
+            f"{folder / CONFIG_FILE}: describes a model that cannot be built ({_reason(error)}); train again"
         ) from None
     path = folder / WEIGHTS_FILE
     try:

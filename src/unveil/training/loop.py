@@ -1,10 +1,11 @@
 """The training loop. It yields what happens; the caller prints, logs and draws."""
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class Progress:
     Attributes:
         images: images seen.
         loss: mean over the images since the last point.
-        grad_norm: mean norm of the gradient, before clipping, since the last point.
+        grad_norm: mean norm of the gradient, before clipping, since the last point; without the steps that
+            fp16's scaling left out because their gradient overflowed.
         lr: learning rate of the last step.
         images_per_second: since the last point.
         seconds_left: estimate at the mean speed of this process.
@@ -74,8 +76,8 @@ class Progress:
 class Trainer:
     """A denoiser in training: network, optimizer, averaged weights and the number of steps made.
 
-    The noise of step k is a function of (seed, k) alone, and so is its batch: a run that was taken up again
-    from a checkpoint does what the uninterrupted one does, bit for bit on one machine.
+    The noise of step k, dropout's included, is a function of (seed, k) alone, and so is its batch: a run that was
+    taken up again from a checkpoint does what the uninterrupted one does, bit for bit on one machine.
 
     Args:
         denoiser: on its device; its network's parameters are trained.
@@ -99,6 +101,7 @@ class Trainer:
         self.config = config
         self.checkpoints = checkpoints
         self.step = 0
+        self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
         self.network = denoiser.network
         self.parameters = list(self.network.parameters())
         self.device = self.parameters[0].device
@@ -116,7 +119,8 @@ class Trainer:
         """Train to the end from where it stands, yielding a point of the curves now and then.
 
         Raises:
-            UnveilError: if the loss is no longer finite; it names the step and the last good checkpoint.
+            UnveilError: if the loss or the weights are no longer finite; it names the step and the last good
+                checkpoint.
         """
         self.denoiser.train()
         losses: list[Tensor] = []
@@ -131,17 +135,20 @@ class Trainer:
             last = self.step == self.total_steps
             checkpoint = self._due(self.config.checkpoint_every_images) and not last
             if self._due(self.config.log_every_images) or preview or checkpoint or last:
-                mean_loss = self._checked(torch.stack(losses).mean().item())
+                mean_loss = torch.stack(losses).mean().item()
+                self._check(mean_loss)
                 now = time.perf_counter()
-                yield Progress(
+                point = Progress(
                     images=self.images_seen,
                     loss=mean_loss,
-                    grad_norm=torch.stack(norms).mean().item(),
+                    grad_norm=_mean_of_finite(norms),
                     lr=self._lr(),
                     images_per_second=(self.step - marked_step) * self.batches.batch_size / (now - mark),
                     seconds_left=(self.total_steps - self.step) * (now - start) / (self.step - first_step),
                     preview=preview,
                 )
+                self.points.append(point)
+                yield point
                 losses, norms, mark, marked_step = [], [], time.perf_counter(), self.step
             if checkpoint:
                 self.save()
@@ -170,14 +177,25 @@ class Trainer:
             tensors[f"ema.{number}"] = average
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{number}"] = value
-        self.checkpoints.save(self.step, tensors, {"scaler": self.scaler.state_dict()})
+        facts = {"scaler": self.scaler.state_dict(), "points": [asdict(point) for point in self.points]}
+        self.checkpoints.save(self.step, tensors, facts)
 
     def resume(self) -> bool:
-        """Take up the newest whole checkpoint; False if there is none."""
-        found = self.checkpoints.load() if self.checkpoints is not None else None
-        if found is None:
+        """Take up the newest whole checkpoint from before the end; False if there is none.
+
+        Raises:
+            UnveilError: if it belongs to another network.
+        """
+        found = self.checkpoints.load(before=self.total_steps) if self.checkpoints is not None else None
+        if self.checkpoints is None or found is None:
             return False
         tensors, facts = found
+        shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("parameter.")}
+        if shapes != {f"parameter.{number}": parameter.shape for number, parameter in enumerate(self.parameters)}:
+            raise UnveilError(
+                f"{self.checkpoints.folder}: its checkpoints are of another network than this version builds; "
+                "remove the folder to start anew"
+            )
         with torch.no_grad():
             for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
                 parameter.copy_(tensors[f"parameter.{number}"])
@@ -186,6 +204,7 @@ class Trainer:
                     name: tensors[f"adam.{name}.{number}"].to(self.device) for name in ("step", "exp_avg", "exp_avg_sq")
                 }
         self.scaler.load_state_dict(facts["scaler"])
+        self.points = [Progress(**point) for point in facts["points"]]
         self.step = facts["step"]
         return True
 
@@ -193,10 +212,11 @@ class Trainer:
         """One step of the optimizer: returns the mean loss and the gradient's norm."""
         config = self.config
         x0 = self.batches.batch(self.step)
-        generator = torch.Generator(self.device).manual_seed(config.seed * 2**32 + self.step)
+        generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
         sigma = self.objective.sample_sigma(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
-        with autocast(config.precision, self.device):
+        dropout_seed = _step_seed("dropout", config.seed, self.step)
+        with _global_seed(dropout_seed, self.device), autocast(config.precision, self.device):
             loss = denoising_loss(self.denoiser, self.objective, x0, sigma, noise).mean()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -220,12 +240,35 @@ class Trainer:
             return False
         return self.images_seen // interval > (self.images_seen - self.batches.batch_size) // interval
 
-    def _checked(self, loss: float) -> float:
-        if math.isfinite(loss):
-            return loss
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            found = f"the loss became {loss}"
+        elif not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all():
+            found = "the weights became infinite or NaN"  # the next loss will show it, but a checkpoint must not
+        else:
+            return
         newest = self.checkpoints.newest() if self.checkpoints is not None else None
         good = f"the last good checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
         raise UnveilError(
-            f"train: the loss became {loss} by step {self.step} ({self.images_seen} images); {good}; "
+            f"train: {found} by step {self.step} ({self.images_seen} images); {good}; "
             "try a lower train.lr, train.gradient_clip 1.0 or train.precision fp32"
         )
+
+
+def _step_seed(purpose: str, seed: int, step: int) -> int:
+    """A seed that differs in its low 32 bits too: PyTorch's CPU generator takes no more."""
+    digest = hashlib.sha256(f"{purpose} {seed} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+@contextmanager
+def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that dropout draws from, for the while."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _mean_of_finite(values: list[Tensor]) -> float:
+    together = torch.stack(values)
+    return together[together.isfinite()].mean().item()

@@ -66,11 +66,10 @@ CLOTHES: Weights = {
 }  # fmt: skip
 CLOTHES_COLORS: Weights = {
     "#262e33": 14, "#65c9ff": 13, "#5199e4": 13, "#25557c": 14, "#e6e6e6": 12,
-    "#929598": 10, "#a7ffc4": 8, "#ff5c5c": 16,
+    "#929598": 12, "#ff5c5c": 22,
 }  # fmt: skip
-BACKGROUNDS: Weights = {
-    "#dbe4ee": 20, "#b6c9dc": 18, "#f0e6d6": 18, "#cfdccb": 16, "#e3d5e0": 14, "#8fa3b5": 14,
-}  # fmt: skip
+# Far apart, and darker than the lightest skin and hair, so that every outline shows.
+BACKGROUNDS: Weights = {"#7fb2dd": 24, "#86c29c": 20, "#e59ab0": 20, "#efc26f": 18, "#a596d3": 18}
 PALE, LIGHT, TAN, BROWN, DARK = "#fae7d6", "#ffdbb4", "#edb98a", "#ae5d29", "#614335"
 SKINS: Weights = {PALE: 8, LIGHT: 32, TAN: 30, "#d08b5b": 15, BROWN: 9, DARK: 6}
 BLACK_HAIR, GRAY_HAIR = "#2c1b18", "#c4bfbf"

@@ -1,0 +1,100 @@
+"""Batches: what is drawn depends on (seed, number) alone, and an epoch is an epoch."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unveil.data.batches import DeviceBatches, to_float, to_uint8
+
+
+def _numbered(count: int) -> Tensor:
+    """Images whose left half is their own number and whose right half is 255 minus it."""
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 4)
+    images[..., 2:] = 255 - images[..., 2:]
+    return images
+
+
+def _numbers(batch: Tensor) -> list[int]:
+    """Which images of fewer than 128 a batch holds, mirrored or not."""
+    return torch.minimum(to_uint8(batch)[:, 0, 0, 0], to_uint8(batch)[:, 0, 0, 3]).tolist()
+
+
+@given(
+    count=st.integers(1, 40),
+    batch_size=st.integers(1, 90),
+    seed=st.integers(0, 2**32 - 1),
+    epochs=st.integers(1, 3),
+)
+def test_every_epoch_holds_every_image_once(count: int, batch_size: int, seed: int, epochs: int) -> None:
+    """Also where a batch ends one epoch and begins the next, and where it holds several."""
+    batches = DeviceBatches(_numbered(count), batch_size, seed, horizontal_flip=True)
+    drawn: list[int] = []
+    while len(drawn) < epochs * count:
+        batch = batches.batch(len(drawn) // batch_size)
+        assert batch.shape == (batch_size, 3, 2, 4) and batch.dtype == torch.float32
+        drawn += _numbers(batch)
+    for epoch in range(epochs):
+        assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@given(batch_size=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), order=st.permutations(range(6)))
+def test_a_batch_depends_on_the_seed_and_its_number_alone(batch_size: int, seed: int, order: list[int]) -> None:
+    one, other = (DeviceBatches(_numbered(10), batch_size, seed, horizontal_flip=True) for _ in range(2))
+    in_turn = [one.batch(number) for number in range(6)]
+    for number in order:
+        assert torch.equal(other.batch(number), in_turn[number])
+
+
+def test_epochs_and_seeds_have_their_own_order() -> None:
+    orders = []
+    for seed in (0, 1):
+        batches = DeviceBatches(_numbered(100), 100, seed, horizontal_flip=False)
+        orders += [tuple(_numbers(batches.batch(epoch))) for epoch in range(3)]
+    assert len(set(orders)) == 6
+    assert tuple(range(100)) not in orders
+
+
+def test_each_image_is_mirrored_half_of_the_time() -> None:
+    batches = DeviceBatches(_numbered(50), 100, 0, horizontal_flip=True)
+    seen: Counter[tuple[int, bool]] = Counter()
+    for number in range(200):  # every image 400 times
+        batch = to_uint8(batches.batch(number))[:, 0, 0]
+        assert ((batch[:, 0] == 255 - batch[:, 3]) & (batch[:, 0] == batch[:, 1])).all()
+        seen.update((min(left, right), left > right) for left, right in zip(*batch[:, [0, 3]].T.tolist(), strict=True))
+    rates = [seen[number, True] / 400 for number in range(50)]
+    assert sum(rates) / 50 == pytest.approx(0.5, abs=4 * (0.25 / 20_000) ** 0.5)
+    assert all(abs(rate - 0.5) < 5 * (0.25 / 400) ** 0.5 for rate in rates)
+
+
+def test_without_flips_images_stay_as_they_are() -> None:
+    images = _numbered(30)
+    batch = DeviceBatches(images, 30, 0, horizontal_flip=False).batch(0)
+    assert torch.equal(to_uint8(batch), images[_numbers(batch)])
+
+
+def test_the_images_themselves_are_not_touched() -> None:
+    images = _numbered(8)
+    batches = DeviceBatches(images, 8, 0, horizontal_flip=True)
+    batches.batch(0).zero_()
+    assert torch.equal(images, _numbered(8))
+
+
+def test_pixels_fill_minus_one_to_one_and_come_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    values = to_float(pixels)
+    assert values.dtype == torch.float32
+    assert (values.min(), values.max()) == (-1, 1)
+    torch.testing.assert_close(values.diff(), torch.full((255,), 2 / 255))
+    assert torch.equal(to_uint8(values), pixels)
+
+
+def test_floats_are_rounded_to_the_nearest_pixel_and_clipped() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    for shift in (-0.49, 0.49):
+        assert torch.equal(to_uint8(to_float(pixels) + shift / 127.5), pixels)
+    assert to_uint8(torch.tensor([-100.0, -1.001, 1.001, 100.0])).tolist() == [0, 0, 255, 255]
+    assert to_uint8(torch.tensor([-1.0, 0.5, 1.0], dtype=torch.bfloat16)).tolist() == [0, 191, 255]

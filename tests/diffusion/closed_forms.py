@@ -1,0 +1,65 @@
+"""Denoisers that are known exactly, and what a sampler makes of them."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from unveil.diffusion.denoiser import DenoiserFunction
+from unveil.diffusion.samplers import NoiseSource, Step
+
+Sampler = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
+
+
+def column(sigma: Tensor, like: Tensor) -> Tensor:
+    """One value a sample, [B], as [B, 1, ...]."""
+    return sigma.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def gaussian_denoiser(mean: float, std: float) -> DenoiserFunction:
+    """E[x0 | x] for data N(mean, std^2): the two Gaussians weighted by their precisions."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        data, noise = 1 / std**2, 1 / column(sigma, x) ** 2
+        return (data * mean + noise * x) / (data + noise)
+
+    return denoise
+
+
+def mixture_denoiser(weights: list[float], means: list[float], std: float) -> DenoiserFunction:
+    """E[x0 | x] for a mixture of Gaussians of one standard deviation; x is [B]."""
+    log_weights, centres = torch.tensor(weights).double().log(), torch.tensor(means).double()
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        variance = std**2 + sigma[:, None] ** 2
+        responsibilities = (log_weights - (x[:, None] - centres) ** 2 / (2 * variance)).softmax(1)
+        parts = (std**2 * x[:, None] + sigma[:, None] ** 2 * centres) / variance
+        return (responsibilities * parts).sum(1)
+
+    return denoise
+
+
+def last(steps: Iterator[Step]) -> Step:
+    """The result of a sampler."""
+    *_, step = steps
+    return step
+
+
+def exact_moments(
+    sampler: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, start_mean: float, start_std: float
+) -> tuple[float, float]:
+    """Mean and standard deviation of what a sampler draws with an affine denoiser, without drawing anything.
+
+    With such a denoiser the result is affine in the start and in every draw of noise. Row 0 of the batch goes
+    through with none of them, row 1 with the start alone, row 2 + k with the k-th draw alone.
+    """
+    draws = iter(range(len(sigmas)))
+
+    def noise() -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(2 + next(draws)), rows).double()
+
+    rows = 2 + len(sigmas)
+    start = torch.full((rows,), start_mean, dtype=torch.float64)
+    start[1] += start_std
+    result = last(sampler(denoiser, sigmas, start, noise)).x
+    return float(result[0]), float((result[1:] - result[0]).square().sum().sqrt())

@@ -1,0 +1,178 @@
+"""Sampling: whose noise is whose, grids that fit their path, and images that do not depend on the batch."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.diffusion.closed_forms import gaussian_denoiser, last
+from torch import Tensor
+
+from unveil.diffusion import grids
+from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.parameterizations import X0
+from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, _image_seed, build_grid, sample_steps
+from unveil.networks.unet import UNet, UNetConfig
+
+SHAPE = (3, 8, 8)
+SAMPLERS = [
+    SamplerConfig("heun", 3, "karras"),
+    SamplerConfig("ddim", 4, "karras", eta=0.0),
+    SamplerConfig("ddim", 4, "karras", eta=1.0),
+    SamplerConfig("ddpm", 4, "karras"),
+]
+
+
+# ------------------------------------------------------------------------------------- noise
+
+
+def _draws(seed: int, ids: Sequence[int], count: int = 3) -> list[Tensor]:
+    noise = SampleNoise(seed, ids, SHAPE)
+    return [noise() for _ in range(count)]
+
+
+def test_noise_belongs_to_the_image_not_to_the_batch() -> None:
+    together = _draws(0, range(6))
+    for ids in ([0], [5], [4, 1], [5, 4, 3, 2, 1, 0], [2, 100, 3]):
+        for draw, whole in zip(_draws(0, ids), together, strict=True):
+            for row, number in enumerate(ids):
+                if number < 6:
+                    assert torch.equal(draw[row], whole[number])
+
+
+def test_noise_differs_between_images_draws_and_seeds() -> None:
+    rows = [row for seed in (0, 1, 2**32) for draw in _draws(seed, range(5)) for row in draw.flatten(1).tolist()]
+    assert len({tuple(row) for row in rows}) == 3 * 3 * 5
+
+
+def test_noise_is_unit_gaussian_and_independent() -> None:
+    first, second, _ = (draw.flatten(1).double() for draw in _draws(0, range(500)))
+    count = first.numel()
+    for draw in (first, second):
+        assert draw.mean().abs() < 4 / count**0.5
+        assert abs(draw.std() - 1) < 4 / (2 * count) ** 0.5
+        assert abs((draw**4).mean() - 3) < 4 * (96 / count) ** 0.5
+    for a, b in ((first, second), (first[:-1], first[1:]), (first[:, :-1], first[:, 1:])):
+        assert (a * b).mean().abs() < 4 / a.numel() ** 0.5
+    assert first.float().dtype == SampleNoise(0, [0], SHAPE)().dtype == torch.float32
+
+
+def test_images_whose_seeds_share_their_low_bits_do_not_share_their_noise() -> None:
+    """Of 200,000 seeds a few agree in 32 bits, which is all that some generators look at."""
+    groups = defaultdict(list)
+    for number in range(200_000):
+        groups[_image_seed(0, number) & 0xFFFFFFFF].append(number)
+    twins = [group for group in groups.values() if len(group) > 1]
+    assert twins
+    for first, second in twins:
+        noise = SampleNoise(0, [first, second], SHAPE)()
+        assert not torch.equal(noise[0], noise[1])
+
+
+# ------------------------------------------------------------------------------------- grids
+
+
+@pytest.mark.parametrize("path", [VPLinear(), EDM(), Flow()], ids=str)
+def test_karras_fits_every_path(path: NoisePath) -> None:
+    config = SamplerConfig("heun", 7, "karras", sigma_min=0.02, sigma_max=60.0, rho=5.0)
+    assert torch.equal(build_grid(config, path), grids.karras(7, 0.02, 60.0, 5.0))
+
+
+def test_the_other_grids_belong_to_their_paths() -> None:
+    uniform = SamplerConfig("ddim", 7, "uniform-t", sigma_max=60.0)
+    assert torch.equal(build_grid(uniform, Flow()), grids.uniform_t(7, 60.0))
+    others: list[NoisePath] = [VPLinear(), EDM()]
+    for path in others:
+        with pytest.raises(ValueError, match="uniform-t is even in the time of path flow"):
+            build_grid(uniform, path)
+    for spacing in ("leading", "trailing", "linspace"):
+        config = SamplerConfig("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
+        assert torch.equal(build_grid(config, VPLinear(500)), grids.ddim(7, VPLinear(500), spacing))
+        others = [EDM(), Flow()]
+        for path in others:
+            with pytest.raises(ValueError, match=f"ddim-{spacing} visits timesteps of path vp-linear"):
+                build_grid(config, path)
+
+
+# -------------------------------------------------------------------------------- the sampling
+
+
+def test_the_first_step_is_the_start() -> None:
+    for path in (VPLinear(), EDM(), Flow()):
+        config = SamplerConfig("heun", 3, "karras")
+        steps = list(sample_steps(gaussian_denoiser(0.0, 1.0), path, config, SampleNoise(5, [2, 9], SHAPE)))
+        noise = SampleNoise(5, [2, 9], SHAPE)()
+        sigma_max = torch.tensor(80.0, dtype=torch.float64)
+        torch.testing.assert_close(steps[0].x, noise * path.start_scale(sigma_max).item())
+        assert steps[0].sigma == pytest.approx(80.0) and steps[0].nfe == 0
+        assert len(steps) == 4 and steps[-1].nfe == config.nfe == 5 and steps[-1].sigma == 0
+        assert steps[-1].x.dtype == torch.float32
+
+
+def test_the_context_is_entered_for_each_evaluation_and_for_nothing_else() -> None:
+    inside, entered = False, 0
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        nonlocal inside, entered
+        inside, entered = True, entered + 1
+        yield
+        inside = False
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        assert inside
+        return 0.5 * x
+
+    config = SamplerConfig("heun", 3, "karras")
+    for _ in sample_steps(denoiser, EDM(), config, SampleNoise(0, [0], SHAPE), context):
+        assert not inside
+    assert entered == config.nfe
+
+
+def test_no_graph_is_kept() -> None:
+    denoiser = Denoiser(_network(), Flow(), X0())
+    step = last(sample_steps(denoiser, Flow(), SAMPLERS[0], SampleNoise(0, [0], SHAPE)))
+    assert not step.x.requires_grad
+    assert all(parameter.grad is None for parameter in denoiser.parameters())
+
+
+def _network() -> UNet:
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(8, 32, (1, 2), 1, (4,))).eval()
+    for parameter in network.parameters():  # the zeros that training starts from would hide everything
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+def _images(config: SamplerConfig, seed: int, batches: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+    denoiser = Denoiser(_network(), Flow(), X0())
+    images: dict[int, Tensor] = {}
+    for ids in batches:
+        step = last(sample_steps(denoiser, denoiser.path, config, SampleNoise(seed, ids, SHAPE)))
+        images |= dict(zip(ids, step.x, strict=True))
+    return images
+
+
+@pytest.mark.parametrize("config", SAMPLERS, ids=str)
+def test_an_image_depends_on_the_seed_and_its_number_alone(config: SamplerConfig) -> None:
+    whole = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
+    again = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
+    assert all(torch.equal(whole[i], again[i]) for i in whole)
+    same_size = _images(config, 0, [[9, 3, 2, 1, 7, 5], [11, 12, 4, 0, 13, 14]])
+    others = _images(config, 0, [[5], [1, 0, 4], [2, 3]])
+    for i in whole:
+        assert torch.equal(same_size[i], whole[i])
+        torch.testing.assert_close(others[i], whole[i], rtol=0.0, atol=1e-5)
+    other_seed = _images(config, 1, [[0, 1, 2]])
+    different = [*whole.values(), *other_seed.values()]
+    for i, one in enumerate(different):
+        assert all((one - two).abs().max() > 1e-3 for two in different[:i])
+
+
+@pytest.mark.parametrize("config", SAMPLERS[2:], ids=str)
+def test_stochastic_samplers_depend_on_their_later_noise_too(config: SamplerConfig) -> None:
+    deterministic = _images(replace(config, sampler="ddim", eta=0.0), 0, [[0]])
+    assert (_images(config, 0, [[0]])[0] - deterministic[0]).abs().max() > 1e-3

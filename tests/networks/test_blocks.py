@@ -1,0 +1,125 @@
+"""The U-Net's blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unveil.networks.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, group_norm, zero_init
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def _random(module: nn.Module) -> nn.Module:
+    """Weights without the zeros and ones that training starts from."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return module
+
+
+def _input(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 8), (32, 32), (128, 32)])
+def test_a_group_has_zero_mean_and_unit_variance(channels: int, groups: int) -> None:
+    normed = group_norm(channels)(5 + 3 * _input(2, channels, 6, 6)).unflatten(1, (groups, -1)).flatten(2)
+    torch.testing.assert_close(normed.mean(2), torch.zeros(2, groups), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(normed.var(2, unbiased=False), torch.ones(2, groups), rtol=0.0, atol=1e-4)
+
+
+def test_a_convolution_started_at_zero_gives_zero() -> None:
+    for bias in (True, False):
+        conv = zero_init(nn.Conv2d(3, 5, 3, bias=bias))
+        assert conv(_input(1, 3, 8, 8)).count_nonzero() == 0
+
+
+def test_residual_branches_start_as_the_identity() -> None:
+    x = _input(2, 32, 4, 4)
+    assert torch.equal(ResidualBlock(32, 32, 16, 0.1)(x, _input(2, 16)), x)
+    assert torch.equal(AttentionBlock(32, 8)(x), x)
+    block = ResidualBlock(32, 64, 16, 0.1)
+    torch.testing.assert_close(block(x, _input(2, 16)), block.skip(x))
+
+
+def test_a_residual_block_listens_to_its_own_samples_noise_level() -> None:
+    block = _random(ResidualBlock(32, 64, 16, 0.0))
+    x, embedding = _input(2, 32, 4, 4), _input(2, 16)
+    out = block(x, embedding)
+    assert out.shape == (2, 64, 4, 4)
+    other = block(x, torch.stack([embedding[0], embedding[1] + 1]))
+    assert torch.equal(other[0], out[0])
+    assert (other[1] - out[1]).abs().max() > 1e-3
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    block = _random(ResidualBlock(32, 32, 16, 0.5))
+    x, embedding = _input(2, 32, 4, 4), _input(2, 16)
+    assert not torch.equal(block(x, embedding), block(x, embedding))
+    block.eval()
+    assert torch.equal(block(x, embedding), block(x, embedding))
+
+
+@pytest.mark.parametrize(("channels", "head_channels", "heads"), [(32, 0, 1), (32, 32, 1), (64, 16, 4)])
+def test_attention_is_softmax_attention_over_pixels(channels: int, head_channels: int, heads: int) -> None:
+    """2006.11239, appendix B: one pixel at a time, one head at a time."""
+    block = _random(AttentionBlock(channels, head_channels))
+    assert isinstance(block, AttentionBlock)
+    x = _input(2, channels, 3, 5)
+    normed = block.norm(x)
+    q, k, v = (
+        F.conv2d(normed, weight, bias)
+        for weight, bias in zip(block.qkv.weight.chunk(3), _bias(block.qkv).chunk(3), strict=True)
+    )
+    width = channels // heads
+    mixed = torch.zeros_like(x)
+    for sample in range(2):
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            keys = k[sample, rows].flatten(1)
+            for y in range(3):
+                for column in range(5):
+                    scores = q[sample, rows, y, column] @ keys / width**0.5
+                    mixed[sample, rows, y, column] = v[sample, rows].flatten(1) @ scores.softmax(0)
+    expected = x + F.conv2d(mixed, block.out.weight, block.out.bias)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def test_attention_does_not_know_where_a_pixel_is() -> None:
+    block = _random(AttentionBlock(32, 16))
+    x = _input(1, 32, 4, 4)
+    shuffled = torch.randperm(16, generator=GENERATOR)
+    moved = x.flatten(2)[:, :, shuffled].unflatten(2, (4, 4))
+    torch.testing.assert_close(
+        block(moved), block(x).flatten(2)[:, :, shuffled].unflatten(2, (4, 4)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_downsampling_halves_and_looks_right_and_down() -> None:
+    """Output pixel (i, j) sees rows 2i .. 2i + 2 and columns 2j .. 2j + 2, with zeros outside, as DDPM's does."""
+    down = _random(Downsample(3))
+    x = _input(1, 3, 8, 6)
+    out = down(x)
+    assert out.shape == (1, 3, 4, 3)
+    for y in range(8):
+        for column in range(6):
+            changed = x.clone()
+            changed[0, :, y, column] += 1
+            touched = (down(changed) - out).abs().amax((0, 1)) > 1e-4
+            for i in range(4):
+                for j in range(3):
+                    assert touched[i, j] == (2 * i <= y <= 2 * i + 2 and 2 * j <= column <= 2 * j + 2)
+
+
+def test_upsampling_doubles_each_pixel_before_its_convolution() -> None:
+    up = Upsample(3)
+    nn.init.dirac_(up.conv.weight)
+    nn.init.zeros_(_bias(up.conv))
+    x = _input(2, 3, 3, 5)
+    torch.testing.assert_close(up(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))

@@ -1,0 +1,47 @@
+"""The embedding of the noise level."""
+
+import math
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+
+from unveil.networks.embedding import NoiseEmbedding, sinusoidal_embedding
+
+POSITIONS = torch.tensor([-1.5, 0.0, 0.25, 1.0, 17.0, 500.5, 999.0])
+
+
+@pytest.mark.parametrize("dim", [4, 32, 128])
+@pytest.mark.parametrize("period", [10_000.0, 500.0])
+def test_it_is_diffusers_in_ddpms_setting(dim: int, period: float) -> None:
+    peer = get_timestep_embedding(POSITIONS, dim, flip_sin_to_cos=False, downscale_freq_shift=1, max_period=int(period))
+    found = sinusoidal_embedding(POSITIONS, dim, period)
+    assert found.shape == (len(POSITIONS), dim) and found.dtype == torch.float32
+    torch.testing.assert_close(found, peer, rtol=0.0, atol=1e-4)
+
+
+def test_frequencies_fall_geometrically_from_one_to_the_longest_period() -> None:
+    """Near 0 a sine is its angle, so a small position shows the frequencies."""
+    frequencies = sinusoidal_embedding(torch.tensor([1e-4]), 20, 1000.0)[0, :10].double() / 1e-4
+    expected = [math.exp(-math.log(1000.0) * i / 9) for i in range(10)]
+    torch.testing.assert_close(frequencies, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0.0)
+
+
+def test_sines_and_cosines_are_pairs() -> None:
+    sine, cosine = sinusoidal_embedding(POSITIONS, 64).chunk(2, dim=1)
+    torch.testing.assert_close(sine**2 + cosine**2, torch.ones_like(sine))
+
+
+def test_whole_positions_and_low_precision_are_embedded_in_full_precision() -> None:
+    expected = sinusoidal_embedding(torch.tensor([3.0, 500.0]), 32)
+    assert torch.equal(sinusoidal_embedding(torch.tensor([3, 500]), 32), expected)
+    assert torch.equal(sinusoidal_embedding(torch.tensor([3.0, 500.0]).bfloat16(), 32), expected)
+
+
+def test_different_noise_levels_are_told_apart() -> None:
+    torch.manual_seed(0)
+    embedded = NoiseEmbedding(32, 128)(POSITIONS)
+    assert embedded.shape == (len(POSITIONS), 128)
+    for i in range(len(POSITIONS)):
+        for j in range(i):
+            assert (embedded[i] - embedded[j]).abs().max() > 1e-3
