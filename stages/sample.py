@@ -63,8 +63,11 @@ def progress(run: Run, done: int, total: int, started: float) -> None:
 
 
 def save_samples(images: Tensor, facts: dict[str, object]) -> None:
-    """Write the images, their ids and, as metadata, everything that made them."""
-    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    """Write the images, their ids and, as metadata, everything that made them.
+
+    All facts stand under one key: safetensors writes several in random order, and equal samples must be equal bytes.
+    """
+    metadata = {"facts": json.dumps(facts)}
     with atomic_path(SAMPLES) as temporary:
         save_file({"images": images, "ids": torch.arange(len(images))}, temporary, metadata)
 
@@ -108,7 +111,7 @@ def main(
             {
                 **model.data,
                 "model": weights,
-                "config": model.to_dict(),
+                "config": {key: value for key, value in model.to_dict().items() if key not in ("format", "data")},
                 "seed": settings.seed,
                 "precision": precision,
                 "nfe": last.nfe,

@@ -35,11 +35,11 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path, count: int, colum
     assert sorted(tmp_path.rglob("*.*")) == [path]
 
 
-def test_one_image_and_fewer_images_than_columns_have_their_frame(tmp_path: Path) -> None:
-    for count in (1, 2):
+def test_fewer_images_than_columns_make_a_narrower_grid(tmp_path: Path) -> None:
+    for count, size in ((2, (2 * (7 + PADDING) + PADDING, 5 + 2 * PADDING)), (1, (7, 5))):  # one needs no frame
         save_grid(_images(count), 4, tmp_path / "grid.png")
         with Image.open(tmp_path / "grid.png") as picture:
-            assert picture.size == (count * (7 + PADDING) + PADDING, 5 + 2 * PADDING)
+            assert picture.size == size
 
 
 def _steps(count: int, batch: int = 3) -> list[Step]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -167,6 +167,7 @@ def test_samples_and_shards_must_agree(samples: Path, tmp_path: Path) -> None:
         check_same_data(samples, found, folder, index)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 300), more=st.integers(0, 100_000))
 def test_spread_covers_everything_evenly(count: int, more: int) -> None:
     total = count + more

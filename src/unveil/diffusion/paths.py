@@ -2,7 +2,7 @@ r"""Noise paths: how much of the image and how much noise stand in :math:`x_t` a
 
 Every Gaussian path is :math:`x_t = \alpha(t) x_0 + s(t) n` with :math:`n \sim N(0, I)`. Divided by
 :math:`\alpha`, it becomes the common frame :math:`x = x_0 + \sigma n` with :math:`\sigma = s / \alpha`
-(Karras et al., 2206.00364, eq. 3): there the paths differ only in how they name a noise level, so all
+(Karras et al., 2206.00364, sec. 2): there the paths differ only in how they name a noise level, so all
 objectives, grids and samplers are written in terms of sigma.
 """
 

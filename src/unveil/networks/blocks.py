@@ -6,15 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_GROUPS = 32
+MIN_GROUP_CHANNELS = 4
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, as in DDPM's code, or as many as there are channels."""
-    return nn.GroupNorm(min(MAX_GROUPS, channels), channels, eps=1e-6)
+    """Group normalisation with 32 groups, as in DDPM's code, or with 4 channels a group where that makes fewer.
+
+    The noise level enters a block as one constant a channel; in groups of one channel, normalisation removes it.
+    """
+    groups = max(1, min(MAX_GROUPS, channels // MIN_GROUP_CHANNELS))
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start a convolution at zero, so that its residual branch starts as the identity (2006.11239, appendix B)."""
+    """Start a convolution at zero, so that its residual branch starts as the identity (as in DDPM's code)."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -17,7 +17,7 @@ class EMA:
     Args:
         parameters: of the network; copied.
         half_life_images: images after which a weight's share has halved; 0 keeps the raw weights.
-        rampup: the half-life is at most this share of the images seen (2206.00364, appendix F.2); 0 = no limit.
+        rampup: the half-life is at most this share of the images seen (as EDM's code does); 0 = no limit.
     """
 
     def __init__(self, parameters: Iterable[Tensor], half_life_images: float, rampup: float) -> None:

@@ -72,12 +72,9 @@ CLOTHES_COLORS: Weights = {
 BACKGROUNDS: Weights = {"#7fb2dd": 24, "#86c29c": 20, "#e59ab0": 20, "#efc26f": 18, "#a596d3": 18}
 PALE, LIGHT, TAN, BROWN, DARK = "#fae7d6", "#ffdbb4", "#edb98a", "#ae5d29", "#614335"
 SKINS: Weights = {PALE: 8, LIGHT: 32, TAN: 30, "#d08b5b": 15, BROWN: 9, DARK: 6}
-BLACK_HAIR, GRAY_HAIR = "#2c1b18", "#c4bfbf"
+BLACK_HAIR, BLOND_HAIR, GRAY_HAIR = "#2c1b18", "#d6b370", "#9c9696"
 BROWN_HAIR = ("#4a312c", "#724133", "#a55728")
-BLOND_HAIR = ("#d6b370", "#ecdcbf")
-HAIRS: Weights = {
-    BLACK_HAIR: 26, "#4a312c": 16, "#724133": 18, "#a55728": 13, "#d6b370": 13, "#ecdcbf": 6, GRAY_HAIR: 8,
-}  # fmt: skip
+HAIRS: Weights = {BLACK_HAIR: 26, "#4a312c": 17, "#724133": 19, "#a55728": 13, BLOND_HAIR: 17, GRAY_HAIR: 8}
 DARK_HAIRS: Weights = {BLACK_HAIR: 62, "#4a312c": 30, GRAY_HAIR: 8}
 
 OPEN_MOUTHS = {"smile", "default"}
@@ -146,7 +143,7 @@ def attributes_of(face: Face) -> np.ndarray:
         "Bald": bald,
         "Bangs": face.top in BANGS,
         "Black_Hair": hair_shows and face.hair == BLACK_HAIR,
-        "Blond_Hair": hair_shows and face.hair in BLOND_HAIR,
+        "Blond_Hair": hair_shows and face.hair == BLOND_HAIR,
         "Brown_Hair": hair_shows and face.hair in BROWN_HAIR,
         "Bushy_Eyebrows": face.eyebrows == "flatNatural",
         "Eyeglasses": face.glasses != "none",
