@@ -2,9 +2,11 @@
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import typer
 from torch import Tensor
 
@@ -16,10 +18,11 @@ from unveil.evaluation.features import FEATURE_SETS, extract, load_extractor
 from unveil.evaluation.figures import for_figure, summary, write_comparison, write_distances
 from unveil.evaluation.sets import (
     check_same_data,
-    check_split,
     count_shared,
     load_real,
     load_samples,
+    real_parts,
+    set_sizes,
     uniform_noise,
 )
 from unveil.files import write_json, write_text
@@ -48,33 +51,35 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
         index = ShardIndex.load(SHARDS)
         samples = load_samples(SAMPLES, count)
         check_same_data(SAMPLES, samples, SHARDS, index)
-        for split in (reference, held_out):
-            check_split(SHARDS, index, split, count)
+        subsets, size = settings.kid_subsets, settings.kid_subset_size
+        sizes = set_sizes(SHARDS, index, (reference, held_out), count, settings.reference_images, size)
         verify(SHARDS, (reference, held_out))
         name = f"{index.source}-{index.image_size}-{index.protocol}"
         run.add_input(SHARDS.as_posix(), index.digest(), dataset=name, context="evaluation")
         run.add_input(SAMPLES.as_posix(), samples.sha256)
 
-        shared = count_shared(SHARDS, index, (held_out, reference), count)
-        notes = notes_on(count, FEATURE_SETS[settings.features], shared)
+        shared = count_shared(SHARDS, index, (held_out, sizes.held_out), (reference, sizes.reference))
+        notes = notes_on(sizes, FEATURE_SETS[settings.features], shared)
         for note in notes:
             run.say(f"note: {note}")
         device = resolve_device(settings.device)
         extractor = load_extractor(settings.features, settings.inception_weights)
 
-        def features_of(what: str, images: Tensor) -> Tensor:
-            run.say(f"features of {count} images: {what}")
-            return extract(images, extractor, settings.batch_size, device)
+        def features_of(what: str, images: int, parts: Iterable[Tensor]) -> Tensor:
+            run.say(f"features of {images} images: {what}")
+            return torch.cat([extract(part, extractor, settings.batch_size, device) for part in parts])
 
-        real = load_real(SHARDS, index, held_out, count)
+        real = load_real(SHARDS, index, held_out, sizes.held_out)
         shown = for_figure(real)
         sets = FourSets(
-            samples=features_of("samples", samples.images),
-            held_out=features_of(f"real, {held_out} split", real),
-            reference=features_of(f"real, {reference} split", load_real(SHARDS, index, reference, count)),
-            noise=features_of("uniform noise", uniform_noise(count, index.image_size, settings.seed)),
+            samples=features_of("samples", count, [samples.images]),
+            held_out=features_of(f"real, {held_out} split", sizes.held_out, [real]),
+            reference=features_of(
+                f"real, {reference} split", sizes.reference, real_parts(SHARDS, index, reference, sizes.reference)
+            ),
+            noise=features_of("uniform noise", count, [uniform_noise(count, index.image_size, settings.seed)]),
         )
-        features, subsets, size = extractor.features, settings.kid_subsets, settings.kid_subset_size
+        features = extractor.features
         metrics = measure(sets, features, subsets, size, settings.seed)
         card = render(
             CardFacts(
@@ -86,8 +91,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
                 protocol=index.protocol,
                 image_size=index.image_size,
                 shards=index.digest(),
-                reference=SplitFacts(reference, index.num_images(reference)),
-                held_out=SplitFacts(held_out, index.num_images(held_out)),
+                reference=SplitFacts(reference, index.num_images(reference), sizes.reference),
+                held_out=SplitFacts(held_out, index.num_images(held_out), sizes.held_out),
                 kid_subsets=subsets,
                 kid_subset_size=size,
                 seed=settings.seed,

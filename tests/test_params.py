@@ -47,7 +47,7 @@ VALUES["sample"] |= {
 }
 VALUES["sample"] |= {"sigma_min": 0.03, "sigma_max": 80.0, "grid_rows": 8, "grid_columns": 12}
 VALUES["evaluate"] |= {"num_images": 2000, "reference_split": "train", "held_out_split": "test"}
-VALUES["evaluate"] |= {"kid_subset_size": 1000}
+VALUES["evaluate"] |= {"reference_images": 2000, "kid_subset_size": 1000}
 
 
 def leaves(section: type[BaseModel] = Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -398,15 +398,35 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
         ({"sample__grid_rows": 1000}, "sample.grid_rows", "1000 x 12 = 12000"),
         ({"sample__num_samples": 1999}, "evaluate.num_images", "at most sample.num_samples, 1999"),
         (
-            {"download__cartoon__num_faces": 12_400},
-            "evaluate.num_images",
-            "at most 1984, the images that download.source cartoon has in split test",
+            {"evaluate__reference_images": 9001},
+            "evaluate.reference_images",
+            "at most 9000, the images that download.source cartoon has in split train; 0 = all",
         ),
         (
-            {"download__source": "celeba", "evaluate__num_images": 19_963, "sample__num_samples": 19_963},
-            "evaluate.num_images",
-            "at most 19962, the images that download.source celeba has in split test",
+            {"download__source": "celeba", "evaluate__reference_images": 162_771},
+            "evaluate.reference_images",
+            "at most 162770, the images that download.source celeba has in split train",
         ),
+        (
+            {"download__cartoon__num_faces": 6000},
+            "evaluate.kid_subset_size",
+            "at most 960, the images that download.source cartoon has in split test",
+        ),
+        (
+            {
+                "evaluate__reference_split": "valid",
+                "evaluate__reference_images": 0,
+                "evaluate__kid_subset_size": 1501,
+            },
+            "evaluate.kid_subset_size",
+            "at most 1500, the images that download.source cartoon has in split valid",
+        ),
+        (
+            {"evaluate__reference_images": 999},
+            "evaluate.kid_subset_size",
+            "at most evaluate.reference_images, 999",
+        ),
+        ({"evaluate__reference_images": 1}, "evaluate.kid_subset_size", "at most evaluate.reference_images, 1"),
         (
             {"evaluate__kid_subset_size": 2001},
             "evaluate.kid_subset_size",
@@ -440,6 +460,15 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         {"train__network__attention_resolutions": []},
         {"train__network__attention_head_channels": 0},
         {"train__ema_half_life_images": 0},
+        {"evaluate__reference_images": 0},
+        {"evaluate__reference_images": 9000},
+        {"evaluate__num_images": 2500, "sample__num_samples": 2500},  # the held-out split has 2000
+        {
+            "download__source": "celeba",
+            "sample__num_samples": 50_000,
+            "evaluate__num_images": 50_000,
+            "evaluate__reference_images": 162_770,
+        },
         {"download__source": "celeba", "preprocess__image_size": 32},
         {"download__source": "folder", "download__folder__path": "photos", "preprocess__protocol": "squash"},
         {"train__precision": "fp16", "sample__device": "cuda", "sample__precision": "fp16"},
@@ -463,14 +492,19 @@ def test_a_combination_that_works(changes: dict[str, Any]) -> None:
 )
 def test_split_sizes_are_those_that_the_cartoon_source_draws(faces: int, valid: int, test: int, protocol: str) -> None:
     split = {"train": 1 - (valid + test) / 100, "valid": valid / 100, "test": test / 100}
-    text = changed(download__split=split, download__cartoon__num_faces=faces, preprocess__protocol=protocol)
-    drawn = dict(zip(SPLITS, split_counts(faces, split), strict=True))
-    if min(drawn["train"], drawn["test"]) < VALUES["evaluate"]["num_images"]:
-        if protocol == "squash":
-            assert "evaluate.num_images: found 2000, expected at most " in refusal(text)
-        return
-    sizes = parse_params(text, "params.yaml").split_sizes()
-    assert sizes == (drawn if protocol == "squash" else drawn | {"train": faces})
+    text = changed(
+        download__split=split,
+        download__cartoon__num_faces=faces,
+        preprocess__protocol=protocol,
+        evaluate__reference_images=0,
+    )
+    sizes = dict(zip(SPLITS, split_counts(faces, split), strict=True))
+    if protocol == "adm-ip":
+        sizes["train"] = faces
+    if (smallest := min(sizes["train"], sizes["test"])) < VALUES["evaluate"]["kid_subset_size"]:
+        assert f"evaluate.kid_subset_size: found 1000, expected at most {smallest}, " in refusal(text)
+    else:
+        assert parse_params(text, "params.yaml").split_sizes() == sizes
 
 
 @settings(max_examples=30, deadline=None)

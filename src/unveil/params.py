@@ -359,13 +359,15 @@ class Evaluate(Section):
     inception_weights: OptionalPath
     """File of torch-fidelity's Inception weights; null = $UNVEIL_INCEPTION, then the network."""
     num_images: Annotated[int, Ge(2)]
-    """N of every set."""
+    """N: samples, noise and held-out images (of these all, if their split has fewer)."""
+    reference_images: Amount
+    """Images of the reference split; 0 = all of them."""
     reference_split: SplitName
     """What the samples are compared with."""
     held_out_split: SplitName
     """Another split: the floor."""
     batch_size: Count
-    """Images at once through the feature network."""
+    """Images at once through the feature network, on CUDA only."""
     device: Device
     """auto = cuda if there is one."""
     seed: Seed
@@ -380,8 +382,9 @@ class Evaluate(Section):
         if self.held_out_split == self.reference_split:
             others = " | ".join(name for name in get_args(SplitName) if name != self.reference_split)
             yield Problem("held_out_split", f"{others}, another one than evaluate.reference_split")
-        if self.kid_subset_size > self.num_images:
-            yield Problem("kid_subset_size", f"at most evaluate.num_images, {self.num_images}")
+        for key, count in (("num_images", self.num_images), ("reference_images", self.reference_images)):
+            if 0 < count < self.kid_subset_size:
+                yield Problem("kid_subset_size", f"at most evaluate.{key}, {count}")
 
 
 class Params(Section):
@@ -426,14 +429,15 @@ class Params(Section):
         evaluate = self.evaluate
         if evaluate.num_images > self.sample.num_samples:
             yield Problem("evaluate.num_images", f"at most sample.num_samples, {self.sample.num_samples}")
-        sizes = self.split_sizes() or {}
-        for split in (evaluate.reference_split, evaluate.held_out_split):
-            if evaluate.num_images > sizes.get(split, evaluate.num_images):
-                yield Problem(
-                    "evaluate.num_images",
-                    f"at most {sizes[split]}, the images that download.source {self.download.source} has "
-                    f"in split {split}",
-                )
+        if (sizes := self.split_sizes()) is None:
+            return
+        reference, held_out = evaluate.reference_split, evaluate.held_out_split
+        has = f"the images that download.source {self.download.source} has in split"
+        if evaluate.reference_images > sizes[reference]:
+            yield Problem("evaluate.reference_images", f"at most {sizes[reference]}, {has} {reference}; 0 = all")
+        split = min(reference, held_out, key=lambda name: sizes[name])
+        if evaluate.kid_subset_size > sizes[split]:
+            yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
 
     def _network_problems(self) -> Iterator[Problem]:
         network, image_size = self.train.network, self.preprocess.image_size

@@ -1,6 +1,7 @@
 """The evaluation card: all that makes a number stands in it, and nothing that changes by itself."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from unveil.evaluation.card import (
     why_not_comparable,
 )
 from unveil.evaluation.features import FEATURE_SETS, FeatureSet
+from unveil.evaluation.sets import SetSizes
 
 LITE, INCEPTION = FEATURE_SETS["efficientnet-lite0"], FEATURE_SETS["inception"]
+ALL_OF_TRAIN = SplitFacts("train", 162_770, 162_770)
 
 
 def _metrics(features: FeatureSet) -> dict[str, float | int]:
@@ -31,6 +34,8 @@ def _metrics(features: FeatureSet) -> dict[str, float | int]:
         f"{kid}_floor": -1.25e-05,
         f"{kid}_noise": 0.71,
         "num_samples": 2000,
+        "num_reference": 3000,
+        "num_held_out": 1500,
     }
 
 
@@ -44,8 +49,8 @@ def _facts(features: FeatureSet = LITE) -> CardFacts:
         protocol="ddim",
         image_size=64,
         shards="abcd" * 16,
-        reference=SplitFacts("train", 162_770),
-        held_out=SplitFacts("test", 19_962),
+        reference=SplitFacts("train", 162_770, 3000),
+        held_out=SplitFacts("test", 19_962, 1500),
         kid_subsets=100,
         kid_subset_size=1000,
         seed=7,
@@ -72,6 +77,11 @@ def _facts(features: FeatureSet = LITE) -> CardFacts:
     )
 
 
+def _as_published(features: FeatureSet = INCEPTION) -> CardFacts:
+    """50,000 samples against all training images."""
+    return replace(_facts(features), metrics=_metrics(features) | {"num_samples": 50_000}, reference=ALL_OF_TRAIN)
+
+
 def _rows(card: str) -> dict[str, list[str]]:
     """First cell of each table row to its other cells."""
     lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
@@ -87,11 +97,14 @@ def test_holds_every_metric_with_its_controls() -> None:
 def test_holds_everything_that_made_the_number() -> None:
     card = render(_facts())
     rows = _rows(card)
-    assert "N = 2,000" in card
+    assert "N = 2,000 samples" in card and "2,000 images of uniform noise" in card
+    assert "the same 3,000 real images of the train split" in card
+    assert "1,500 real images of the test split" in card
     assert rows["source"] == ["`celeba`"]
     assert rows["protocol"] == [f"`ddim`: {PROTOCOLS['ddim'].describe()}"]
-    assert rows["reference"] == ["train split, 2,000 of 162,770 images"]
-    assert rows["held out"] == ["test split, 2,000 of 19,962 images"]
+    assert rows["reference"] == ["train split, 3,000 of 162,770 images"]
+    assert rows["held out"] == ["test split, 1,500 of 19,962 images"]
+    assert _rows(render(_as_published()))["reference"] == ["train split, all 162,770 images"]
     assert rows["shards"] == [f"sha256 `{'abcd' * 16}`"]
     assert rows["weights of the network"] == [f"`weights.pth`, sha256 `{'5793' * 16}`"]
     assert rows["seed"] == ["11"] and "7, of the noise and the subsets" in card
@@ -124,45 +137,58 @@ def test_knows_every_protocol_and_says_what_it_does(protocol: str) -> None:
 
 
 def test_shows_published_values_only_of_the_same_measurement() -> None:
-    assert why_not_comparable(INCEPTION, "celeba", "ddim", 64, "train") is None
-    card = render(_facts(INCEPTION))
+    assert why_not_comparable(INCEPTION, "celeba", "ddim", 64, ALL_OF_TRAIN, 50_000) is None
+    card = render(_as_published())
+    assert "`fid` above is with 50,000 against all 162,770." in card
     for value in PUBLISHED["ddim"]:
         assert f"| {value.model} | {value.steps} | {value.fid:.2f} | {value.where} |" in card
     assert "1.27" not in card and "Not comparable" not in card
-    other = render(replace(_facts(INCEPTION), protocol="adm-ip"))
+    other = render(replace(_as_published(), protocol="adm-ip"))
     assert "| ADM-IP |  | 1.27 | 2301.11706 |" in other and "3.26" not in other
 
 
 @pytest.mark.parametrize(
-    ("features", "source", "protocol", "size", "reference", "said"),
+    ("changes", "said"),
     [
-        (LITE, "celeba", "ddim", 64, "train", "this is fd_efficientnet_lite0"),
-        (INCEPTION, "cartoon", "ddim", 64, "train", "the source cartoon"),
-        (INCEPTION, "celeba", "score-sde", 64, "train", "this is score-sde"),
-        (INCEPTION, "celeba", "adm-ip", 32, "train", "this is at 32"),
-        (INCEPTION, "celeba", "ddim", 64, "valid", "the valid split"),
+        ({"features": LITE}, "this is fd_efficientnet_lite0"),
+        ({"source": "cartoon"}, "the source cartoon"),
+        ({"protocol": "score-sde"}, "this is score-sde"),
+        ({"protocol": "adm-ip", "image_size": 32}, "this is at 32"),
+        ({"reference": SplitFacts("valid", 19_867, 19_867)}, "the valid split"),
+        ({"reference": SplitFacts("train", 162_770, 50_000)}, "this is of 50,000 against 50,000 of 162,770"),
+        ({"num_images": 10_000}, "of 50,000 samples against all training images, and this is of 10,000 against all"),
     ],
 )
-def test_says_in_one_line_why_others_do_not_compare(
-    features: FeatureSet, source: str, protocol: str, size: int, reference: str, said: str
-) -> None:
-    reason = why_not_comparable(features, source, protocol, size, reference)
+def test_says_in_one_line_why_others_do_not_compare(changes: dict[str, Any], said: str) -> None:
+    same = {"features": INCEPTION, "source": "celeba", "protocol": "ddim", "image_size": 64}
+    found: dict[str, Any] = same | {"reference": ALL_OF_TRAIN, "num_images": 50_000} | changes
+    reason = why_not_comparable(**found)
     assert reason is not None and said in reason and ";" not in reason
-    facts = replace(_facts(features), source=source, protocol=protocol, image_size=size)
-    card = render(replace(facts, reference=SplitFacts(reference, 20_000)))
+    count = found.pop("num_images")
+    facts = replace(_facts(found["features"]), **found)
+    card = render(replace(facts, metrics=dict(facts.metrics) | {"num_samples": count}))
     assert f"Not comparable: {reason}." in card.splitlines()
     assert "3.26" not in card and "1.27" not in card
 
 
 def test_warns_of_few_images_and_of_images_that_are_in_both_sets() -> None:
-    assert notes_on(1281, LITE) == []
-    assert "not above the 1,280 features" in notes_on(1280, LITE)[0]
-    few = notes_on(1000, INCEPTION)
+    assert notes_on(SetSizes(1281, 1281, 1281), LITE) == []
+    assert notes_on(SetSizes(1280, 1280, 1280), LITE)[0].startswith("N = 1,280 is not above the 1,280 features")
+    few = notes_on(SetSizes(1000, 1000, 1000), INCEPTION)
     assert len(few) == 2 and "50,000" in few[1]
-    assert notes_on(50_000, INCEPTION) == []
-    assert notes_on(2000, LITE, shared=12)[0].startswith("12 of the 2,000 held-out images")
+    assert notes_on(SetSizes(50_000, 162_770, 50_000), INCEPTION) == []
+    assert notes_on(SetSizes(2000, 3000, 2000), LITE, shared=12)[0].startswith("12 of the 2,000 held-out images")
+    (reference,) = notes_on(SetSizes(2000, 1000, 2000), LITE)
+    assert reference.startswith("The reference of 1,000 images is not above the 1,280 features")
     assert "- note one\n" in render(replace(_facts(), notes=["note one"]))
     assert "## Notes" not in render(_facts())
+
+
+def test_warns_of_a_floor_at_fewer_images() -> None:
+    (only,) = notes_on(SetSizes(50_000, 162_770, 19_962), INCEPTION)  # and nothing of a bias at 50,000
+    assert "the floor is at N = 19,962, and is higher than it would be at N = 50,000" in only
+    floor, singular = notes_on(SetSizes(2000, 2000, 500), LITE)
+    assert "N = 500" in floor and singular.startswith("The held-out set of 500 images is not above the 1,280 features")
 
 
 def test_flatten_names_nested_values_with_dots() -> None:

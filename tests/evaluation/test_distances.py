@@ -177,8 +177,10 @@ def test_measure_is_flat_and_named_after_its_features() -> None:
         "kid_efficientnet_lite0_floor",
         "kid_efficientnet_lite0_noise",
         "num_samples",
+        "num_reference",
+        "num_held_out",
     }
-    assert all(type(value) is float for name, value in found.items() if name != "num_samples")
+    assert all(type(value) is (int if name.startswith("num_") else float) for name, value in found.items())
     inception = measure(_four(), FEATURE_SETS["inception"], subsets=10, subset_size=30, seed=0)
     assert inception["fid"] == found["fd_efficientnet_lite0"] and "kid_std" in inception
     assert not any(name.startswith("fd_") for name in inception)
@@ -206,9 +208,20 @@ def test_measure_leaves_the_fraction_out_where_noise_is_not_farther() -> None:
     assert "fd_efficientnet_lite0_fraction" not in found
 
 
-def test_measure_refuses_sets_of_different_sizes() -> None:
+def test_measure_takes_a_reference_and_held_out_images_of_other_numbers() -> None:
+    sets = _four(count=80)
+    few = FourSets(sets.samples[:50], sets.reference, sets.held_out[:40], sets.noise[:50])
+    found = measure(few, LITE, subsets=10, subset_size=30, seed=0)
+    assert (found["num_samples"], found["num_reference"], found["num_held_out"]) == (50, 80, 40)
+    reference = statistics(sets.reference)
+    for suffix, features in (("", few.samples), ("_floor", few.held_out), ("_noise", few.noise)):
+        expected = frechet_distance(statistics(features), reference)
+        assert found[f"fd_efficientnet_lite0{suffix}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_measure_refuses_noise_of_another_number_than_samples() -> None:
     sets = _four()
-    with pytest.raises(UnveilError, match=r"\[59, 60\]"):
+    with pytest.raises(UnveilError, match="59 samples and 60 noise images"):
         measure(FourSets(sets.samples[1:], sets.reference, sets.held_out, sets.noise), LITE, 5, 30, 0)
 
 

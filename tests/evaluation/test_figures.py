@@ -30,6 +30,8 @@ METRICS: dict[str, float | int] = {
     "kid_efficientnet_lite0_floor": -1.25e-05,
     "kid_efficientnet_lite0_noise": 0.71,
     "num_samples": 2000,
+    "num_reference": 3000,
+    "num_held_out": 1500,
 }
 
 
@@ -91,4 +93,5 @@ def test_summary_is_a_small_aligned_table() -> None:
     assert lines[1].split() == ["fd_efficientnet_lite0", "152.318", "37.0625", "1493.27"]
     assert lines[2].split() == ["kid_efficientnet_lite0", "0.0183727", "-1.25e-05", "0.71"]
     assert len({len(line) for line in lines[:3]}) == 1
-    assert lines[3].startswith("0.079 of the way") and "2000" in lines[3]
+    assert lines[3].startswith("0.079 of the way")
+    assert lines[4] == "2000 samples, 1500 held out, 2000 noise, against 3000 real images"

@@ -16,11 +16,13 @@ from torch import Tensor
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.errors import UnveilError
 from unveil.evaluation.sets import (
+    SetSizes,
     check_same_data,
-    check_split,
     count_shared,
     load_real,
     load_samples,
+    real_parts,
+    set_sizes,
     spread,
     uniform_noise,
 )
@@ -184,13 +186,58 @@ def test_real_images_are_spread_over_all_shards(tmp_path: Path, parts: list[int]
     found = load_real(tmp_path / "shards", index, "train", count)
     assert found.shape == (count, 3, 8, 8) and found.dtype == torch.uint8
     assert found[:, 2, 7, 7].tolist() == [i * 12 // count for i in range(count)]
+    in_parts = list(real_parts(tmp_path / "shards", index, "train", count))
+    assert torch.equal(torch.cat(in_parts), found)
+    assert len(in_parts) <= len(parts) and max(map(len, in_parts)) <= max(parts)
 
 
 def test_refuses_a_split_that_is_too_small(tmp_path: Path) -> None:
     index = _shards(tmp_path / "shards", {"train": [6, 6], "test": [3], "valid": []})
     for split, total in (("train", 12), ("test", 3), ("valid", 0)):
-        with pytest.raises(UnveilError, match=rf"evaluate\.num_images: found 13, but the {split} split .* {total} im"):
-            check_split(tmp_path / "shards", index, split, 13)
+        with pytest.raises(UnveilError, match=rf"the {split} split has {total} images, expected 13 or more"):
+            load_real(tmp_path / "shards", index, split, 13)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "reference_images", "expected"),
+    [
+        (3, 5, SetSizes(3, 5, 3)),
+        (3, 12, SetSizes(3, 12, 3)),
+        (3, 0, SetSizes(3, 12, 3)),  # 0 = all of the reference split
+        (6, 6, SetSizes(6, 6, 6)),
+        (7, 0, SetSizes(7, 12, 6)),  # the held-out split has no more
+        (50_000, 2, SetSizes(50_000, 2, 6)),
+    ],
+)
+def test_sizes_follow_the_parameters_and_the_splits(
+    tmp_path: Path, num_images: int, reference_images: int, expected: SetSizes
+) -> None:
+    index = _shards(tmp_path / "shards", {"train": [6, 6], "test": [6]})
+    found = set_sizes(tmp_path / "shards", index, ("train", "test"), num_images, reference_images, subset_size=2)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("splits", "reference_images", "subset_size", "said"),
+    [
+        (("train", "test"), 13, 2, "evaluate.reference_images: found 13, but the train split"),
+        (("train", "test"), 0, 4, "evaluate.kid_subset_size: found 4, but the test split"),
+        (("test", "train"), 0, 4, "evaluate.kid_subset_size: found 4, but the test split"),
+        (("train", "test"), 5, 6, "evaluate.kid_subset_size: found 6, but the train split"),
+        (("train", "valid"), 0, 2, "evaluate.held_out_split: the valid split"),
+        (("valid", "train"), 0, 2, "evaluate.reference_split: the valid split"),
+        (("train", "nothing"), 0, 2, "evaluate.held_out_split: the nothing split"),
+    ],
+)
+def test_refuses_sizes_that_the_splits_do_not_have(
+    tmp_path: Path, splits: tuple[str, str], reference_images: int, subset_size: int, said: str
+) -> None:
+    folder = tmp_path / "shards"
+    index = _shards(folder, {"train": [6, 6], "test": [3], "valid": []})
+    with pytest.raises(UnveilError) as error:
+        set_sizes(folder, index, splits, 8, reference_images, subset_size)
+    assert str(error.value).startswith(said) and str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["gone", "half"])
@@ -209,11 +256,13 @@ def test_refuses_a_damaged_shard(tmp_path: Path, damage: str) -> None:
 def test_counts_images_that_are_in_both_sets(tmp_path: Path) -> None:
     """With ``train`` holding all 20 images, the held-out ones are 14 to 19."""
     index = _shards(tmp_path / "shards", {"train": [20], "test": [6]}, first={"test": 14})
-    assert count_shared(tmp_path / "shards", index, ("test", "train"), 6) == len(
-        {14, 15, 16, 17, 18, 19} & {i * 20 // 6 for i in range(6)}
-    )
+    for held_out, reference in ((6, 6), (6, 9), (3, 6), (6, 20), (4, 20)):
+        taken = {14 + i * 6 // held_out for i in range(held_out)} & {i * 20 // reference for i in range(reference)}
+        found = count_shared(tmp_path / "shards", index, ("test", held_out), ("train", reference))
+        assert found == len(taken)
+        assert found == held_out or reference < 20
     apart = _shards(tmp_path / "shards", {"train": [14], "test": [6]}, first={"test": 14})
-    assert count_shared(tmp_path / "shards", apart, ("test", "train"), 6) == 0
+    assert count_shared(tmp_path / "shards", apart, ("test", 6), ("train", 14)) == 0
 
 
 def test_noise_is_uniform_and_its_seed_decides() -> None:

@@ -51,7 +51,8 @@ def _samples(folder: Path, index: ShardIndex, images: Tensor, **changes: Any) ->
 def _params(folder: Path, **changes: Any) -> None:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["evaluate"] |= {"num_images": 24, "kid_subsets": 4, "kid_subset_size": 12} | changes
+    small = {"num_images": 24, "reference_images": 24, "kid_subsets": 4, "kid_subset_size": 12}
+    params["evaluate"] |= small | changes
     yaml.dump(params, folder / "params.yaml")
 
 
@@ -86,7 +87,7 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     assert first.returncode == 0, first.stderr
     written = {name: (project / name).read_bytes() for name in OUTPUTS}
     metrics = json.loads(written["metrics/evaluate.json"])
-    assert metrics["num_samples"] == 24
+    assert (metrics["num_samples"], metrics["num_reference"], metrics["num_held_out"]) == (24, 24, 24)
     assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_noise"]
     assert f"{metrics['fd_efficientnet_lite0']:.6g}" in first.stdout
     assert "note: N = 24 is not above" in first.stdout
@@ -105,7 +106,7 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
 
 def test_samples_that_are_the_reference_lie_at_nothing(project: Path) -> None:
     index = ShardIndex.load(project / "data" / "shards")
-    _params(project, num_images=30)
+    _params(project, num_images=30, reference_images=30)
     reference = _images(40, 1)[[i * 40 // 30 for i in range(30)]]
     _samples(project / "samples", index, reference)
     done = _run()
@@ -114,12 +115,29 @@ def test_samples_that_are_the_reference_lie_at_nothing(project: Path) -> None:
     assert abs(metrics["fd_efficientnet_lite0"]) < 1e-3 * metrics["fd_efficientnet_lite0_floor"]
 
 
+def test_takes_all_of_the_reference_split_and_what_the_held_out_split_has(project: Path) -> None:
+    index = ShardIndex.load(project / "data" / "shards")
+    _params(project, num_images=36, reference_images=0)
+    _samples(project / "samples", index, _images(40, 1)[:36])  # of the reference
+    done = _run()
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    assert (metrics["num_samples"], metrics["num_reference"], metrics["num_held_out"]) == (36, 40, 30)
+    assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_floor"]
+    card = (project / "reports" / "card.md").read_text()
+    assert "| reference | train split, all 40 images |" in card
+    assert "| held out | test split, all 30 images |" in card
+    assert "the floor is at N = 30, and is higher than it would be at N = 36" in card
+    assert "note: The held-out split has only 30 images" in done.output
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
         ("protocol", "protocol is 'ddim', but data/shards/index.json has 'score-sde'"),
         ("count", "evaluate.num_images: found 31, but samples/samples.safetensors holds 30"),
-        ("split", "evaluate.num_images: found 24, but the valid split of data/shards has 4"),
+        ("split", "evaluate.kid_subset_size: found 12, but the valid split of data/shards gives 4 images"),
+        ("reference", "evaluate.reference_images: found 41, but the train split of data/shards has 40 images"),
         ("shard", "test-00000.safetensors: missing or not what index.json says"),
         ("weights", "evaluate.inception_weights: nowhere.pth: no such file"),
         ("half", "samples/samples.safetensors: damaged"),
@@ -134,6 +152,8 @@ def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken
         _params(project, num_images=31)
     elif broken == "split":
         _params(project, held_out_split="valid")
+    elif broken == "reference":
+        _params(project, reference_images=41)
     elif broken == "shard":
         shard = project / "data" / "shards" / "test-00000.safetensors"
         content = bytearray(shard.read_bytes())

@@ -93,6 +93,12 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
+@pytest.mark.parametrize("head_channels", [48, 128])
+def test_heads_that_do_not_divide_the_channels_are_refused(head_channels: int) -> None:
+    with pytest.raises(ValueError, match=f"64 channels cannot be divided into heads of {head_channels}"):
+        AttentionBlock(64, head_channels)
+
+
 def test_attention_does_not_know_where_a_pixel_is() -> None:
     block = _random(AttentionBlock(32, 16))
     x = _input(1, 32, 4, 4)

@@ -112,8 +112,9 @@ def test_celeba64_ddpm_is_ddims_published_configuration() -> None:
     sample = params.sample
     assert (sample.sampler, sample.steps, sample.eta, sample.clip_denoised) == ("ddim", 100, 0.0, False)
     assert sample.grid == "ddim-leading"  # its range(0, 1000, 10)
-    assert (sample.num_samples, params.evaluate.num_images) == (50_000, 19_962)
-    assert (params.evaluate.features, params.evaluate.reference_split) == ("inception", "train")
+    assert sample.num_samples == params.evaluate.num_images == 50_000
+    evaluate = params.evaluate
+    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == ("inception", "train", 0)
 
 
 def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:
@@ -128,7 +129,15 @@ def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:
     sample = params.sample
     assert (sample.sampler, sample.steps, sample.grid) == ("heun", 40, "karras")
     assert (sample.sigma_min, sample.sigma_max, sample.rho) == (0.002, 80.0, 7.0)
-    assert params.evaluate.features == "inception"
+    evaluate = params.evaluate
+    assert (evaluate.features, evaluate.num_images, evaluate.reference_images) == ("inception", 50_000, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("celeba")])
+def test_recipes_of_celeba_compare_with_all_training_images(name: str) -> None:
+    evaluate = load_recipe(name).params.evaluate
+    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == ("inception", "train", 0)
+    assert evaluate.held_out_split == "test"
 
 
 def test_celeba64_tutorial_is_fifty_epochs_of_raw_weights() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.features import FeatureSet
+from unveil.evaluation.sets import SetSizes
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ PUBLISHED_SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split that images were taken from, and how many it has."""
+    """A split that images were taken from, how many it has, and how many were taken."""
 
     name: str
     images: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -74,35 +76,48 @@ class CardFacts:
 
     @property
     def num_images(self) -> int:
-        """N of every set."""
+        """N, the samples and the noise images."""
         return int(self.metrics["num_samples"])
 
 
-def notes_on(num_images: int, features: FeatureSet, shared: int = 0) -> list[str]:
-    """What a reader of distances at this N should be warned of.
+def notes_on(sizes: SetSizes, features: FeatureSet, shared: int = 0) -> list[str]:
+    """What a reader of distances of so many images should be warned of.
 
     ``shared`` of the held-out images are among those of the reference.
     """
     found = []
     if shared:
         found.append(
-            f"{shared:,} of the {num_images:,} held-out images are in the reference too, because this "
+            f"{shared:,} of the {sizes.held_out:,} held-out images are in the reference too, because this "
             f"protocol trains on all images: the floor is too low, and the model has seen them."
         )
-    if num_images <= features.dimension:
+    if sizes.held_out < sizes.samples:
         found.append(
-            f"N = {num_images:,} is not above the {features.dimension:,} features, so the covariances "
-            f"are singular: compare the Fréchet distance with that of other models at this N only."
+            f"The held-out split has only {sizes.held_out:,} images: the floor is at N = {sizes.held_out:,}, and "
+            f"is higher than it would be at N = {sizes.samples:,}; the fraction is lower."
         )
-    if features.name == "inception" and num_images < PUBLISHED_SAMPLES:
+    counts = {
+        f"N = {sizes.samples:,}": sizes.samples,
+        f"The reference of {sizes.reference:,} images": sizes.reference,
+        f"The held-out set of {sizes.held_out:,} images": sizes.held_out,
+    }
+    what = min(counts, key=lambda name: counts[name])
+    if counts[what] <= features.dimension:
         found.append(
-            f"FID is biased upwards at small N: at N = {num_images:,} it is larger than the same model's "
+            f"{what} is not above the {features.dimension:,} features, so covariances are singular: "
+            f"compare the Fréchet distance with that of other models at these numbers of images only."
+        )
+    if features.name == "inception" and sizes.samples < PUBLISHED_SAMPLES:
+        found.append(
+            f"FID is biased upwards at small N: at N = {sizes.samples:,} it is larger than the same model's "
             f"FID at {PUBLISHED_SAMPLES:,}."
         )
     return found
 
 
-def why_not_comparable(features: FeatureSet, source: str, protocol: str, image_size: int, reference: str) -> str | None:
+def why_not_comparable(
+    features: FeatureSet, source: str, protocol: str, image_size: int, reference: SplitFacts, num_images: int
+) -> str | None:
     """Why the published FIDs are numbers on something else, as one clause; None if they are not."""
     reasons = []
     if features.name != "inception":
@@ -113,8 +128,13 @@ def why_not_comparable(features: FeatureSet, source: str, protocol: str, image_s
         reasons.append(f"they are at {PUBLISHED_SIZE} x {PUBLISHED_SIZE}, and this is at {image_size}")
     if protocol not in PUBLISHED:
         reasons.append(f"they use the protocols {' and '.join(PUBLISHED)}, and this is {protocol}")
-    if reference != "train":
-        reasons.append(f"they are distances from the training images, and this is from the {reference} split")
+    if reference.name != "train":
+        reasons.append(f"they are distances from the training images, and this is from the {reference.name} split")
+    if num_images != PUBLISHED_SAMPLES or reference.taken != reference.images:
+        reasons.append(
+            f"they are of {PUBLISHED_SAMPLES:,} samples against all training images, and this is of "
+            f"{num_images:,} against {_share(reference)}"
+        )
     return "; ".join(reasons) or None
 
 
@@ -151,10 +171,10 @@ def _distances(facts: CardFacts) -> str:
             )
         )
     text = (
-        f"N = {facts.num_images:,} images in every set. Each number is a distance from the same "
-        f"{facts.num_images:,} real images of the {facts.reference.name} split, lower is better. The floor "
-        f"is the distance of real images of the {facts.held_out.name} split, the scale that of uniform "
-        f"noise; the fraction is 0 at the floor and 1 at the scale."
+        f"N = {facts.num_images:,} samples. Each number is a distance from the same {facts.reference.taken:,} real "
+        f"images of the {facts.reference.name} split, lower is better. The floor is the distance of "
+        f"{facts.held_out.taken:,} real images of the {facts.held_out.name} split, the scale that of "
+        f"{facts.num_images:,} images of uniform noise; the fraction is 0 at the floor and 1 at the scale."
     )
     return _section("Distances", text + "\n\n" + _table(header, rows))
 
@@ -168,16 +188,16 @@ def _data(facts: CardFacts) -> str:
         ("source", f"`{facts.source}`"),
         ("protocol", f"`{facts.protocol}`: {PROTOCOLS[facts.protocol].describe()}"),
         ("image size", f"{facts.image_size} x {facts.image_size}"),
-        ("reference", f"{facts.reference.name} split, {_share(facts, facts.reference)}"),
-        ("held out", f"{facts.held_out.name} split, {_share(facts, facts.held_out)}"),
-        ("choice of images", "evenly spaced over the split in the order of ids: place floor(i images / N)"),
+        ("reference", f"{facts.reference.name} split, {_share(facts.reference)} images"),
+        ("held out", f"{facts.held_out.name} split, {_share(facts.held_out)} images"),
+        ("choice of images", "evenly spaced over the split in the order of ids: place floor(i images / taken)"),
         ("shards", f"sha256 `{facts.shards}`"),
     )
     return _section("Data", _table(("what", "value"), rows))
 
 
-def _share(facts: CardFacts, split: SplitFacts) -> str:
-    return f"{facts.num_images:,} of {split.images:,} images"
+def _share(split: SplitFacts) -> str:
+    return f"all {split.images:,}" if split.taken == split.images else f"{split.taken:,} of {split.images:,}"
 
 
 def _measurement(facts: CardFacts) -> str:
@@ -219,13 +239,15 @@ def _model(facts: CardFacts) -> str:
 
 def _published(facts: CardFacts) -> str:
     title = f"Published values, CelebA {PUBLISHED_SIZE} x {PUBLISHED_SIZE}"
-    reason = why_not_comparable(facts.features, facts.source, facts.protocol, facts.image_size, facts.reference.name)
+    reason = why_not_comparable(
+        facts.features, facts.source, facts.protocol, facts.image_size, facts.reference, facts.num_images
+    )
     if reason:
         return _section(title, f"Not comparable: {reason}.")
     rows = [(row.model, row.steps, f"{row.fid:.2f}", row.where) for row in PUBLISHED[facts.protocol]]
     text = (
         f"Published with {PUBLISHED_SAMPLES:,} samples against all images of the training set; "
-        f"`fid` above is with {facts.num_images:,} against {facts.num_images:,}."
+        f"`fid` above is with {facts.num_images:,} against {_share(facts.reference)}."
     )
     return _section(title, text + "\n\n" + _table(("model", "steps", "FID", "where"), rows))
 

@@ -38,7 +38,7 @@ class KernelDistance:
 
 @dataclass(frozen=True)
 class FourSets:
-    """Features [N, D] of the samples and of the three real and control sets, all with the same N."""
+    """Features [images, D] of the samples and of the three others; the noise has as many as the samples."""
 
     samples: Tensor
     reference: Tensor
@@ -60,7 +60,7 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     """Squared Fréchet distance of the Gaussians with these statistics (Heusel et al. 2017, 1706.08500).
 
     ``|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, as torch-fidelity computes it. It is biased upwards
-    by an amount that falls with N, so only distances at the same N compare.
+    by an amount that falls with the number of images, so only distances at the same numbers compare.
     """
     return float(fid_statistics_to_metric(one, other, verbose=False)[KEY_METRIC_FID])
 
@@ -127,10 +127,12 @@ def measure(sets: FourSets, features: FeatureSet, subsets: int, subset_size: int
     ``<name>`` is the distance of the samples, ``<name>_floor`` that of held-out real images,
     ``<name>_noise`` that of uniform noise, and ``<name>_fraction`` where the samples lie on the way from
     the floor (0) to the noise (1); it is left out where noise is no farther away than the floor.
+    ``num_samples`` is the number of samples and of noise images, ``num_reference`` and ``num_held_out``
+    those of the real images.
     """
-    counts = {len(sets.samples), len(sets.reference), len(sets.held_out), len(sets.noise)}
-    if len(counts) != 1:
-        raise UnveilError(f"features: found sets of {sorted(counts)} images, expected one size for all")
+    if len(sets.noise) != len(sets.samples):
+        counts = f"{len(sets.samples)} samples and {len(sets.noise)} noise images"
+        raise UnveilError(f"features: found {counts}, expected as many of one as of the other")
     reference = statistics(sets.reference)
     found: dict[str, float | int] = {}
     others = {"": sets.samples, "_floor": sets.held_out, "_noise": sets.noise}
@@ -144,7 +146,11 @@ def measure(sets: FourSets, features: FeatureSet, subsets: int, subset_size: int
         if not suffix:
             found[f"{features.kernel}_std"] = distance.std
     rounded: dict[str, float | int] = {name: significant(value) for name, value in found.items()}
-    return rounded | {"num_samples": len(sets.samples)}
+    return rounded | {
+        "num_samples": len(sets.samples),
+        "num_reference": len(sets.reference),
+        "num_held_out": len(sets.held_out),
+    }
 
 
 def fraction(found: dict[str, float | int], features: FeatureSet) -> float | None:

@@ -42,13 +42,14 @@ def write_comparison(
 
     The images are spread evenly over each set, not chosen.
     """
-    name, count = features.frechet, metrics["num_samples"]
+    name = features.frechet
     share = metrics.get(f"{name}_fraction")
     titles = (
-        f"real, held out ({held_out}): {name} {metrics[f'{name}_floor']:.4g} (the floor)",
+        f"real, held out ({held_out}): {name} {metrics[f'{name}_floor']:.4g} "
+        f"(the floor), N = {metrics['num_held_out']}",
         f"samples: {name} {metrics[name]:.4g}"
         + (f", {share:.3f} of the way from the floor to noise" if share is not None else "")
-        + f" ({metrics[f'{name}_noise']:.4g}), N = {count}",
+        + f" ({metrics[f'{name}_noise']:.4g}), N = {metrics['num_samples']}",
     )
     grids = [_grid(images) for images in (real, samples)]
     height, width = grids[0].shape[:2]
@@ -78,7 +79,9 @@ def summary(metrics: dict[str, float | int], features: FeatureSet) -> str:
         *(name.ljust(first) + "".join(f"{metrics[name + end]:{wide}.6g}" for end in SETS) for name in names),
     ]
     if (share := metrics.get(f"{features.frechet}_fraction")) is not None:
-        lines.append(f"{share:.3f} of the way from floor to scale; N = {metrics['num_samples']} in every set")
+        lines.append(f"{share:.3f} of the way from floor to scale")
+    counts = f"{metrics['num_samples']} samples, {metrics['num_held_out']} held out"
+    lines.append(f"{counts}, {metrics['num_samples']} noise, against {metrics['num_reference']} real images")
     return "\n".join(lines)
 
 

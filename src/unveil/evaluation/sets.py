@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,13 +130,53 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def check_split(folder: Path, index: ShardIndex, split: str, count: int) -> None:
-    """Raise UnveilError if a split has fewer than ``count`` images."""
-    if (total := index.num_images(split) if split in index.splits else 0) < count:
+@dataclass(frozen=True)
+class SetSizes:
+    """Images of each set; the noise has as many as the samples."""
+
+    samples: int
+    reference: int
+    held_out: int
+
+
+def set_sizes(
+    folder: Path,
+    index: ShardIndex,
+    splits: tuple[str, str],
+    num_images: int,
+    reference_images: int,
+    subset_size: int,
+) -> SetSizes:
+    """How many images each set of an evaluation has, with what these shards hold.
+
+    Args:
+        folder: of the shards.
+        index: of the shards.
+        splits: of the reference and of the held-out images.
+        num_images: N, the samples; the held-out set has as many, or all of its split if that has fewer.
+        reference_images: images of the reference; 0 = all of its split.
+        subset_size: images of KID's subsets, which no set may fall short of.
+
+    Raises:
+        UnveilError: if a split has too few images.
+    """
+    reference, held_out = ((index.num_images(split) if split in index.splits else 0) for split in splits)
+    if reference_images > reference:
         raise UnveilError(
-            f"evaluate.num_images: found {count}, but the {split} split of {folder} has {total} images; "
-            f"lower it to {total} or less"
+            f"evaluate.reference_images: found {reference_images}, but the {splits[0]} split of {folder} has "
+            f"{reference} images; lower it to {reference} or less, or set 0 for all"
         )
+    sizes = SetSizes(num_images, reference_images or reference, min(num_images, held_out))
+    keys = ("evaluate.reference_split", "evaluate.held_out_split")
+    for key, split, count in zip(keys, splits, (sizes.reference, sizes.held_out), strict=True):
+        if count < 2:
+            raise UnveilError(f"{key}: the {split} split of {folder} gives {count} images, expected 2 or more")
+        if count < subset_size:
+            raise UnveilError(
+                f"evaluate.kid_subset_size: found {subset_size}, but the {split} split of {folder} gives "
+                f"{count} images; lower it to {count} or less"
+            )
+    return sizes
 
 
 def load_real(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
@@ -143,34 +184,43 @@ def load_real(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor
 
     Reads only these images. Raises UnveilError if the split has fewer, or a shard cannot be read.
     """
+    return torch.cat(list(real_parts(folder, index, split, count)))
+
+
+def real_parts(folder: Path, index: ShardIndex, split: str, count: int) -> Iterator[Tensor]:
+    """The images of ``load_real``, a shard at a time: a whole split need not fit into memory."""
     return _chosen(folder, index, split, count, "images")
 
 
-def count_shared(folder: Path, index: ShardIndex, splits: tuple[str, str], count: int) -> int:
+def count_shared(folder: Path, index: ShardIndex, one: tuple[str, int], other: tuple[str, int]) -> int:
     """How many of the images that ``load_real`` takes from one split it also takes from the other.
 
-    More than none where ``train`` holds all images, as in the protocol adm-ip.
+    Each of the two is the name of a split and the images that are taken from it. More than none are
+    shared where ``train`` holds all images, as in the protocol adm-ip.
     """
-    one, other = (_chosen(folder, index, split, count, "ids") for split in splits)
-    return int(torch.isin(one, other).sum())
+    ids, others = (torch.cat(list(_chosen(folder, index, split, count, "ids"))) for split, count in (one, other))
+    return int(torch.isin(ids, others).sum())
 
 
-def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) -> Tensor:
-    check_split(folder, index, split, count)
-    places = spread(index.num_images(split), count)
-    parts, start = [], 0
+def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) -> Iterator[Tensor]:
+    if (total := index.num_images(split)) < count:
+        raise UnveilError(f"{folder}: the {split} split has {total} images, expected {count} or more")
+    places = spread(total, count)
+    start = 0
     for shard in index.splits[split]:
         rows = places[(places >= start) & (places < start + shard.images)] - start
         if len(rows):
-            parts.append(_rows(folder / shard.file, name, rows))
+            yield _rows(folder / shard.file, name, rows)
         start += shard.images
-    return torch.cat(parts)
 
 
 def _rows(path: Path, name: str, rows: NDArray[np.int64]) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             tensor = file.get_slice(name)
+            if len(rows) == tensor.get_shape()[0]:
+                whole: Tensor = file.get_tensor(name)
+                return whole
             return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
     except (SafetensorError, OSError) as error:
         raise UnveilError(f"{path}: cannot be read ({error}); run `dvc repro preprocess`") from error

@@ -51,10 +51,20 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention over the pixels (2006.11239, appendix B): [B, C, H, W] -> the same shape."""
+    """Residual self-attention over the pixels (2006.11239, appendix B): [B, C, H, W] -> the same shape.
+
+    Args:
+        channels: C.
+        head_channels: channels a head; 0 = one head.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
+    """
 
     def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
+        if head_channels and channels % head_channels:
+            raise ValueError(f"{channels} channels cannot be divided into heads of {head_channels}")
         self.heads = channels // head_channels if head_channels else 1
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

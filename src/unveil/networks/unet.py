@@ -63,7 +63,8 @@ class UNet(nn.Module):
     ``forward(x, c_noise)``: x float [B, C, H, W] of about unit scale, c_noise float [B]; returns float [B, C, H, W].
 
     Raises:
-        ValueError: if the image size is not divisible by the total downsampling.
+        ValueError: if the image size is not divisible by the total downsampling, or a width that attends not by
+            the channels of a head.
     """
 
     def __init__(self, config: UNetConfig) -> None:

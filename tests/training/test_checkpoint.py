@@ -1,0 +1,318 @@
+"""Models and checkpoints on disk: what is written comes back, and what is damaged is one line or passed over."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.parameterizations import X0
+from unveil.diffusion.paths import Flow
+from unveil.errors import UnveilError
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.training.checkpoint import (
+    CONFIG_FILE,
+    FACTS_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    Checkpoints,
+    ModelConfig,
+    fingerprint,
+    load_denoiser,
+    save_model,
+)
+
+CONFIG = ModelConfig(
+    network=UNetConfig(8, 32, (1, 2), 1, (4,), 16, dropout=0.3),
+    diffusion=DiffusionConfig("flow", "x0", "flow", logit_mean=0.8),
+    data={"source": "cartoon", "protocol": "ddim", "image_size": 8, "shards": "abc"},
+    training={"images": 100, "batch_size": 4, "lr": 1e-4, "betas": [0.9, 0.99], "precision": "fp32"},
+)
+
+
+def _network(seed: int = 0) -> UNet:
+    torch.manual_seed(seed)
+    network = UNet(CONFIG.network)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_model(tmp_path / "models", _network(), CONFIG)
+    return tmp_path / "models"
+
+
+def _refusal(call: Callable[[], object]) -> str:
+    """The one line that a call ends with."""
+    with pytest.raises(UnveilError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def test_a_model_comes_back_as_it_was(model: Path) -> None:
+    assert ModelConfig.load(model) == CONFIG
+    denoiser = load_denoiser(model)
+    assert (denoiser.path, denoiser.parameterization) == (Flow(), X0())
+    network = _network()
+    for name, value in network.state_dict().items():
+        assert torch.equal(denoiser.network.state_dict()[name], value)
+    x, c_noise = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
+    assert torch.equal(denoiser.network(x, c_noise), network.eval()(x, c_noise))
+
+
+def test_a_loaded_model_is_for_use_not_for_training(model: Path) -> None:
+    denoiser = load_denoiser(model)
+    assert not any(module.training for module in denoiser.modules())
+    assert not any(parameter.requires_grad for parameter in denoiser.parameters())
+
+
+def test_the_same_model_is_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "again", _network(), CONFIG)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (model / name).read_bytes()
+    assert sorted(path.name for path in model.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_folder_without_a_model_says_which_stage_makes_one(tmp_path: Path, model: Path) -> None:
+    assert "run the train stage" in _refusal(lambda: load_denoiser(tmp_path))
+    assert CONFIG_FILE in _refusal(lambda: load_denoiser(tmp_path))
+    (model / WEIGHTS_FILE).unlink()
+    assert f"{model / WEIGHTS_FILE}: not there" in _refusal(lambda: load_denoiser(model))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 1}', '{"format": 1, "network": 3}', "\x00"])
+def test_a_damaged_configuration_is_one_line(model: Path, text: str) -> None:
+    (model / CONFIG_FILE).write_text(text)
+    assert f"{model / CONFIG_FILE}: not a model's configuration" in _refusal(lambda: load_denoiser(model))
+
+
+def test_a_configuration_that_is_not_text_is_one_line(model: Path) -> None:
+    (model / CONFIG_FILE).write_bytes(b"\xff\xfe\x00\x01")
+    assert "not a model's configuration" in _refusal(lambda: load_denoiser(model))
+
+
+def _change(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads((model / CONFIG_FILE).read_text())
+    change(values)
+    (model / CONFIG_FILE).write_text(json.dumps(values))
+
+
+def test_another_format_is_one_line(model: Path) -> None:
+    _change(model, lambda values: values.update(format=2))
+    assert "format is 2, expected 1; train again" in _refusal(lambda: load_denoiser(model))
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("network", {"surprise": 1}),
+        ("network", {"channel_multipliers": 3}),
+        ("diffusion", {"surprise": 1}),
+    ],
+)
+def test_keys_from_elsewhere_are_one_line(model: Path, section: str, values: dict[str, object]) -> None:
+    _change(model, lambda config: config[section].update(values))
+    assert "not a model's configuration" in _refusal(lambda: load_denoiser(model))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "word"),
+    [
+        ("network", {"image_size": 9}, "9"),
+        ("network", {"channels": "many"}, ""),
+        ("network", {"channel_multipliers": []}, ""),
+        ("network", {"attention_head_channels": 128}, "64 channels"),
+        ("network", {"dropout": 7}, ""),
+        ("diffusion", {"path": "ve"}, "'ve'"),
+        ("diffusion", {"parameterization": "v"}, "'v'"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(
+    model: Path, section: str, values: dict[str, object], word: str
+) -> None:
+    _change(model, lambda config: config[section].update(values))
+    message = _refusal(lambda: load_denoiser(model))
+    assert CONFIG_FILE in message and word in message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 100,
+        lambda data: b"<html>quota exceeded</html>",
+        lambda data: data + b"more",
+    ],
+    ids=["empty", "truncated", "noise", "a web page", "too long"],
+)
+def test_damaged_weights_are_one_line(model: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = model / WEIGHTS_FILE
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"{path}: damaged" in _refusal(lambda: load_denoiser(model))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        replace(CONFIG.network, channels=64),
+        replace(CONFIG.network, blocks=3),
+        replace(CONFIG.network, channel_multipliers=(1,)),
+        replace(CONFIG.network, image_channels=1),
+    ],
+    ids=["wider", "deeper", "fewer levels", "grey"],
+)
+def test_weights_that_do_not_fit_are_one_line(model: Path, network: UNetConfig) -> None:
+    save_model(model, UNet(network), CONFIG)
+    assert f"{model / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: " in _refusal(lambda: load_denoiser(model))
+
+
+def test_nothing_old_is_lost_when_writing_fails(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (model / WEIGHTS_FILE).read_bytes()
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unveil.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(model, _network(1), CONFIG)
+    assert (model / WEIGHTS_FILE).read_bytes() == before
+    assert sorted(path.name for path in model.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+# -------------------------------------------------------------------------------- fingerprints
+
+
+def test_a_fingerprint_names_the_facts_and_not_their_order() -> None:
+    facts = {"a": 1, "b": {"c": [1, 2], "d": 0.1}}
+    found = fingerprint(facts)
+    assert len(found) == 16 and int(found, 16) >= 0
+    assert fingerprint({"b": {"d": 0.1, "c": [1, 2]}, "a": 1}) == found
+    others = [facts | {"a": 2}, facts | {"a": 1.5}, {"a": 1, "b": {"c": [2, 1], "d": 0.1}}, facts | {"e": None}]
+    assert len({found, *map(fingerprint, others)}) == 5
+
+
+# --------------------------------------------------------------------------------- checkpoints
+
+
+def _state(step: int) -> dict[str, Tensor]:
+    return {"weight": torch.full((3, 2), float(step)), "step": torch.tensor(float(step))}
+
+
+def _save(checkpoints: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        checkpoints.save(step, _state(step), {"scaler": {"scale": 2.0}})
+
+
+def _loaded(checkpoints: Checkpoints, before: int | None = None) -> int | None:
+    found = checkpoints.load(before)
+    if found is None:
+        return None
+    tensors, facts = found
+    assert tensors.keys() == _state(0).keys()
+    assert all(torch.equal(tensors[name], value) for name, value in _state(facts["step"]).items())
+    assert facts["scaler"] == {"scale": 2.0}
+    return int(facts["step"])
+
+
+def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "none")
+    assert checkpoints.load() is None and checkpoints.newest() is None
+    checkpoints.remove()
+
+
+def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+    for keep in (1, 2, 3):
+        checkpoints = Checkpoints(tmp_path / str(keep), keep)
+        _save(checkpoints, 5, 50, 500, 99_999_999)
+        assert _loaded(checkpoints) == 99_999_999
+        steps = [5, 50, 500, 99_999_999][-keep:]
+        assert sorted(path.name for path in checkpoints.folder.iterdir()) == [f"step-{step:08d}" for step in steps]
+        assert checkpoints.newest() == checkpoints.folder / "step-99999999"
+
+
+def test_a_tensor_of_any_layout_comes_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    weight = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    checkpoints.save(1, {"weight": weight, "turned": weight[0, 0].T}, {})
+    found = checkpoints.load()
+    assert found is not None
+    assert torch.equal(found[0]["weight"], weight) and torch.equal(found[0]["turned"], weight[0, 0].T)
+
+
+def _swap_in_other_weights(path: Path) -> None:
+    state = load_file(path / STATE_FILE)
+    save_file({name: value + 1 for name, value in state.items()}, path / STATE_FILE)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no weights": lambda path: (path / STATE_FILE).unlink(),
+    "no facts": lambda path: (path / FACTS_FILE).unlink(),
+    "truncated weights": lambda path: (path / STATE_FILE).write_bytes((path / STATE_FILE).read_bytes()[:-1]),
+    "other weights": _swap_in_other_weights,
+    "truncated facts": lambda path: (path / FACTS_FILE).write_text("{"),
+    "facts of another kind": lambda path: (path / FACTS_FILE).write_text("[]"),
+    "facts that say too little": lambda path: (path / FACTS_FILE).write_text("{}"),
+    "not text": lambda path: (path / FACTS_FILE).write_bytes(b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    _save(checkpoints, 10, 20)
+    DAMAGE[damage](tmp_path / "step-00000020")
+    assert _loaded(checkpoints) == 10
+    assert checkpoints.newest() == tmp_path / "step-00000010"
+    DAMAGE[damage](tmp_path / "step-00000010")
+    assert checkpoints.load() is None and checkpoints.newest() is None
+
+
+def test_checkpoints_from_the_end_on_can_be_left_out(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    _save(checkpoints, 10, 20)
+    assert [_loaded(checkpoints, before) for before in (21, 20, 11, 10, 5)] == [20, 10, 10, None, None]
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    _save(checkpoints, 10, 20)
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unveil.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        _save(checkpoints, 30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]
+    assert _loaded(checkpoints) == 20
+
+
+def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, {"old": torch.zeros(1)}, {})
+    _save(checkpoints, 10)
+    assert _loaded(checkpoints) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_they_can_be_removed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    _save(checkpoints, 10)
+    checkpoints.remove()
+    assert list(tmp_path.iterdir()) == []

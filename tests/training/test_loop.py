@@ -1,0 +1,482 @@
+"""The training loop: it learns, it can be killed, it stops when it breaks, and it tells what it does."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unveil.data.batches import DeviceBatches
+from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.objectives import FlowMatching
+from unveil.diffusion.parameterizations import X0
+from unveil.diffusion.paths import Flow
+from unveil.errors import UnveilError
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.training.checkpoint import Checkpoints
+from unveil.training.loop import Progress, Trainer, TrainingConfig, _mean_of_finite
+from unveil.training.precision import autocast, resolve_precision
+
+NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
+BATCH = 4
+CONFIG = TrainingConfig(
+    seed=0,
+    images=12 * BATCH,
+    lr=1e-3,
+    betas=(0.9, 0.99),
+    warmup_images=5 * BATCH,
+    gradient_clip=1.0,
+    ema_half_life_images=3 * BATCH,
+    ema_rampup=0.2,
+    precision="fp32",
+    log_every_images=2 * BATCH,
+    checkpoint_every_images=4 * BATCH,
+)
+CPU_PRECISIONS = ["fp32", "bf16"]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def _images() -> Tensor:
+    """Ten images that are easy to learn: each of one colour."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (10, 3, 1, 1), generator=generator, dtype=torch.uint8).expand(-1, -1, 8, 8)
+
+
+def _trainer(
+    config: TrainingConfig = CONFIG,
+    checkpoints: Path | None = None,
+    *,
+    network: Callable[[], nn.Module] = lambda: UNet(NETWORK),
+    weights: int = 0,
+    batch_size: int = BATCH,
+    device: str = "cpu",
+) -> Trainer:
+    torch.manual_seed(weights)
+    denoiser = Denoiser(network(), Flow(), X0()).to(device)
+    batches = DeviceBatches(_images().to(device), batch_size, 0, horizontal_flip=True)
+    folder = Checkpoints(checkpoints) if checkpoints is not None else None
+    return Trainer(denoiser, FlowMatching(), batches, config, folder)
+
+
+def _curve(points: list[Progress]) -> list[tuple[int, float, float, float, bool]]:
+    """What of the curves does not depend on the clock."""
+    return [(point.images, point.loss, point.grad_norm, point.lr, point.preview) for point in points]
+
+
+def _same(one: Trainer, other: Trainer) -> bool:
+    """Whether everything that the next step depends on is equal, bit for bit."""
+    pairs: list[tuple[Tensor, Tensor]] = [*zip(one.parameters, other.parameters, strict=True)]
+    pairs += zip(one.ema.parameters, other.ema.parameters, strict=True)
+    for a, b in zip(one.parameters, other.parameters, strict=True):
+        mine, theirs = one.optimizer.state[a], other.optimizer.state[b]
+        assert mine.keys() == theirs.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        pairs += [(mine[name], theirs[name]) for name in mine]
+    return one.step == other.step and all(torch.equal(a, b) for a, b in pairs)
+
+
+# ---------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
+def test_the_loss_falls(precision: str) -> None:
+    config = replace(CONFIG, images=1600, log_every_images=320, checkpoint_every_images=0, precision=precision)
+    losses = [point.loss for point in _trainer(config, batch_size=16).run()]
+    assert losses[-1] < losses[0] / 4
+
+
+def test_bf16_is_for_the_products_and_weights_stay_in_full_precision() -> None:
+    trainer = _trainer(replace(CONFIG, precision="bf16", images=2 * BATCH))
+    seen: set[torch.dtype] = set()
+    for module in trainer.network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    points = list(trainer.run())
+    assert seen == {torch.bfloat16}
+    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
+    assert {tensor.dtype for tensor in (*trainer.parameters, *trainer.ema.parameters, *state)} == {torch.float32}
+    assert all(math.isfinite(point.loss) for point in points)
+
+
+def test_the_seed_decides_the_noise() -> None:
+    """Of the same weights and the same images: one step's loss, for seeds that differ in high and in low bits."""
+    config = replace(CONFIG, images=BATCH)
+    losses = {next(_trainer(replace(config, seed=seed)).run()).loss for seed in (0, 1, 2, 2**31, 2**32 - 1)}
+    assert len(losses) == 5
+    assert next(_trainer(config).run()).loss in losses
+
+
+def test_every_step_has_its_own_noise_and_noise_levels() -> None:
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    class Spy(FlowMatching):
+        def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+            sigma = super().sample_sigma(count, generator)
+            drawn.append((sigma, torch.randn(3, generator=generator.clone_state())))
+            return sigma
+
+    trainer = _trainer()
+    trainer.objective = Spy()
+    list(trainer.run())
+    assert len(drawn) == 12
+    for (sigma, noise), (other_sigma, other_noise) in itertools.combinations(drawn, 2):
+        assert not torch.equal(sigma, other_sigma) and not torch.equal(noise, other_noise)
+
+
+def test_other_peoples_random_numbers_are_left_alone() -> None:
+    trainer = _trainer()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    list(trainer.run())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    trainer = _trainer(replace(CONFIG, log_every_images=BATCH))
+    rates = []
+    for point in trainer.run():
+        assert {group["lr"] for group in trainer.optimizer.param_groups} == {point.lr}
+        rates.append(point.lr)
+    assert rates == pytest.approx([1e-3 * min(1, step / 5) for step in range(1, 13)])
+    assert next(_trainer(replace(CONFIG, warmup_images=0)).run()).lr == 1e-3
+    assert next(_trainer(replace(CONFIG, log_every_images=1, warmup_images=3)).run()).lr == 1e-3
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm() -> None:
+    norms = {}
+    for clip in (0.0, 0.01, 1e6):
+        trainer = _trainer(replace(CONFIG, gradient_clip=clip, images=BATCH))
+        (point,) = trainer.run()
+        gradients = [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+        norms[clip] = (point.grad_norm, float(nn.utils.get_total_norm(gradients)))
+    free = norms[0.0][0]
+    assert free > 0.02
+    assert norms[0.0][1] == norms[1e6][1] == pytest.approx(free)
+    assert norms[0.01] == pytest.approx((free, 0.01), rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------- curves
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "interval", "expected"),
+    [
+        (48, 4, 8, [8, 16, 24, 32, 40, 48]),
+        (48, 4, 10, [12, 20, 32, 40, 48]),  # the first step at or after each multiple
+        (48, 4, 1, list(range(4, 49, 4))),
+        (48, 4, 1000, [48]),
+        (50, 16, 32, [32, 64]),  # the last batch is whole, so a few more images are seen than asked for
+        (50, 16, 48, [48, 64]),
+        (3, 16, 1, [16]),
+        (16, 16, 0, [16]),
+    ],
+)
+def test_points_cover_the_whole_run(images: int, batch_size: int, interval: int, expected: list[int]) -> None:
+    config = replace(CONFIG, images=images, log_every_images=interval, checkpoint_every_images=0)
+    trainer = _trainer(config, batch_size=batch_size)
+    points = list(trainer.run())
+    assert [point.images for point in points] == expected
+    assert points == trainer.points
+    assert trainer.images_seen == expected[-1] == trainer.total_steps * batch_size
+    assert images <= trainer.images_seen < images + batch_size
+    assert points[-1].seconds_left == 0
+    assert all(point.images_per_second > 0 and point.seconds_left >= 0 for point in points)
+    assert list(trainer.run()) == []  # there is nothing left to do
+
+
+def test_a_point_is_the_mean_of_the_steps_since_the_last() -> None:
+    fine = list(_trainer(replace(CONFIG, log_every_images=BATCH)).run())
+    coarse = list(_trainer(replace(CONFIG, log_every_images=5 * BATCH, checkpoint_every_images=0)).run())
+    assert [point.images // BATCH for point in coarse] == [5, 10, 12]
+    for point, steps in zip(coarse, (fine[:5], fine[5:10], fine[10:]), strict=True):
+        assert point.loss == pytest.approx(sum(step.loss for step in steps) / len(steps))
+        assert point.grad_norm == pytest.approx(sum(step.grad_norm for step in steps) / len(steps))
+
+
+def test_previews_are_due_at_their_interval() -> None:
+    config = replace(CONFIG, preview_every_images=5 * BATCH, log_every_images=4 * BATCH, checkpoint_every_images=0)
+    points = list(_trainer(config).run())
+    assert [(point.images // BATCH, point.preview) for point in points] == [
+        (4, False),
+        (5, True),
+        (8, False),
+        (10, True),
+        (12, False),
+    ]
+    assert not any(point.preview for point in _trainer(CONFIG).run())
+
+
+def test_a_step_that_fp16_left_out_does_not_spoil_the_mean_gradient() -> None:
+    assert _mean_of_finite([torch.tensor(value) for value in (1.0, math.inf, 3.0, math.nan)]) == 2
+    assert math.isnan(_mean_of_finite([torch.tensor(math.inf)]))
+
+
+# -------------------------------------------------------------------------------- the average
+
+
+def _modes(trainer: Trainer) -> set[bool]:
+    """Whether its modules are in training."""
+    return {module.training for module in trainer.denoiser.modules()}
+
+
+def test_the_average_takes_the_networks_place_for_a_while() -> None:
+    trainer = _trainer()
+    list(trainer.run())
+    raw = [parameter.detach().clone() for parameter in trainer.parameters]
+    with trainer.averaged() as network:
+        assert network is trainer.network and _modes(trainer) == {False}
+        assert all(map(torch.equal, trainer.parameters, trainer.ema.parameters))
+        assert not all(map(torch.equal, trainer.parameters, raw))
+    assert all(map(torch.equal, trainer.parameters, raw))
+    assert _modes(trainer) == {True}
+
+
+def test_the_raw_weights_come_back_after_an_error() -> None:
+    trainer = _trainer()
+    list(trainer.run())
+    raw = [parameter.detach().clone() for parameter in trainer.parameters]
+    with pytest.raises(KeyboardInterrupt), trainer.averaged():
+        raise KeyboardInterrupt
+    assert all(map(torch.equal, trainer.parameters, raw)) and _modes(trainer) == {True}
+
+
+def test_looking_at_the_average_changes_nothing_that_follows() -> None:
+    looked, not_looked = _trainer(), _trainer()
+    for _ in looked.run():
+        with looked.averaged() as network, torch.inference_mode():
+            network(torch.randn(1, 3, 8, 8), torch.zeros(1))
+    list(not_looked.run())
+    assert _same(looked, not_looked)
+
+
+def test_without_a_half_life_the_average_is_the_weights() -> None:
+    trainer = _trainer(replace(CONFIG, ema_half_life_images=0))
+    list(trainer.run())
+    assert all(map(torch.equal, trainer.parameters, trainer.ema.parameters))
+
+
+def test_the_average_follows_the_weights_by_their_images() -> None:
+    """Two steps by hand: the half-life is limited to 0.2 of the images seen."""
+    trainer = _trainer(replace(CONFIG, log_every_images=BATCH))
+    average = trainer.parameters[0].detach().clone()
+    for step, _ in zip((1, 2), trainer.run(), strict=False):
+        share = 0.5 ** (BATCH / min(3 * BATCH, 0.2 * step * BATCH))
+        average = share * average + (1 - share) * trainer.parameters[0].detach()
+        torch.testing.assert_close(trainer.ema.parameters[0], average)
+
+
+# ----------------------------------------------------------------------------- kill and resume
+
+
+def _kill(trainer: Trainer, images: int) -> None:
+    """Run until a point of the curves, and stop there as a signal would: nothing more is saved."""
+    for point in trainer.run():
+        if point.images >= images:
+            return
+
+
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
+@pytest.mark.parametrize("killed_at", [5, 8, 9, 12])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, precision: str, killed_at: int) -> None:
+    config = replace(CONFIG, precision=precision, log_every_images=BATCH)
+    whole = _trainer(config)
+    list(whole.run())
+
+    _kill(_trainer(config, tmp_path), killed_at * BATCH)
+    resumed = _trainer(config, tmp_path, weights=77)  # other weights, and other random numbers, at the start
+    assert resumed.resume()
+    assert resumed.step == (8 if killed_at > 8 else 4)
+    list(resumed.run())
+    assert _same(resumed, whole)
+    assert _curve(resumed.points) == _curve(whole.points)
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    whole = _trainer()
+    list(whole.run())
+    for killed_at in (6, 10):
+        trainer = _trainer(CONFIG, tmp_path)
+        trainer.resume()
+        _kill(trainer, killed_at * BATCH)
+    last = _trainer(CONFIG, tmp_path)
+    assert last.resume() and last.step == 8
+    list(last.run())
+    assert _same(last, whole)
+
+
+def test_checkpoints_change_nothing(tmp_path: Path) -> None:
+    with_them, without = _trainer(CONFIG, tmp_path), _trainer(replace(CONFIG, checkpoint_every_images=0))
+    list(with_them.run())
+    list(without.run())
+    assert _same(with_them, without)
+    # The end needs none: the model itself is written then.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path) -> None:
+    whole = _trainer(CONFIG, tmp_path)
+    list(whole.run())
+    state = tmp_path / "step-00000008" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    resumed = _trainer(CONFIG, tmp_path)
+    assert resumed.resume() and resumed.step == 4
+    list(resumed.run())
+    assert _same(resumed, whole)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    for trainer in (_trainer(), _trainer(CONFIG, tmp_path)):
+        assert not trainer.resume()
+        assert trainer.step == 0
+
+
+def test_a_longer_run_extends_and_a_shorter_one_does_not_overrun(tmp_path: Path) -> None:
+    _kill(_trainer(CONFIG, tmp_path), 12 * BATCH)  # checkpoints of steps 4 and 8
+    for steps, resumed_at in ((20, 8), (9, 8), (8, 4), (5, 4), (4, 0), (2, 0)):
+        config = replace(CONFIG, images=steps * BATCH, checkpoint_every_images=0)
+        trainer, whole = _trainer(config, tmp_path), _trainer(config)
+        assert trainer.resume() == (resumed_at > 0) and trainer.step == resumed_at
+        assert len(list(trainer.run())) > 0
+        list(whole.run())
+        assert _same(trainer, whole)
+
+
+@pytest.mark.parametrize("other", [replace(NETWORK, channels=64), replace(NETWORK, blocks=2)], ids=["wider", "deeper"])
+def test_a_checkpoint_of_another_network_is_one_line(tmp_path: Path, other: UNetConfig) -> None:
+    _kill(_trainer(CONFIG, tmp_path), 5 * BATCH)
+    trainer = _trainer(CONFIG, tmp_path, network=lambda: UNet(other))
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    with pytest.raises(UnveilError, match="another network") as caught:
+        trainer.resume()
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert all(map(torch.equal, trainer.parameters, before)) and trainer.step == 0
+
+
+# ------------------------------------------------------------------------------ when it breaks
+
+
+class _Breaking(nn.Module):
+    """A network that does something to its output at one evaluation."""
+
+    def __init__(self, at: int, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.at, self.change, self.count = UNet(NETWORK), at, change, 0
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        self.count += 1
+        out: Tensor = self.inner(x, c_noise)
+        return self.change(out) if self.count == self.at else out
+
+
+def _nan_output(out: Tensor) -> Tensor:
+    return out * torch.nan
+
+
+def _infinite_gradient(out: Tensor) -> Tensor:
+    out.register_hook(lambda gradient: gradient * torch.inf)
+    return out
+
+
+def _failure(trainer: Trainer) -> str:
+    with pytest.raises(UnveilError) as caught:
+        list(trainer.run())
+    message = str(caught.value)
+    assert "\n" not in message and "try a lower train.lr" in message
+    return message
+
+
+@pytest.mark.parametrize("change", [_nan_output, _infinite_gradient])
+@pytest.mark.parametrize("log_every", [1, 100], ids=["logged", "rarely logged"])
+@pytest.mark.parametrize(
+    ("at", "found_by", "kept"),
+    [(1, 4, None), (3, 4, None), (4, 4, None), (5, 8, 4), (8, 8, 4), (9, 12, 8), (12, 12, 8)],
+)
+def test_a_run_that_breaks_names_the_step_and_the_last_good_checkpoint(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], log_every: int, at: int, found_by: int, kept: int | None
+) -> None:
+    """Whether the loss shows it or not, it is found before anything is written."""
+    config = replace(CONFIG, log_every_images=log_every * BATCH)
+    trainer = _trainer(config, tmp_path, network=lambda: _Breaking(at, change))
+    message = _failure(trainer)
+    step = at if log_every == 1 else found_by
+    assert f"by step {step} ({step * BATCH} images)" in message
+    assert message.startswith(
+        "train: the loss became nan" if change is _nan_output or at < step else "train: the weights"
+    )
+    if kept is None:
+        assert "there is no checkpoint yet" in message
+        assert list(tmp_path.iterdir()) == []
+    else:
+        newest = tmp_path / f"step-{kept:08d}"
+        assert f"the last good checkpoint is {newest}" in message
+        assert max(tmp_path.iterdir()) == newest
+    loaded = Checkpoints(tmp_path).load()
+    assert loaded is None or all(tensor.isfinite().all() for tensor in loaded[0].values())
+
+
+def test_without_checkpoints_it_says_so() -> None:
+    assert "there is no checkpoint yet" in _failure(_trainer(network=lambda: _Breaking(2, _nan_output)))
+
+
+def test_a_learning_rate_out_of_all_reason_is_found() -> None:
+    config = replace(CONFIG, lr=1e30, warmup_images=0, images=100 * BATCH)
+    assert "by step" in _failure(_trainer(config))
+
+
+def test_after_the_break_it_resumes_from_the_last_good_checkpoint(tmp_path: Path) -> None:
+    whole = _trainer(network=lambda: _Breaking(0, _nan_output))
+    list(whole.run())
+    _failure(_trainer(CONFIG, tmp_path, network=lambda: _Breaking(7, _nan_output)))
+    mended = _trainer(CONFIG, tmp_path, network=lambda: _Breaking(0, _nan_output))
+    assert mended.resume() and mended.step == 4
+    list(mended.run())
+    assert _same(mended, whole)
+
+
+# ------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.fixture
+def full_float32() -> Iterator[None]:
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.usefixtures("full_float32")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_trains_on_cuda(tmp_path: Path, precision: str) -> None:
+    device = torch.device("cuda")
+    resolve_precision(precision, device)
+    config = replace(CONFIG, images=60 * BATCH, log_every_images=10 * BATCH, precision=precision)
+    trainer = _trainer(config, tmp_path, device="cuda")
+    losses = [point.loss for point in trainer.run()]
+    assert losses[-1] < losses[0]
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    with autocast(precision, device), trainer.averaged() as network:
+        out = network(torch.randn(2, 3, 8, 8, device=device), torch.zeros(2, device=device))
+    assert out.isfinite().all()
+    resumed = _trainer(config, tmp_path, weights=7, device="cuda")
+    assert resumed.resume()
+    assert [point.loss for point in resumed.run()][-1] == pytest.approx(losses[-1], rel=0.05)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
+    config = replace(CONFIG, precision="fp16", log_every_images=BATCH)
+    trainer = _trainer(config, network=lambda: _Breaking(5, _infinite_gradient), device="cuda")
+    scales, moved = [], []
+    before = trainer.parameters[0].detach().clone()
+    for _ in trainer.run():
+        scales.append(trainer.scaler.get_scale())
+        moved.append(not torch.equal(trainer.parameters[0], before))
+        before = trainer.parameters[0].detach().clone()
+    assert scales[4] < scales[3] and not moved[4] and any(moved[5:])
+    assert math.isnan(trainer.points[4].grad_norm)
