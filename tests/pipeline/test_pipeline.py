@@ -154,7 +154,7 @@ def test_a_second_repro_does_nothing(smoke: Smoke) -> None:
     assert len(smoke.runs()) == before
 
 
-def test_sample_steps_rerun_sample_and_evaluate_only_and_back_nothing(changed: Project) -> None:
+def test_sample_steps_rerun_sample_and_evaluate_only(changed: Project) -> None:
     original = (changed.root / "samples" / "run.json").read_bytes()
     assert "sample.steps: 4" in changed.dvc("status") or "Data and pipelines are up to date" in changed.dvc("status")
     changed.set_params("  steps: 4 ", "  steps: 3 ")
@@ -170,8 +170,9 @@ def test_sample_steps_rerun_sample_and_evaluate_only_and_back_nothing(changed: P
 
     changed.set_params("  steps: 3 ", "  steps: 4 ")
     said = changed.dvc("repro")
-    assert "Running stage" not in said  # both come from DVC's run cache, records and all
-    assert len(changed.runs()) == 2
+    # The samples come from DVC's run cache, with their record. The metrics are Git's, which DVC's cache does not hold.
+    assert [name for name in STAGES if f"Running stage '{name}'" in said] == ["evaluate"]
+    assert [stage_of(run) for run in changed.runs()].count("sample") == 1
     assert (changed.root / "samples" / "run.json").read_bytes() == original
 
 

@@ -130,9 +130,18 @@ def write_shard(folder: Path, split: str, number: int, images: Tensor, attribute
         images: uint8 [N, 3, H, W].
         attributes: bool [N, 40].
         ids: int64 [N], the number in each image's file name.
+
+    Raises:
+        UnveilError: if the disk is full or refuses.
     """
     path = folder / f"{split}-{number:05d}.safetensors"
-    save_file({"images": images.contiguous(), "attributes": attributes, "ids": ids}, path)
+    try:
+        save_file({"images": images.contiguous(), "attributes": attributes, "ids": ids}, path)
+    except (SafetensorError, OSError) as error:
+        need = images.numel() / 1e6
+        raise UnveilError(
+            f"{path}: cannot be written ({error}); it needs {need:,.0f} MB on a disk that takes it"
+        ) from None
     return Shard(path.name, len(ids), file_digest(path))
 
 

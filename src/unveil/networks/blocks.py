@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_GROUPS = 32
-MIN_GROUP_CHANNELS = 4
+MIN_GROUP_CHANNELS = 2
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, as in DDPM's code, or with 4 channels a group where that makes fewer.
+    """Group normalisation with 32 groups, as in DDPM's code, or with 2 channels a group where that makes fewer.
 
     The noise level enters a block as one constant a channel; in groups of one channel, normalisation removes it.
     """

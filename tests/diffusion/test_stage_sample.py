@@ -1,0 +1,139 @@
+"""The sample stage: what it writes, and that batches and processes leave no trace in it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors import safe_open
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from stages import sample
+from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.samplers import Step
+from unveil.files import file_digest
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.recipes import apply_recipe
+from unveil.training.checkpoint import ModelConfig, save_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 16
+DATA = {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": "abc"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and the smoke recipe's parameters, in which the stage can run."""
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.chdir(tmp_path)
+    _save_model(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    apply_recipe("smoke", tmp_path / "params.yaml")
+    _set(tmp_path, num_samples=11, batch_size=5, precision="fp32", grid_rows=2, grid_columns=4)
+    return tmp_path
+
+
+def _save_model(folder: Path, weight: float = 0.05) -> None:
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=weight)
+    save_model(folder / "models", network, ModelConfig(network.config, DiffusionConfig("flow", "x0", "flow"), DATA, {}))
+
+
+def _set(folder: Path, **changes: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params["sample"] |= changes
+    params["evaluate"] |= {"num_images": 2, "kid_subset_size": 2}  # it must not ask for more samples than there are
+    yaml.dump(params, folder / "params.yaml")
+
+
+def _run() -> Result:
+    return CliRunner().invoke(sample.app, [])
+
+
+def _samples() -> tuple[Tensor, Tensor, dict[str, Any]]:
+    with safe_open("samples/samples.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        return file.get_tensor("images"), file.get_tensor("ids"), facts
+
+
+def test_it_writes_samples_a_grid_and_a_strip(project: Path) -> None:
+    done = _run()
+    assert done.exit_code == 0, done.output
+    images, ids, facts = _samples()
+    assert images.shape == (11, 3, SIZE, SIZE) and images.dtype == torch.uint8
+    assert ids.tolist() == list(range(11))
+    assert len(images.flatten(1).unique(dim=0)) == 11
+    assert {key: facts[key] for key in DATA} == DATA
+    assert facts["model"] == file_digest(project / "models" / "model.safetensors")
+    assert (facts["sampler"], facts["steps"], facts["nfe"], facts["seed"]) == ("heun", 4, 7, 0)
+    with Image.open("samples/grid.png") as grid:
+        assert grid.size == (4 * (SIZE + 2) + 2, 2 * (SIZE + 2) + 2)
+        corner = torch.tensor(grid.getpixel((2, 2)))
+    assert torch.equal(corner.to(torch.uint8), images[0, :, 0, 0])
+    with Image.open("samples/trajectory.png") as strip:  # four faces, two rows each; the start and four steps
+        assert strip.size == (5 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2)
+        end = torch.tensor(strip.getpixel((4 * (SIZE + 2) + 2, 2)))
+    assert torch.equal(end.to(torch.uint8), images[0, :, 0, 0])
+    record = json.loads((project / "samples" / "run.json").read_text())
+    assert record["metrics"]["nfe"] == 7 and record["metrics"]["num_samples"] == 11
+
+
+def test_the_same_seed_is_the_same_bytes(project: Path) -> None:
+    first = [_run().exit_code, file_digest(project / "samples" / "samples.safetensors")]
+    second = [_run().exit_code, file_digest(project / "samples" / "samples.safetensors")]
+    assert first == second and first[0] == 0
+
+
+@pytest.mark.parametrize("sampler", [{"sampler": "heun"}, {"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.7}])
+def test_the_batch_size_and_the_number_of_samples_leave_no_trace(project: Path, sampler: dict[str, Any]) -> None:
+    results = []
+    for batch_size, count in ((5, 11), (11, 11), (3, 8), (1, 9)):
+        _set(project, **sampler, batch_size=batch_size, num_samples=count)
+        done = _run()
+        assert done.exit_code == 0, done.output
+        results.append(_samples()[0].int())
+    for other in results[1:]:  # float32 sums in another order may round to the neighbouring pixel value
+        assert (results[0][: len(other)] - other).abs().max() <= 1
+    _set(project, seed=1)
+    assert _run().exit_code == 0
+    assert (_samples()[0].int() - results[0][:9]).abs().max() > 1
+
+
+def test_a_model_that_went_wrong_is_one_line(project: Path) -> None:
+    _save_model(project, weight=1e30)
+    done = _run()
+    assert done.exit_code == 1
+    assert "samples 0 to 4 are not finite numbers" in done.output and done.output.count("\n") == 1
+    assert not (project / "samples" / "samples.safetensors").exists()
+
+
+def test_no_model_is_one_line(project: Path) -> None:
+    (project / "models" / "model.safetensors").unlink()
+    done = _run()
+    assert done.exit_code == 1 and "run the train stage" in done.output and done.output.count("\n") == 1
+
+
+def test_of_the_steps_only_a_few_faces_of_the_first_batch_are_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand steps of a whole batch would be gigabytes."""
+    kept: list[list[Step]] = []
+    original = sample.batches
+
+    def watched(*arguments: Any) -> Iterator[tuple[list[int], list[Step], Step]]:
+        for ids, strip, step in original(*arguments):
+            kept.append(strip)
+            yield ids, strip, step
+
+    monkeypatch.setattr(sample, "batches", watched)
+    assert _run().exit_code == 0
+    assert [len(strip) for strip in kept] == [5, 0, 0]
+    assert all(step.x.shape[0] == step.denoised.shape[0] == 4 for step in kept[0])

@@ -1,0 +1,161 @@
+"""The train stage: what it writes, and that a run which was stopped ends as one that was not."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from stages import train
+from unveil.data.shards import ShardIndex, write_shard
+from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.recipes import apply_recipe
+from unveil.stage import Run
+from unveil.training.checkpoint import ModelConfig, load_denoiser
+from unveil.training.loop import Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 16
+
+
+def _project(folder: Path) -> Path:
+    """A folder with shards and the smoke recipe's parameters, in which the stage can run."""
+    shards = folder / "data" / "shards"
+    shards.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    shard = write_shard(shards, "train", 0, images, torch.zeros(50, 40, dtype=torch.bool), torch.arange(1, 51))
+    splits = {"train": (shard,), "valid": (), "test": ()}
+    ShardIndex("cartoon", "squash", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3).save(shards)
+    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    apply_recipe("smoke", folder / "params.yaml")
+    _set(folder, images=320, log_every_images=64, preview_every_images=128, checkpoint_every_images=128)
+    return folder
+
+
+def _set(folder: Path, **changes: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params["train"] |= changes
+    yaml.dump(params, folder / "params.yaml")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.chdir(_project(tmp_path / "project"))
+    return tmp_path / "project"
+
+
+def _run() -> Result:
+    return CliRunner().invoke(train.app, [])
+
+
+def _curves(folder: Path) -> list[dict[str, str]]:
+    """The curves, without what the clock decides."""
+    with (folder / "plots" / "train" / "curves.csv").open(newline="") as stream:
+        return [{key: row[key] for key in ("images", "loss", "grad_norm", "lr")} for row in csv.DictReader(stream)]
+
+
+def _stop_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C at a point of the curves."""
+
+    def report(run: Run, point: Progress) -> None:
+        if point.images == images:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "report", report)
+
+
+def test_it_leaves_a_model_its_curves_and_its_previews(project: Path) -> None:
+    done = _run()
+    assert done.exit_code == 0, done.output
+    assert [int(row["images"]) for row in _curves(project)] == [64, 128, 192, 256, 320]
+    previews = sorted((project / "plots" / "train" / "previews").iterdir())
+    assert [path.name for path in previews] == ["000000128.png", "000000256.png"]
+    with Image.open(previews[0]) as picture:
+        assert picture.size == (8 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
+
+    config = ModelConfig.load(project / "models")
+    index = ShardIndex.load(project / "data" / "shards")
+    assert config.data == {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": index.digest()}
+    assert config.network.image_size == SIZE
+    assert config.training["images"] == 320 and config.training["precision"] in ("fp32", "bf16")
+    denoised = load_denoiser(project / "models")(torch.randn(2, 3, SIZE, SIZE), torch.tensor([0.1, 10.0]))
+    assert denoised.isfinite().all() and denoised.abs().max() > 0
+
+    record = json.loads((project / "models" / "run.json").read_text())
+    assert record["metrics"]["loss"] == pytest.approx(float(_curves(project)[-1]["loss"]), rel=1e-4)
+    assert record["inputs"]["data/shards"] == index.digest()
+    assert not list((project / ".unveil").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("stopped", "resumed"), [(192, 128), (256, 128), (320, 256)])
+def test_stopped_and_run_again_is_the_same_model(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int, resumed: int
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_at(stopped, patch)
+        first = _run()
+    assert first.exit_code == 130
+    assert not (project / "models").exists()
+    again = _run()
+    assert again.exit_code == 0, again.output
+    assert f"going on from step {resumed // 32} in .unveil/checkpoints/" in again.output
+    assert f"at {resumed} images" in again.output
+
+    monkeypatch.chdir(_project(tmp_path / "whole"))
+    whole = _run()
+    assert whole.exit_code == 0 and "going on" not in whole.output
+    for name in ("model.safetensors", "config.json"):
+        assert (project / "models" / name).read_bytes() == (tmp_path / "whole" / "models" / name).read_bytes()
+    assert _curves(project) == _curves(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 1e-5), ("seed", 1), ("batch_size", 16), ("gradient_clip", 0.5)])
+def test_a_changed_parameter_starts_anew(
+    project: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_at(192, patch)
+        _run()
+    _set(project, **{key: value})
+    done = _run()
+    assert done.exit_code == 0 and "going on" not in done.output
+
+
+def test_a_changed_length_goes_on_if_it_can(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for images, said in ((384, "going on from step 4"), (128, "images/s")):
+        with monkeypatch.context() as patch:
+            _set(project, images=320)
+            _stop_at(192, patch)
+            _run()
+        _set(project, images=images)
+        done = _run()
+        assert done.exit_code == 0, done.output
+        assert said in done.output
+        assert ("going on" in done.output) == (images > 128)
+        assert int(_curves(project)[-1]["images"]) == images
+
+
+def test_a_damaged_shard_is_one_line(project: Path) -> None:
+    shard = project / "data" / "shards" / "train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    done = _run()
+    assert done.exit_code == 1
+    assert done.output.count("\n") == 1 and "error: " in done.output and "run the preprocess stage again" in done.output
+
+
+def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
+    paths: list[NoisePath] = [EDM(), Flow(), VPLinear()]
+    for path in paths:
+        found = train.preview_sampler(path)
+        assert (found.sigma_min, found.sigma_max) == pytest.approx((0.03, 80.0))
+    short = VPLinear(500)  # the tutorial's: it ends at sigma 12
+    assert train.preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
+    assert train.preview_sampler(short).sigma_min == pytest.approx(0.03)
