@@ -72,6 +72,15 @@ def test_each_image_is_mirrored_half_of_the_time() -> None:
     assert all(abs(rate - 0.5) < 5 * (0.25 / 400) ** 0.5 for rate in rates)
 
 
+def test_every_batch_has_its_own_coins() -> None:
+    patterns = []
+    for seed in (0, 1):
+        batches = DeviceBatches(_numbered(50), 50, seed, horizontal_flip=True)
+        first_columns = (to_uint8(batches.batch(number))[:, 0, 0] for number in range(20))
+        patterns += [tuple((batch[:, 0] > batch[:, 3]).tolist()) for batch in first_columns]
+    assert len(set(patterns)) == 40
+
+
 def test_without_flips_images_stay_as_they_are() -> None:
     images = _numbered(30)
     batch = DeviceBatches(images, 30, 0, horizontal_flip=False).batch(0)
