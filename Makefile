@@ -26,7 +26,7 @@ repro: $(VENV)/runtime.stamp ## Run the pipeline: what has changed, and what dep
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 
 test: lint ## Check style and types, run all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(PYTEST)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST)
 
 lint: $(VENV)/dev.stamp ## Check style and types
 	$(BIN)/ruff check

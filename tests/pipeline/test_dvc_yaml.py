@@ -64,8 +64,8 @@ def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
         assert set(entry) <= {"desc", "cmd", "params", "deps", "outs", "metrics"}
         assert entry["params"] == [name]
         assert entry["cmd"] == f"PYTHONPATH=src python stages/{name}.py"
-        options = [value for item in entry["outs"] if isinstance(item, dict) for value in item.values()]
-        assert all(set(option) == {"cache"} for option in options)
+        # One uncached output that is no metric, and DVC would not keep the stage's results at all.
+        assert all(isinstance(item, str) for item in entry["outs"])
 
 
 def test_dvc_phones_nobody(repository: Path) -> None:

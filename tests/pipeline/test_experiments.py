@@ -7,7 +7,7 @@ import pytest
 from mlflow.entities import Run
 from tests.pipeline.conftest import Experiments, stage_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
 
 CHANGED = {
     "lower": {"train.lr": 2e-4, "sample.steps": 4},

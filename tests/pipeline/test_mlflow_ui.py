@@ -23,6 +23,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("pipeline"),
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install it, or name it in $CHROMIUM"),
 ]
