@@ -35,7 +35,7 @@ from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory
 
-IMAGES_PER_TASK = 32
+IMAGES_PER_TASK = 16
 TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
 

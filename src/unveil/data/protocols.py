@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from unveil.data.celeba import CANVAS
@@ -110,8 +111,9 @@ def resize_all(images: list[Tensor], size: int, how: Resize) -> Tensor:
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     if how == "pil":
         for image, place in zip(images, resized, strict=True):
-            # PyTorch's 8-bit antialiased bilinear is Pillow's.
-            place.copy_(F.interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0])
+            # Pillow itself: PyTorch's 8-bit antialiased bilinear differs by one level in some pixels.
+            smaller = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            place.copy_(torch.from_numpy(np.array(smaller)).permute(2, 0, 1))
         return resized
     kernel = _resize_float if how == "float" else _resize_aliased
     start = 0
