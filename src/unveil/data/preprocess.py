@@ -1,7 +1,7 @@
 """From the raw archive to shards: decode, crop, resize and pack, without unpacking the archive."""
 
 import io
-import os
+import mmap
 import struct
 import zipfile
 import zlib
@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from unveil.data import protocols
 from unveil.data.celeba import (
@@ -35,7 +36,7 @@ from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory
 
-IMAGES_PER_TASK = 16
+IMAGES_PER_TASK = 32
 TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
 
@@ -44,31 +45,30 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 class _Batch:
     """Some images: uint8 [n, 3, S, S], their rows in the annotations, and (row, reason) of the unreadable ones."""
 
-    images: Tensor
+    images: NDArray[np.uint8]
     rows: np.ndarray
     corrupt: list[tuple[int, str]]
 
 
-def decode(data: bytes) -> Tensor:
-    """Decode a JPEG, or any image that Pillow reads, to RGB: uint8 [3, H, W].
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG, or any image that Pillow reads, to RGB: uint8 [H, W, 3].
 
-    JPEGs go through libjpeg-turbo into a tensor directly: the same pixels as Pillow's, sooner. An EXIF rotation
-    is not applied, as CelebA's readers do not. Damage is what Pillow refuses; a JPEG with a hole that libjpeg can
-    pass over is an image to both.
+    JPEGs go through libjpeg-turbo directly: the same pixels as Pillow's, sooner. An EXIF rotation is not applied, as
+    CelebA's readers do not. Damage is what Pillow refuses; a JPEG with a hole that libjpeg can pass over is an image.
 
     Raises:
         ValueError: if the bytes are not a whole image.
     """
     if data.startswith(JPEG_MAGIC):
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError:
             pass  # Pillow decodes rare kinds too, or says better what is wrong
     if not data:
         raise ValueError("an empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return np.array(image.convert("RGB"))
     except UnidentifiedImageError:  # its message is an address in memory
         raise ValueError(f"not an image, it begins with {data[:16]!r}") from None
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
@@ -107,7 +107,7 @@ def preprocess(
     record = SourceRecord.load(raw)
     chosen = PROTOCOLS[protocol]
     names, attributes, partition = _read_annotations(raw)
-    ids = torch.tensor([_image_id(raw, name) for name in names])
+    ids = np.array([_image_id(raw, name) for name in names])
     packers = [
         _Packer(split, _members(raw, partition, number, chosen), shard_size, image_size)
         for number, split in enumerate(SPLITS)
@@ -116,10 +116,10 @@ def preprocess(
     with (
         atomic_directory(destination) as folder,
         _Archive(raw / ZIP_NAME) as archive,
-        _threads(worker_count(workers)) as pool,
-        _threads(1) as background,
+        ThreadPoolExecutor(worker_count(workers)) as pool,
+        ThreadPoolExecutor(1) as background,
     ):
-        writer = _Writer(folder, torch.from_numpy(attributes), ids, background)
+        writer = _Writer(folder, attributes, ids, background)
 
         def work(rows: np.ndarray) -> _Batch:
             return _decode_some(archive, names, rows, chosen, image_size)
@@ -156,11 +156,6 @@ def preprocess(
     return index
 
 
-def _threads(count: int) -> ThreadPoolExecutor:
-    # Each thread works on images of its own; PyTorch must not split its work once more.
-    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-
-
 def _read_annotations(raw: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, attributes (bool [N, 40]) and partition (int64 [N]) of all images."""
     names, attributes = read_attributes(raw)
@@ -177,7 +172,7 @@ def _read_annotations(raw: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _image_id(raw: Path, name: str) -> int:
-    stem = Path(name).stem
+    stem = name.rpartition(".")[0]
     if not (stem.isascii() and stem.isdigit()):
         raise UnveilError(f"{raw / ATTRIBUTES_FILE}: found the image name {name}, expected a number such as 000001.jpg")
     return int(stem)
@@ -196,23 +191,36 @@ def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) 
 
 
 class _Moments:
-    """Mean and standard deviation of each channel in [-1, 1], from the exact counts of the 256 levels."""
+    """Mean and standard deviation of each channel in [-1, 1], from exact sums."""
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(3, 256, dtype=torch.int64)
+        self.sums = np.zeros((3, 3), np.int64)
 
-    def add(self, images: Tensor) -> None:
-        for part in images.split(64):  # counting copies what it counts
-            for channel, counts in enumerate(self.counts):
-                counts += torch.bincount(part[:, channel].flatten(), minlength=256)
+    def add(self, images: NDArray[np.uint8]) -> None:
+        self.sums += _power_sums(images)
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        level = torch.arange(256)
-        total = self.counts.sum(1)
-        mean = (self.counts * level).sum(1).double() / total
-        square = (self.counts * level**2).sum(1).double() / total
-        std = (square - mean.square()).clamp_min(0).sqrt()
+        count, total, squares = self.sums
+        mean = total / count
+        std = np.sqrt((squares / count - mean**2).clip(0))
         return tuple(round(x / 127.5 - 1, 6) for x in mean.tolist()), tuple(round(x / 127.5, 6) for x in std.tolist())
+
+
+@njit(nogil=True, cache=True)
+def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:  # pragma: no cover - compiled
+    """Of the levels of each channel, how many there are, their sum and that of their squares: int64 [3, channels]."""
+    sums = np.zeros((3, images.shape[1]), np.int64)
+    for image in images:
+        for channel in range(len(image)):
+            for row in image[channel]:
+                total, squares = np.uint32(0), np.uint32(0)
+                for level in row:
+                    total += np.uint32(level)
+                    squares += np.uint32(level) * np.uint32(level)
+                sums[0, channel] += len(row)
+                sums[1, channel] += total
+                sums[2, channel] += squares
+    return sums
 
 
 class _Archive:
@@ -225,13 +233,14 @@ class _Archive:
             raise UnveilError(f"{path}: not there, expected CelebA's archive; run the download stage") from None
         except zipfile.BadZipFile:
             raise UnveilError(f"{path}: not a whole zip archive; run the download stage again") from None
-        self._file = path.open("rb")
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __enter__(self) -> "_Archive":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        self._bytes.close()
         self._zip.close()
 
     def read(self, member: str) -> bytes:
@@ -245,9 +254,8 @@ class _Archive:
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 return self._zip.read(info)
             # A local header: 30 bytes, the last four of which are the lengths of the name and of an extra field.
-            header = os.pread(self._file.fileno(), 30, info.header_offset)
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-            content = os.pread(self._file.fileno(), info.compress_size, start)
+            start = info.header_offset + 30 + sum(struct.unpack_from("<HH", self._bytes, info.header_offset + 26))
+            content = self._bytes[start : start + info.compress_size]
             if info.compress_type == zipfile.ZIP_DEFLATED:
                 content = zlib.decompress(content, -zlib.MAX_WBITS, max(1, info.file_size))
         except KeyError:
@@ -260,17 +268,18 @@ class _Archive:
 
 
 def _decode_some(archive: _Archive, names: list[str], rows: np.ndarray, protocol: Protocol, image_size: int) -> _Batch:
-    images: list[Tensor] = []
+    images = np.empty((len(rows), 3, image_size, image_size), np.uint8)
     kept: list[int] = []
     corrupt: list[tuple[int, str]] = []
     for row in rows.tolist():
         try:
-            images.append(protocols.crop(decode(archive.read(image_member(names[row]))), protocol))
-            kept.append(row)
+            image = protocols.crop(decode(archive.read(image_member(names[row]))), protocol)
         except ValueError as error:
             corrupt.append((row, str(error)))
-    resized = protocols.resize_all(images, image_size, protocol.resize)
-    return _Batch(resized, np.array(kept, dtype=np.int64), corrupt)
+            continue
+        images[len(kept)] = protocols.resize(image, image_size, protocol.resize)
+        kept.append(row)
+    return _Batch(images[: len(kept)], np.array(kept, dtype=np.int64), corrupt)
 
 
 def _in_order(
@@ -308,13 +317,15 @@ class _Packer:
         self._images = self._room(self._to_come)
         self._rows: list[int] = []
 
-    def _room(self, count: int) -> Tensor:
-        return torch.empty(min(self._shape[0], count), *self._shape[1:], dtype=torch.uint8)
+    def _room(self, count: int) -> NDArray[np.uint8]:
+        return np.empty((min(self._shape[0], count), *self._shape[1:]), np.uint8)
 
-    def add(self, batch: _Batch) -> Iterator[tuple[Tensor, list[int]]]:
+    def add(self, batch: _Batch) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
         """Take what belongs to the split; give back each full shard, and what there is after the last image."""
         mine = self.member[batch.rows]
-        images, rows = batch.images[torch.from_numpy(mine)], batch.rows[mine].tolist()
+        if not mine.any() and not batch.corrupt:
+            return
+        images, rows = batch.images[mine], batch.rows[mine].tolist()
         self._to_come -= len(rows) + int(self.member[[row for row, _ in batch.corrupt]].sum())
         while rows:
             start = len(self._rows)
@@ -327,7 +338,7 @@ class _Packer:
         if self._rows and not self._to_come:
             yield self._flush(0)
 
-    def _flush(self, left: int) -> tuple[Tensor, list[int]]:
+    def _flush(self, left: int) -> tuple[NDArray[np.uint8], list[int]]:
         full = self._images[: len(self._rows)], self._rows
         self.packed += len(self._rows)
         self._images, self._rows = self._room(left + self._to_come), []
@@ -344,13 +355,13 @@ class _Writer:
         thread: the one that writes.
     """
 
-    def __init__(self, folder: Path, attributes: Tensor, ids: Tensor, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, attributes: np.ndarray, ids: np.ndarray, thread: ThreadPoolExecutor) -> None:
         self.moments = _Moments()
         self._folder, self._attributes, self._ids, self._thread = folder, attributes, ids, thread
         self._shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
         self._under_way: Future[None] | None = None
 
-    def write(self, split: str, images: Tensor, rows: list[int]) -> None:
+    def write(self, split: str, images: NDArray[np.uint8], rows: list[int]) -> None:
         """Begin to write the next shard of a split: uint8 [n, 3, S, S] and their rows in the annotations."""
         self._wait()
         self._under_way = self._thread.submit(self._write, split, images, rows)
@@ -364,8 +375,9 @@ class _Writer:
         if self._under_way is not None:
             self._under_way.result()
 
-    def _write(self, split: str, images: Tensor, rows: list[int]) -> None:
+    def _write(self, split: str, images: NDArray[np.uint8], rows: list[int]) -> None:
         shards = self._shards[split]
-        shards.append(write_shard(self._folder, split, len(shards), images, self._attributes[rows], self._ids[rows]))
+        tensors = (torch.from_numpy(values) for values in (images, self._attributes[rows], self._ids[rows]))
+        shards.append(write_shard(self._folder, split, len(shards), *tensors))
         if split == "train":
             self.moments.add(images)

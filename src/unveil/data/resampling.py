@@ -1,0 +1,144 @@
+"""Antialiased bilinear resampling of a decoded image: Pillow's, bit for bit, and the same filter in float.
+
+Both mix rows: a new row is a sum of a few old ones. Columns are mixed as the rows of the transposed image, so that
+every inner loop runs over neighbours in memory. The loops are compiled (numba) and hold no lock of Python's.
+"""
+
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from PIL import Image
+
+PRECISION = 22
+"""Bits behind the point of Pillow's 8-bit weights: 32 less 8 for the level and 2 to spare."""
+
+
+def resample_8bit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Pillow's ``resize((size, size), Resampling.BILINEAR)``: uint8 [h, w, 3] -> uint8 view [3, size, size].
+
+    Columns are mixed first, and rounded to 8 bits, then rows; weights are whole numbers of ``2^-22``. Of tall images
+    Pillow mixes the rows first, where that is less work; these it resizes itself.
+    """
+    height, width, _ = image.shape
+    if height > width and not (height <= 1.25 * width and width >= 2 * size):
+        smaller = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(smaller).transpose(2, 0, 1)
+    # Four channels: OpenCV transposes pixels of 32 bits many times faster than those of 24.
+    turned = _transpose(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA))
+    narrow = _mix_8bit(turned.reshape(width, height * 4), *_weights_8bit(width, size))
+    upright = _transpose(narrow)  # [height x 4, size]: every colour of a row is a run of neighbours
+    small = _mix_8bit(upright.reshape(height, 4 * size), *_weights_8bit(height, size))
+    return small.reshape(size, 4, size)[:, :3].transpose(1, 0, 2)
+
+
+def resample_float(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The filter in float32, rounded once at the end: uint8 [h, w, 3] -> uint8 [3, size, size]."""
+    height, width, _ = image.shape
+    low = _mix_float(np.ascontiguousarray(image).reshape(height, width * 3), *_weights_float(height, size))
+    small = _mix_float(_transpose(low).reshape(width, 3 * size), *_weights_float(width, size))
+    return _transpose(_round(small)).reshape(3, size, size)
+
+
+def _transpose(image: Any) -> NDArray[Any]:
+    """[h, w] or [h, w, c] -> [w, h] or [w, h, c], contiguous."""
+    return cv2.transpose(image)
+
+
+@cache
+def _triangles(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Antialiased bilinear from ``length`` to ``size`` pixels: the first old pixel of each new one, and the weights.
+
+    The weight falls linearly with the distance between the centres of the pixels, to 0 at one old pixel, or, in
+    shrinking, at one new pixel; pixels beyond the border have none, and each row of weights sums to 1.
+
+    Returns:
+        int64 [size] and float64 [size, taps].
+    """
+    reach = max(length / size, 1.0)
+    centre = (np.arange(size) + 0.5) * length / size
+    first = (centre - reach + 0.5).astype(np.int64).clip(0)
+    last = (centre + reach + 0.5).astype(np.int64).clip(max=length)
+    taps = int((last - first).max())
+    first = first.clip(max=length - taps)  # all rows have as many weights, some of them zero
+    weights = (1 - np.abs(first[:, None] + np.arange(taps) + 0.5 - centre[:, None]) / reach).clip(0)
+    return first, weights / weights.sum(axis=1, keepdims=True)
+
+
+@cache
+def _weights_8bit(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    first, weights = _triangles(length, size)
+    return first, (weights * (1 << PRECISION) + 0.5).astype(np.int32)
+
+
+@cache
+def _weights_float(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    first, weights = _triangles(length, size)
+    return first, weights.astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _mix_8bit(rows: Any, first: NDArray[np.int64], weights: NDArray[np.int32]) -> Any:  # pragma: no cover - compiled
+    """Rows uint8 [h, n] -> uint8 [size, n]: ``round(sum_k weights[i, k] rows[first[i] + k])``, in whole numbers."""
+    taps = weights.shape[1]
+    mixed = np.empty((len(first), rows.shape[1]), np.uint8)
+    total = np.empty(rows.shape[1], np.int32)
+    for i in range(len(first)):
+        total[:] = 1 << (PRECISION - 1)
+        some, weight = rows[first[i] : first[i] + taps], weights[i]
+        for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
+            a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+            for j in range(len(total)):
+                total[j] += (
+                    weight[k] * np.int32(a[j])
+                    + weight[k + 1] * np.int32(b[j])
+                    + weight[k + 2] * np.int32(c[j])
+                    + weight[k + 3] * np.int32(d[j])
+                )
+        for k in range(taps - taps % 4, taps):
+            row = some[k]
+            for j in range(len(total)):
+                total[j] += weight[k] * np.int32(row[j])
+        for j in range(len(total)):
+            mixed[i, j] = total[j] >> PRECISION
+    return mixed
+
+
+@njit(nogil=True, cache=True)
+def _mix_float(rows: Any, first: NDArray[np.int64], weights: NDArray[np.float32]) -> Any:  # pragma: no cover - compiled
+    """Rows [h, n] of any type -> float32 [size, n]: ``sum_k weights[i, k] rows[first[i] + k]``."""
+    taps = weights.shape[1]
+    mixed = np.empty((len(first), rows.shape[1]), np.float32)
+    total = np.empty(rows.shape[1], np.float32)
+    for i in range(len(first)):
+        total[:] = 0
+        some, weight = rows[first[i] : first[i] + taps], weights[i]
+        for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
+            a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+            for j in range(len(total)):
+                total[j] += (
+                    weight[k] * np.float32(a[j])
+                    + weight[k + 1] * np.float32(b[j])
+                    + weight[k + 2] * np.float32(c[j])
+                    + weight[k + 3] * np.float32(d[j])
+                )
+        for k in range(taps - taps % 4, taps):
+            row = some[k]
+            for j in range(len(total)):
+                total[j] += weight[k] * np.float32(row[j])
+        for j in range(len(total)):
+            mixed[i, j] = total[j]
+    return mixed
+
+
+@njit(nogil=True, cache=True)
+def _round(values: NDArray[np.float32]) -> NDArray[np.uint8]:  # pragma: no cover - compiled
+    """To the nearest level, halves to even; the filter has no weight below zero, so none lies outside [0, 255]."""
+    levels = np.empty(values.shape, np.uint8)
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            levels[i, j] = np.uint8(np.rint(values[i, j]))
+    return levels
