@@ -8,17 +8,9 @@ import typer
 from unveil.data.sources import fetch
 from unveil.data.sources.progress import megabytes
 from unveil.stage import stage
-from unveil.tracking import main_checkout
 
 RAW = Path("data/raw")
 app = typer.Typer(add_completion=False)
-
-
-def located(path: Path | None, project: Path) -> Path | None:
-    """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
-    if path is None or path.expanduser().exists():
-        return path
-    return project / path.expanduser()
 
 
 @app.command()
@@ -28,7 +20,6 @@ def main(
     """Bring the images to data/raw: draw them, copy them or download them."""
     with stage("download", params) as run:
         settings = run.params.download
-        project = main_checkout(Path.cwd())
         record = fetch(
             RAW,
             source=settings.source,
@@ -36,11 +27,11 @@ def main(
             split=settings.split.model_dump(),
             num_faces=settings.cartoon.num_faces,
             seed=settings.cartoon.seed,
-            celeba_path=located(settings.celeba.path, project),
+            celeba_path=run.locate(settings.celeba.path),
             mirror=settings.celeba.mirror,
-            folder_path=located(settings.folder.path, project),
-            attributes=located(settings.folder.attributes, project),
-            downloads=project / ".unveil" / "downloads",
+            folder_path=run.locate(settings.folder.path),
+            attributes=run.locate(settings.folder.attributes),
+            downloads=run.project / ".unveil" / "downloads",
             say=run.say,
         )
         size = sum(file.bytes for file in record.files.values())

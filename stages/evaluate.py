@@ -63,7 +63,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
         for note in notes:
             run.say(f"note: {note}")
         device = resolve_device(settings.device)
-        extractor = load_extractor(settings.features, settings.inception_weights)
+        extractor = load_extractor(settings.features, run.locate(settings.inception_weights))
 
         def features_of(what: str, images: int, parts: Iterable[Tensor]) -> Tensor:
             run.say(f"features of {images} images: {what}")

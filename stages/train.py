@@ -96,11 +96,14 @@ def write_curves(points: Sequence[Progress], path: Path) -> None:
         writer.writerows([format(getattr(point, name), ".6g") for name in names] for point in points)
 
 
-def checkpoints_for(config: ModelConfig, settings: Train) -> Checkpoints:
-    """Scratch checkpoints named by all that decides the weights, except the length of training."""
-    facts: dict[str, Any] = config.to_dict()
+def checkpoints_for(run: Run, config: ModelConfig) -> Checkpoints:
+    """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
+
+    They lie in the main checkout: a temporary copy is gone when its experiment ends, however it ends.
+    """
+    facts: dict[str, Any] = config.to_dict() | {"code": run.record["code"]}
     facts["training"] = {key: value for key, value in facts["training"].items() if key != "images"}
-    return Checkpoints(CHECKPOINTS / fingerprint(facts))
+    return Checkpoints(run.project / CHECKPOINTS / fingerprint(facts))
 
 
 def report(run: Run, point: Progress) -> None:
@@ -138,7 +141,7 @@ def main(
         denoiser = config.build().to(device)
         images = load_images(SHARDS, "train").to(device)
         batches = DeviceBatches(images, settings.batch_size, settings.seed, settings.horizontal_flip)
-        checkpoints = checkpoints_for(config, settings)
+        checkpoints = checkpoints_for(run, config)
         trainer = Trainer(
             denoiser,
             build_objective(config.diffusion),

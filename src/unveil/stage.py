@@ -29,6 +29,7 @@ from unveil.tracking import (
     dvc_tags,
     git_tags,
     machine_tags,
+    main_checkout,
     one_line,
     source_tags,
     tracking_is_off,
@@ -53,6 +54,7 @@ class Run:
 
     Attributes:
         params: all of params.yaml.
+        project: the main checkout, also in DVC's temporary copy of it.
         record: what ``write_record`` writes; see there.
     """
 
@@ -61,6 +63,7 @@ class Run:
         self.name = name
         self.params = params
         self.root = root
+        self.project = main_checkout(root)
         self._dataset: tuple[str, str] | None = None
         self._model_id: str | None = None  # only if this store knows it
         self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
@@ -95,11 +98,17 @@ class Run:
         self._tracked = TrackedRun.start(store, tags, own)
         self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
         if not store.is_default and store.database is None:  # a path would not hold on another machine
-            self.record["tracking_uri"] = _without_password(store.uri)
+            self.record["tracking_uri"] = store.shown
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
         print(line, flush=True)
+
+    def locate(self, path: Path | None) -> Path | None:
+        """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
+        if path is None or path.expanduser().exists():
+            return path
+        return self.project / path.expanduser()
 
     def follow(self, record: Path) -> None:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.
@@ -388,8 +397,3 @@ def _dotted(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

@@ -126,6 +126,12 @@ class Store:
     database: Path | None
     is_default: bool
 
+    @property
+    def shown(self) -> str:
+        """The URI for people and records: without user and password."""
+        scheme, separator, rest = self.uri.partition("://")
+        return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else self.uri
+
     @classmethod
     def locate(cls, start: Path) -> Self:
         """The store of the project at ``start``: MLFLOW_TRACKING_URI, or mlflow.db in its main checkout.
@@ -184,7 +190,7 @@ class Store:
             return client.create_experiment(name, artifact_location=location, tags=tags)
         if found.lifecycle_stage != "active":
             raise UnveilError(
-                f"MLflow experiment {name!r} was deleted in {self.uri}; bring it back with "
+                f"MLflow experiment {name!r} was deleted in {self.shown}; bring it back with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}` or set "
                 "MLFLOW_EXPERIMENT_NAME to another name"
             )
@@ -211,11 +217,12 @@ class Store:
         """What to tell the user when the store raised ``error``."""
         if "out-of-date database schema" in str(error):
             return UnveilError(
-                f"{self.uri}: made by another version of MLflow; copy the file and run "
-                f"`mlflow db upgrade {self.uri}`, or move it away to start a new store"
+                f"{self.shown}: made by another version of MLflow; copy the file and run "
+                f"`mlflow db upgrade {self.shown}`, or move it away to start a new store"
             )
+        reason = one_line(error).replace(self.uri, self.shown)
         return UnveilError(
-            f"MLflow's store {self.uri} cannot be opened: {one_line(error)}; mend MLFLOW_TRACKING_URI, "
+            f"MLflow's store {self.shown} cannot be opened: {reason}; mend MLFLOW_TRACKING_URI, "
             "or set UNVEIL_TRACKING=off to run without tracking"
         )
 
@@ -621,7 +628,7 @@ def ui_command(store: Store, port: int) -> tuple[list[str], str]:
         UnveilError: the store is a server itself, or the port is taken.
     """
     if store.uri.startswith(("http://", "https://")):
-        raise UnveilError(f"MLFLOW_TRACKING_URI is a server; open {store.uri} in a browser")
+        raise UnveilError(f"MLFLOW_TRACKING_URI is a server; open {store.shown} in a browser")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -106,7 +106,7 @@ def test_stopped_and_run_again_is_the_same_model(
     assert not (project / "models").exists()
     again = _run()
     assert again.exit_code == 0, again.output
-    assert f"going on from step {resumed // 32} in .unveil/checkpoints/" in again.output
+    assert f"going on from step {resumed // 32} in {project / '.unveil' / 'checkpoints'}" in again.output
     assert f"at {resumed} images" in again.output
 
     monkeypatch.chdir(_project(tmp_path / "whole"))
@@ -159,3 +159,23 @@ def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
     short = VPLinear(500)  # the tutorial's: it ends at sigma 12
     assert train.preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
     assert train.preview_sampler(short).sigma_min == pytest.approx(0.03)
+
+
+def test_checkpoints_outlive_a_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = _project(tmp_path / "main" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpcopy")
+    monkeypatch.chdir(copy)
+    _stop_at(192, monkeypatch)
+    assert _run().exit_code == 130
+    assert not (copy / ".unveil").exists()
+    assert list((tmp_path / "main" / ".unveil" / "checkpoints").glob("*/step-*/state.safetensors"))
+
+
+def test_other_code_starts_anew(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "code.py").write_text("one")
+    (project / "dvc.yaml").write_text("stages: {train: {cmd: x, deps: [code.py]}}")
+    with monkeypatch.context() as patch:
+        _stop_at(192, patch)
+        assert _run().exit_code == 130
+    (project / "code.py").write_text("another")
+    again = _run()
+    assert again.exit_code == 0 and "going on" not in again.output

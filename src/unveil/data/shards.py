@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -161,13 +160,22 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
     if not index.splits.get(split):
         known = ", ".join(name for name in index.splits if index.splits[name])
         raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
-    parts: list[Tensor] = []
+    wanted = index.num_images(split) if limit is None else min(limit, index.num_images(split))
+    result: Tensor | None = None  # filled shard by shard, so that a split is in memory once and not twice
+    filled = 0
     for shard in index.splits[split]:
-        left = None if limit is None else limit - sum(map(len, parts))
-        if left == 0:
+        left = wanted - filled
+        part = _read(folder / shard.file, name, left if left < shard.images else None)
+        if len(part) == wanted:
+            return part
+        if result is None:
+            result = part.new_empty(wanted, *part.shape[1:])
+        result[filled : filled + len(part)] = part
+        filled += len(part)
+        if filled == wanted:
             break
-        parts.append(_read(folder / shard.file, name, left))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    assert result is not None
+    return result
 
 
 def load_images(folder: Path, split: str, limit: int | None = None) -> Tensor:
