@@ -104,7 +104,13 @@ def test_a_name_from_elsewhere_is_refused() -> None:
 
 def test_a_configuration_of_an_earlier_version_is_the_same_model() -> None:
     """config.json written before there were other paths."""
-    early: dict[str, Any] = {"path": "flow", "parameterization": "x0", "objective": "flow", "logit_mean": 0.7, "logit_std": 0.8}
+    early: dict[str, Any] = {
+        "path": "flow",
+        "parameterization": "x0",
+        "objective": "flow",
+        "logit_mean": 0.7,
+        "logit_std": 0.8,
+    }
     config = DiffusionConfig(**early)
     assert build_objective(config).sample_sigma(9, torch.Generator().manual_seed(0)).tolist() == (
         FlowMatching(0.7, 0.8).sample_sigma(9, torch.Generator().manual_seed(0)).tolist()
