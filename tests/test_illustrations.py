@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from unveil import illustrations
 from unveil.diffusion import grids
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Simple
-from unveil.diffusion.paths import VPLinear, final_signal_to_noise
+from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
+from unveil.diffusion.paths import VE, Flow, SubVP, VPLinear, final_signal_to_noise
 from unveil.illustrations import (
     DRAWINGS,
     SIGMA_MAX,
@@ -105,7 +105,17 @@ def test_wasserstein_of_a_shift_is_the_shift():
 
 @pytest.mark.parametrize(
     "objective",
-    [Simple(VPLinear()), Simple(VPLinear(500)), EDMObjective(), FlowMatching(), FlowMatching(0.8, 0.8)],
+    [
+        Simple(VPLinear()),
+        Simple(VPLinear(500)),
+        P2(Flow()),
+        MinSNR(VE()),
+        Likelihood(SubVP()),
+        EDMObjective(),
+        FlowMatching(),
+        FlowMatching(0.8, 0.8),
+        FlowMatching(times="uniform"),
+    ],
     ids=str,
 )
 def test_density_of_training_is_that_of_the_draws(objective):
