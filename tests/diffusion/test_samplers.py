@@ -19,6 +19,7 @@ from unveil.diffusion.parameterizations import Eps
 from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
 from unveil.diffusion.samplers import NoiseSource
 from unveil.diffusion.sampling import SamplerConfig, run_sampler
+from unveil.diffusion.thresholding import clipped
 
 MEAN, STD = 0.3, 0.6
 GAUSSIAN = gaussian_denoiser(MEAN, STD)
@@ -34,7 +35,7 @@ ALL = FIRST_ORDER | {"heun": samplers.heun}
 
 GRIDS: dict[str, Callable[[int], Tensor]] = {
     "karras": lambda steps: grids.karras(steps, 0.002, 80.0),
-    "uniform-t": lambda steps: grids.uniform_t(steps, 80.0),
+    "uniform-t": lambda steps: grids.uniform_t(steps, 80.0, Flow()),
     "all timesteps": lambda steps: grids.ddim(steps, VPLinear(steps, 0.1 / steps, 15 / steps), "leading"),
 }
 
@@ -79,7 +80,7 @@ def test_gaussian_data_come_out_as_they_are(name: str, grid: str) -> None:
     [
         (VPLinear(), grids.ddim(1000, VPLinear(), "leading")),
         (EDM(), grids.karras(400, 0.002, 80.0)),
-        (Flow(), grids.uniform_t(400, 80.0)),
+        (Flow(), grids.uniform_t(400, 80.0, Flow())),
     ],
     ids=["vp-linear", "edm", "flow"],
 )
@@ -219,10 +220,10 @@ def test_clipped_estimates_end_in_range(name: str) -> None:
         return 3 * x.sign()
 
     x = torch.tensor([-50.0, 50.0])
-    step = last(ALL[name](samplers.clipped(far), grids.karras(5, 0.002, 80.0), x, lambda: torch.zeros(2)))
+    step = last(ALL[name](clipped(far), grids.karras(5, 0.002, 80.0), x, lambda: torch.zeros(2)))
     torch.testing.assert_close(step.x, torch.tensor([-1.0, 1.0]))
     assert step.denoised.tolist() == [-1.0, 1.0]
-    config = SamplerConfig("ddim", 5, "karras", clip_denoised=True)
+    config = SamplerConfig("ddim", 5, "karras", threshold="clip")
     assert torch.equal(last(run_sampler(config, far, grids.karras(5, 0.002, 80.0), x, no_noise)).x, x.sign())
 
 
@@ -276,7 +277,7 @@ def compare(expected: Iterator[Tensor], found: Iterator[Tensor], steps: int) -> 
 @pytest.mark.parametrize(
     # At fewer steps, diffusers' linspace visits timesteps that are not the ones it steps to.
     ("spacing", "steps"),
-    [("leading", 1), ("leading", 50), ("leading", 33), ("trailing", 50), ("trailing", 20), ("linspace", 1000)],
+    [("leading", 2), ("leading", 50), ("leading", 33), ("trailing", 50), ("trailing", 20), ("linspace", 1000)],
 )
 def test_ddim_is_diffusers(spacing: str, steps: int, eta: float, dtype: torch.dtype) -> None:
     path = VPLinear()
@@ -326,7 +327,7 @@ def test_ddpm_is_diffusers_with_clipping() -> None:
     expected = theirs(scheduler, x, 100, generator=torch.Generator().manual_seed(5))
 
     def clipped_ddpm(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource):
-        return samplers.ddpm(samplers.clipped(denoiser), sigmas, x, noise, "small")
+        return samplers.ddpm(clipped(denoiser), sigmas, x, noise, "small")
 
     found = ours(clipped_ddpm, grids.ddim(100, path, "leading"), path, x, gaussian_noise(x, 5))
     compare(expected, found, 100)
