@@ -30,7 +30,7 @@ DETERMINISTIC = [
     SamplerConfig("ddim", 4, "karras", eta=0.0),
     SamplerConfig("euler", 4, "karras"),
     SamplerConfig("dpmpp-2m", 4, "karras"),
-    SamplerConfig("rk45", 2, "karras", sigma_min=0.05),
+    SamplerConfig("rk45", 2, "karras", sigma_min=2.0, rtol=0.05, atol=0.05),
 ]
 STOCHASTIC = [
     SamplerConfig("ddim", 4, "karras", eta=1.0),
