@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-GREATEST_BETA = 0.999  # of the paths that would end in a beta of 1, at which sigma is infinite (2102.09672, sec. 3.2)
+from unveil.diffusion import betas
 
 
 class NoisePath(Protocol):
@@ -55,13 +55,15 @@ class DiscreteVP(ABC):
     timesteps: int
 
     @abstractmethod
-    def betas(self) -> Tensor:
-        """Variance of every step: float64 [T], in (0, 1)."""
+    def betas(self) -> list[float]:
+        """Variance of every step, T numbers in (0, 1)."""
 
     @cached_property
     def sigmas(self) -> Tensor:
         """Noise level of every timestep: float64 [T], increasing."""
-        return torch.log1p(-self.betas()).cumsum(0).neg().expm1().sqrt()  # (1 - alpha_bar) / alpha_bar, in full
+        return (
+            torch.log1p(-torch.tensor(self.betas(), dtype=torch.float64)).cumsum(0).neg().expm1().sqrt()
+        )  # (1 - alpha_bar) / alpha_bar, in full
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level at t in [0, T - 1]."""
@@ -99,61 +101,44 @@ class DiscreteVP(ABC):
         """The noise levels of the first and the last timestep."""
         return float(self.sigmas[0]), float(self.sigmas[-1])
 
-    def _betas_of(self, alpha_bar: Tensor) -> Tensor:
-        """Betas [T] of values of alpha_bar [T + 1], the first 1: ``1 - alpha_bar_t / alpha_bar_{t-1}``, below 1."""
-        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(GREATEST_BETA)
-
 
 @dataclass(frozen=True)
 class VPLinear(DiscreteVP):
-    """DDPM's path (2006.11239, sec. 4): beta rises linearly from ``beta_start`` to ``beta_end``."""
+    """DDPM's path: see :func:`unveil.diffusion.betas.linear`."""
 
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
 
-    def betas(self) -> Tensor:
+    def betas(self) -> list[float]:
         """Evenly spaced."""
-        return torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
+        return betas.linear(self.timesteps, self.beta_start, self.beta_end)
 
 
 @dataclass(frozen=True)
 class VPCosine(DiscreteVP):
-    r"""Improved DDPM's path (Nichol and Dhariwal, 2102.09672, eq. 17).
-
-    :math:`\bar\alpha_t = f(t)/f(0)` with :math:`f(t) = \cos^2(\frac{t/T + o}{1 + o} \frac{\pi}{2})`, t = 1 .. T, and
-    betas of at most 0.999. The offset o keeps the first betas from vanishing.
-    """
+    """Improved DDPM's path: see :func:`unveil.diffusion.betas.cosine`."""
 
     timesteps: int = 1000
     offset: float = 0.008
 
-    def betas(self) -> Tensor:
-        """From the ratios of neighbouring alpha_bar."""
-        share = torch.linspace(0, 1, self.timesteps + 1, dtype=torch.float64)
-        f = torch.cos((share + self.offset) / (1 + self.offset) * math.pi / 2).square()
-        return self._betas_of(f / f[0])
+    def betas(self) -> list[float]:
+        """From alpha_bar as a squared cosine."""
+        return betas.cosine(self.timesteps, self.offset)
 
 
 @dataclass(frozen=True)
 class VPSigmoid(DiscreteVP):
-    r"""The sigmoid path of Jabri et al. (2212.11972, sec. 3.3; code in Chen, 2301.10972, alg. 1), in T steps.
-
-    :math:`\bar\alpha(t) = \frac{S(e/\tau) - S((b + t (e - b))/\tau)}{S(e/\tau) - S(b/\tau)}` with the logistic
-    function S, start b, end e and t = 1/T .. 1; betas of at most 0.999. A smaller temperature tau is steeper.
-    """
+    """The path of Jabri et al., in T steps: see :func:`unveil.diffusion.betas.sigmoid`."""
 
     timesteps: int = 1000
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0
 
-    def betas(self) -> Tensor:
-        """From the ratios of neighbouring alpha_bar."""
-        places = torch.linspace(self.start, self.end, self.timesteps + 1, dtype=torch.float64) / self.tau
-        # S(e) - S(x) = sinh((e - x) / 2) / (2 cosh(e / 2) cosh(x / 2)), which does not lose its digits near e.
-        falling = torch.sinh((places[-1] - places) / 2) / torch.cosh(places / 2)
-        return self._betas_of(falling / falling[0])
+    def betas(self) -> list[float]:
+        """From alpha_bar as a piece of the logistic function."""
+        return betas.sigmoid(self.timesteps, self.start, self.end, self.tau)
 
 
 @dataclass(frozen=True)
