@@ -25,11 +25,17 @@ from ruamel.yaml.nodes import MappingNode, Node
 from unveil.data.celeba import PUBLISHED_SPLITS
 from unveil.diffusion import betas
 from unveil.diffusion.choices import (
+    DISCRETE_PATHS,
     FULL_NOISE,
+    UNBOUNDED_PATHS,
     FlowTimes,
+    GridName,
     ObjectiveName,
     ParameterizationName,
     PathName,
+    SamplerName,
+    Threshold,
+    Variance,
     refusal,
 )
 from unveil.errors import UnveilError
@@ -62,9 +68,6 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Literal["train", "valid", "test"]
-
-DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")  # those with T timesteps, which have betas
-UNBOUNDED_PATHS = ("edm", "flow")  # those that name, and train on, every sigma
 
 
 class Problem(NamedTuple):
@@ -377,21 +380,11 @@ class Sample(Section):
     """auto = cuda if there is one."""
     precision: Precision
     """Type of the network's arithmetic."""
-    sampler: Literal[
-        "ddpm",
-        "ddim",
-        "euler",
-        "heun",
-        "euler-maruyama",
-        "predictor-corrector",
-        "dpmpp-2m",
-        "dpmpp-2m-sde",
-        "rk45",
-    ]
+    sampler: SamplerName
     """From noise to images."""
     steps: Annotated[int, Ge(1), Le(100_000)]
     """Intervals of the grid."""
-    grid: Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+    grid: GridName
     """The sigmas that the sampler visits."""
     sigma_min: Positive
     """karras, log-linear: smallest sigma."""
@@ -401,7 +394,7 @@ class Sample(Section):
     """karras: how the steps gather at small sigma."""
     eta: Share
     """ddim: 0 deterministic ... 1 as much noise as ddpm."""
-    variance: Literal["small", "large"]
+    variance: Variance
     """ddpm: of the posterior, or beta."""
     s_churn: NonNegative
     """euler, heun: noise added and removed again, over all steps; 0 = none."""
@@ -419,7 +412,7 @@ class Sample(Section):
     """rk45: error a step, relative to x."""
     atol: OpenShare
     """rk45: error a step, in units of x."""
-    threshold: Literal["none", "clip", "dynamic"]
+    threshold: Threshold
     """What keeps the denoised image in [-1, 1] in every step."""
     threshold_percentile: Annotated[float, Gt(0), Le(1)]
     """dynamic: share of an image's pixels that lie within its limit."""

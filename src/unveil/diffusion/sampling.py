@@ -6,31 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers
+from unveil.diffusion.choices import GridName, SamplerName, Threshold, Variance
 from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "euler",
-    "heun",
-    "euler-maruyama",
-    "predictor-corrector",
-    "dpmpp-2m",
-    "dpmpp-2m-sde",
-    "rk45",
-]
-GridName = Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
-Threshold = Literal["none", "clip", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class SamplerConfig:
     sigma_max: float = 80.0
     rho: float = 7.0
     eta: float = 0.0
-    variance: Literal["small", "large"] = "small"
+    variance: Variance = "small"
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = math.inf
