@@ -52,6 +52,11 @@ def langevin_step(x: Tensor, gradient: Tensor, noise: Tensor, snr: float) -> Ten
         noise: unit Gaussian, of x's shape.
         snr: r of the paper, 0.16 there on CIFAR-10.
     """
-    ratio = noise.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)
+    ratio = _norm(noise) / _norm(gradient)
     size = expand(2 * (snr * ratio).square(), x)
     return x + size * gradient + (2 * size).sqrt() * noise
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each image: [B, ...] to [B]."""
+    return x.reshape(len(x), -1).norm(dim=1)
