@@ -41,7 +41,7 @@ def theirs(scheduler: DDIMScheduler | DDPMScheduler, start: Tensor, steps: int, 
     scheduler.set_timesteps(steps)
     if getattr(scheduler.config, "timestep_spacing", "") == "linspace" and steps < 1000:
         # Its stride is T // steps, by which it would leave the timesteps that it visits; so, it is theirs.
-        scheduler.num_inference_steps = steps - 1
+        scheduler.num_inference_steps = steps - 1  # type: ignore[assignment]
         assert 1000 // (steps - 1) == 999 // (steps - 1) == 999 / (steps - 1)
     if x.dtype == torch.float64:  # their table is float32, where 1 - alpha_bar has lost half of its digits at t = 0
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -52,7 +52,7 @@ def theirs(scheduler: DDIMScheduler | DDPMScheduler, start: Tensor, steps: int, 
         yield x
 
 
-def ours(sampler: Sampler, sigmas: Tensor, path: VPLinear, start: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
+def ours(sampler: Sampler, sigmas: Tensor, path: DiscreteVP, start: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
     """The same in our frame, brought back to DDPM's by alpha."""
     x = start * path.start_scale(sigmas[0]).to(start.dtype)
     for step in sampler(Denoiser(BentNoise(), path, Eps()), sigmas, x, noise):

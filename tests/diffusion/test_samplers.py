@@ -46,8 +46,8 @@ GRIDS: dict[str, Callable[[int], Tensor]] = {
     "all timesteps": lambda steps: grids.ddim(steps, VPLinear(steps, 0.1 / steps, 15 / steps), "leading"),
 }
 PATHS: dict[str, tuple[NoisePath, Tensor]] = {  # each with a grid of its own
-    "vp-linear": (path := VPLinear(200, 5e-4, 0.1), grids.ddim(200, path, "leading")),
-    "vp-cosine": (path := VPCosine(200), grids.ddim(200, path, "trailing")),
+    "vp-linear": (VPLinear(200, 5e-4, 0.1), grids.ddim(200, VPLinear(200, 5e-4, 0.1), "leading")),
+    "vp-cosine": (VPCosine(200), grids.ddim(200, VPCosine(200), "trailing")),
     "vp-sigmoid": (VPSigmoid(), grids.karras(200, 0.03, 80.0)),
     "sub-vp": (SubVP(), grids.log_linear(200, 0.01, SubVP().sigma_range()[1])),
     "ve": (VE(), grids.uniform_t(200, 50.0, VE())),
@@ -236,7 +236,7 @@ def test_all_parameterizations_of_one_denoiser_give_the_same_samples(name: str, 
     least, greatest = noise_path.sigma_range()
     sigmas = grids.karras(12, max(least, 0.01), min(greatest, 40.0))
     start = sigmas[0] * gaussian_noise(torch.empty(2, 4, 2, dtype=torch.float64), 0)()
-    kinds = [Eps(), V(), X0(), EDMPreconditioning(0.5), Velocity()]
+    kinds: list[Parameterization] = [Eps(), V(), X0(), EDMPreconditioning(0.5), Velocity()]
     networks = [Denoiser(Optimal(kind, noise_path, sigmas[:-1]), noise_path, kind) for kind in kinds]
     expected = last(ALL[name](MIXTURE.denoise, sigmas, start, gaussian_noise(start, 1))).x
     for denoiser in networks:

@@ -63,7 +63,12 @@ def test_it_measures_writes_and_goes_on(project: Path, monkeypatch: pytest.Monke
         assert picture.width > 500
     measured: list[SamplerConfig] = []
     original = nfe.Study.measure
-    monkeypatch.setattr(nfe.Study, "measure", lambda study, config: measured.append(config) or original(study, config))
+
+    def watched(study: nfe.Study, config: SamplerConfig) -> Point:
+        measured.append(config)
+        return original(study, config)
+
+    monkeypatch.setattr(nfe.Study, "measure", watched)
     assert run("--samplers", "ddim,heun,dpmpp-2m").exit_code == 0
     assert [config.sampler for config in measured] == ["dpmpp-2m", "dpmpp-2m"]
     assert points(project)[:4] == found

@@ -3,6 +3,8 @@
 Each is a float64 tensor of ``steps + 1`` decreasing values, the last of which is 0 (the clean image).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,7 @@ def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> 
 
 def log_linear(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Evenly spaced in ln(sigma): a geometric sequence, as the noise levels of NCSN (1907.05600, sec. 4.3)."""
-    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log().tolist()
-    return _with_zero(torch.linspace(*ends, steps, dtype=torch.float64).exp())
+    return _with_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp())
 
 
 def uniform_t(steps: int, sigma_max: float, path: NoisePath) -> Tensor:

@@ -333,9 +333,14 @@ def draw(points: Sequence[Point], name: str) -> Figure:
     for number, (label, line) in enumerate(_lines(points).items()):
         few = [point for point in line if point.nfe < REFERENCE_STEPS]
         if few:
-            style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
             axes.plot(
-                [p.nfe for p in few], [p.distance for p in few], label=label, markersize=5, linewidth=1.3, **style
+                [point.nfe for point in few],
+                [point.distance for point in few],
+                label=label,
+                color=COLORS[number % len(COLORS)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=5,
+                linewidth=1.3,
             )
     if (reference := reference_of(points)) is not None:
         axes.axhline(reference.distance, color="#222222", linewidth=1, linestyle="--", label="ddpm, 1000 steps")
