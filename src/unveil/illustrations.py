@@ -115,21 +115,12 @@ class Ring:
         angles = 2 * pi * torch.arange(len(self.weights), dtype=torch.float64) / len(self.weights) + pi / 2
         return self.radius * torch.stack([angles.cos(), angles.sin()], -1)
 
-    def density(self, x: Tensor) -> Tensor:
-        """Of the clean points, at x [..., 2]."""
-        return self._log_joint(x, x.new_zeros(())).exp().sum(-1)
-
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``E[x0 | x]`` for x [B, ..., 2] and sigma [B], as of :class:`Mixture`."""
         level = expand(sigma, x[..., 0])
         gain = self.std**2 / (self.std**2 + level.square())[..., None, None]
         parts = self.means + gain * (x[..., None, :] - self.means)
         return (self._log_joint(x, level).softmax(-1)[..., None] * parts).sum(-2)
-
-    def shares(self, x: Tensor) -> Tensor:
-        """Which part of points [N, 2] is nearest to each mean: float64 [K]."""
-        nearest = torch.cdist(x, self.means).argmin(-1)
-        return torch.bincount(nearest, minlength=len(self.weights)) / len(x)
 
     def _log_joint(self, x: Tensor, level: Tensor) -> Tensor:
         variance = (self.std**2 + level.square())[..., None]
