@@ -137,7 +137,7 @@ def test_density_of_training_is_that_of_the_draws(objective):
     sigmas, density = log_sigma_density(objective)
     logs = sigmas.log()
     cumulated = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, logs)])
-    assert float(cumulated[-1]) == pytest.approx(1, abs=2e-3)
+    assert float(cumulated[-1]) == pytest.approx(1, abs=3e-3)  # a discrete path lacks the half of 1 / T at each end
     drawn = objective.sample_sigma(50_000, torch.Generator().manual_seed(0)).double().log().sort().values
     shares = torch.searchsorted(drawn, logs, right=True) / len(drawn)
     assert float((shares - cumulated).abs().max()) < 0.01
