@@ -116,7 +116,7 @@ MIXTURE = PlaneMixture(
 @pytest.mark.parametrize("name", ALL)
 def test_a_mixture_keeps_its_weights_means_and_covariances(name: str, path: str) -> None:
     """An "image" is 25 points of the plane, so that the norms of the corrector's step are those of many numbers."""
-    start, sigmas = torch.zeros(160, 25, 2, dtype=torch.float64), PATHS[path][1]
+    start, sigmas = torch.zeros(60, 25, 2, dtype=torch.float64), PATHS[path][1]
     count = start[..., 0].numel()
     start = PATHS[path][0].start_scale(sigmas[0]) * gaussian_noise(start, 1)()
     samples = last(ALL[name](MIXTURE.denoise, sigmas, start, source_for(name, start, 2))).x.reshape(-1, 2)
