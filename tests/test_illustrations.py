@@ -15,9 +15,11 @@ from unveil.illustrations import (
     SIGMA_MAX,
     SIGMA_MIN,
     Mixture,
+    Ring,
     app,
     ddim_solver,
     ddpm_solver,
+    dpmpp_2m_solver,
     heun_solver,
     log_sigma_density,
     normal_quantiles,
@@ -88,6 +90,19 @@ def test_denoiser_takes_one_sigma_for_each_image():
         torch.testing.assert_close(found, MIXTURE.denoise(image, level.expand(image.shape[0])))
 
 
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_denoiser_of_the_ring_is_the_gradient_of_its_density(sigma):
+    ring = Ring()
+    x = (torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).requires_grad_()
+    spread = math.hypot(ring.std, sigma)
+    parts = torch.distributions.Normal(ring.means, spread)
+    log_density = (parts.log_prob(x[..., None, :]).sum(-1) + torch.tensor(ring.weights).log()).logsumexp(-1)
+    (gradient,) = torch.autograd.grad(log_density.sum(), x)
+    found = ring.denoise(x, torch.tensor([sigma], dtype=torch.float64))
+    torch.testing.assert_close(found, x + sigma**2 * gradient, rtol=1e-6, atol=1e-6)
+    assert float(ring.means.norm(dim=1).std()) == pytest.approx(0, abs=1e-9)
+
+
 def test_quantiles_have_the_moments_of_the_mixture():
     values = MIXTURE.quantiles(20_000)
     mean = sum(w * m for w, m in zip(MIXTURE.weights, MIXTURE.means, strict=True))
@@ -133,13 +148,15 @@ def test_density_of_an_unknown_objective_is_an_error():
         log_sigma_density(object())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("solver", [ddim_solver(MIXTURE), heun_solver(MIXTURE), ddpm_solver(MIXTURE, 2)])
+@pytest.mark.parametrize(
+    "solver", [ddim_solver(MIXTURE), heun_solver(MIXTURE), dpmpp_2m_solver(MIXTURE), ddpm_solver(MIXTURE, 2)]
+)
 def test_every_sampler_ends_in_the_mixture(solver):
     assert wasserstein(_samples_of(solver, 4000), MIXTURE) < 0.04
     assert wasserstein(torch.zeros(4000, dtype=torch.float64), MIXTURE) > 0.3  # what a useless one would have
 
 
-@pytest.mark.parametrize(("solver", "order"), [(ddim_solver, 1), (heun_solver, 2)])
+@pytest.mark.parametrize(("solver", "order"), [(ddim_solver, 1), (heun_solver, 2), (dpmpp_2m_solver, 2)])
 def test_error_of_a_solver_falls_at_its_order(solver, order):
     coarse, fine = solution_errors(solver(MIXTURE), MIXTURE, [64, 128])
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)

@@ -310,7 +310,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"download__celeba__path": 3}, "found 3, expected a path or null"),
         ({"download__celeba__path": ""}, 'found "", expected a path or null'),
         ({"sample__eta": 1.5}, "found 1.5, expected a number in [0, 1]"),
-        ({"sample__sampler": "Huen"}, 'found "Huen", expected ddpm | ddim | heun; did you mean heun?'),
+        ({"sample__sampler": "Huen"}, "dpmpp-2m-sde | rk45; did you mean heun?"),
         ({"preprocess__protocol": "score_sde"}, "did you mean score-sde?"),
         ({"preprocess__protocol": "?"}, "expected ddim | score-sde | gan | adm-ip | squash"),
     ],
@@ -323,7 +323,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(changes: dict[str, Any], wo
 
 
 def test_a_long_value_is_shortened() -> None:
-    assert len(refusal(changed(sample__sampler="x" * 10_000))) < 200
+    assert len(refusal(changed(preprocess__protocol="x" * 10_000))) < 200
 
 
 def test_nearest_is_none_for_what_resembles_nothing() -> None:
@@ -406,15 +406,30 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
         ({"train__diffusion__parameterization": "eps"}, "train.diffusion.parameterization", "2511.13720"),
         (VP | {"train__network__stem": 2}, "train.diffusion.parameterization", "eps needs stem 1"),
         ({"train__diffusion__beta_end": 1e-4}, "train.diffusion.beta_end", "above beta_start, 0.0001"),
-        ({"sample__grid": "ddim-leading"}, "sample.grid", "karras | uniform-t for train.diffusion.path flow"),
-        (EDM | {"sample__grid": "uniform-t"}, "sample.grid", "expected karras for train.diffusion.path edm"),
-        (VP | {"sample__grid": "uniform-t"}, "sample.grid", "karras | ddim-leading"),
+        ({"sample__grid": "ddim-leading"}, "sample.grid", "uniform-t for train.diffusion.path flow, whose time is"),
+        (EDM | {"sample__grid": "ddim-trailing"}, "sample.grid", "karras | log-linear | uniform-t for train"),
+        (VP | {"sample__grid": "ddim-leading", "sample__steps": 1}, "sample.steps", "t = 0, where there is no noise"),
+        (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1}, "sample.steps", "2 or more on sample.grid"),
+        ({"sample__sampler": "rk45", "sample__steps": 1}, "sample.steps", "2 or more: sampler rk45"),
+        ({"sample__s_tmin": 51.0}, "sample.s_tmin", "a number up to sample.s_tmax, 50"),
+        (
+            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__sigma_max": 150},
+            "sample.s_tmax",
+            "at most 111: s_churn raises sigma 1.41 times, and vp-linear ends at 157",
+        ),
+        (
+            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__grid": "ddim-trailing"},
+            "sample.s_tmax",
+            "vp-linear ends at 157",
+        ),
         (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1001}, "sample.steps", "timesteps, 1000"),
         (
             {"sample__sampler": "ddpm", "sample__variance": "large"},
             "sample.variance",
-            "only vp-linear has betas",
+            "only vp-linear, vp-cosine, vp-sigmoid have betas",
         ),
+        (VP | {"sample__sigma_min": 0.002, "sample__grid": "log-linear"}, "sample.sigma_min", "in [0.01, 157]"),
+        (VP | {"sample__sigma_max": 160, "sample__grid": "uniform-t"}, "sample.sigma_max", "in [0.01, 157]"),
         (VP | {"sample__sigma_min": 0.002}, "sample.sigma_min", "in [0.01, 157]"),
         (VP | {"train__diffusion__timesteps": 500}, "sample.sigma_max", "in [0.01, 12.5]"),
         ({"sample__sigma_min": 80}, "sample.sigma_min", "below sample.sigma_max, 80"),
@@ -485,6 +500,13 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         {"evaluate__likelihood_images": 2000},
         {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
         {"sample__grid": "uniform-t"},
+        {"sample__grid": "log-linear", "sample__sigma_min": 1e-4},
+        EDM | {"sample__grid": "uniform-t"},
+        VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
+        VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
+        VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
+        {"sample__s_churn": 40, "sample__s_tmax": 1e6},
+        VP | {"sample__sampler": "ddim", "sample__s_churn": 40, "sample__s_tmax": 200},
         {"train__network__attention_resolutions": []},
         {"train__network__attention_head_channels": 0},
         {"train__ema_half_life_images": 0},

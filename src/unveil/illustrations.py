@@ -6,7 +6,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import log, log10, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -33,7 +33,7 @@ from unveil.diffusion.objectives import (
     UniformTimes,
 )
 from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.samplers import NoiseSource, Step
+from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
 from unveil.files import atomic_path
 
 FIGURES = Path("docs/figures")
@@ -95,6 +95,39 @@ class Mixture:
         return x.new_tensor(self.weights) * (-squares / 2).exp() / (2 * pi * variances).sqrt()
 
 
+@dataclass(frozen=True)
+class Ring:
+    """A mixture of round Gaussians on a circle in the plane; x is [B, ..., 2], independent points of the plane.
+
+    Attributes:
+        weights: of the components, sum 1.
+        radius: of the circle.
+        std: of every component.
+    """
+
+    weights: tuple[float, ...] = (0.3, 0.1, 0.25, 0.1, 0.25)
+    radius: float = 1.2
+    std: float = 0.1
+
+    @property
+    def means(self) -> Tensor:
+        """Evenly around the circle: float64 [K, 2]."""
+        angles = 2 * pi * torch.arange(len(self.weights), dtype=torch.float64) / len(self.weights) + pi / 2
+        return self.radius * torch.stack([angles.cos(), angles.sin()], -1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``E[x0 | x]`` for x [B, ..., 2] and sigma [B], as of :class:`Mixture`."""
+        level = expand(sigma, x[..., 0])
+        gain = self.std**2 / (self.std**2 + level.square())[..., None, None]
+        parts = self.means + gain * (x[..., None, :] - self.means)
+        return (self._log_joint(x, level).softmax(-1)[..., None] * parts).sum(-2)
+
+    def _log_joint(self, x: Tensor, level: Tensor) -> Tensor:
+        variance = (self.std**2 + level.square())[..., None]
+        squares = (x[..., None, :] - self.means).square().sum(-1) / variance
+        return x.new_tensor(self.weights).log() - squares / 2 - (2 * pi * variance).log()
+
+
 def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
     """Density of ln(sigma) in training: noise levels and the density at each, float64, rising in sigma.
 
@@ -148,6 +181,11 @@ def ddim_solver(mixture: Mixture) -> Solver:
 def heun_solver(mixture: Mixture) -> Solver:
     """Heun's method on the mixture."""
     return lambda sigmas, x: samplers.heun(mixture.denoise, sigmas, x, _no_noise)
+
+
+def dpmpp_2m_solver(mixture: Mixture) -> Solver:
+    """DPM-Solver++(2M) on the mixture."""
+    return lambda sigmas, x: samplers.dpmpp_2m(mixture.denoise, sigmas, x, _no_noise)
 
 
 def ddpm_solver(mixture: Mixture, seed: int) -> Solver:
@@ -309,16 +347,70 @@ def draw_samplers() -> Figure:
     return figure
 
 
+def draw_trajectories() -> Figure:
+    """Every sampler on a mixture in the plane, at about the same number of network evaluations."""
+    ring, steps = Ring(), 24
+    churn = Churn(s_churn=0.2 * steps, s_tmin=0.05, s_tmax=10.0)
+    shown: list[tuple[str, str, int, Sampler]] = [
+        ("ddim, euler", BLUE, steps, samplers.euler),
+        ("heun", GREEN, steps // 2, samplers.heun),
+        ("dpmpp-2m", PURPLE, steps, samplers.dpmpp_2m),
+        ("rk45", BLACK, steps, partial(samplers.rk45, rtol=1e-3, atol=1e-3)),
+        ("ddpm", ORANGE, steps, samplers.ddpm),
+        ("euler-maruyama", BLUE, steps, samplers.euler_maruyama),
+        ("predictor-corrector", BLACK, steps // 2, samplers.predictor_corrector),
+        ("dpmpp-2m-sde", PURPLE, steps, samplers.dpmpp_2m_sde),
+        ("heun, churned", GREEN, steps // 2, partial(samplers.heun, churn=churn)),
+    ]
+    figure = Figure(figsize=(10, 4.5), dpi=DPI, layout="constrained")
+    upper, lower = figure.subplots(2, 5, sharex=True, sharey=True)
+    points = SIGMA_MAX * torch.randn(1500, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for axes, (name, color, count, sampler) in zip([*upper[:4], *lower], shown, strict=True):
+        # The corrector takes the norms of its step over an image, here of all points; rk45's steps are an image's own.
+        start = points[None] if name == "predictor-corrector" else points[:, None]
+        sigmas = grids.karras(count, SIGMA_MIN, SIGMA_MAX)
+        walk = list(sampler(ring.denoise, sigmas, start, _noise_like(start, 1)))
+        steps_taken = _followed(sampler, ring, sigmas, start) if name == "rk45" else walk
+        levels = [SIGMA_MAX] + [step.sigma for step in steps_taken]
+        states = [
+            x.reshape(-1, 2) / sqrt(1 + sigma**2)
+            for x, sigma in zip([start, *(s.x for s in steps_taken)], levels, strict=True)
+        ]
+        lines = torch.stack(states)[:, : 36 if axes in upper else 6]
+        axes.plot(lines[..., 0], lines[..., 1], color=color, linewidth=0.7, alpha=0.7)
+        result = walk[-1].x.reshape(-1, 2)
+        axes.scatter(
+            result[:, 0], result[:, 1], s=0.8, color=ORANGE if color != ORANGE else BLACK, linewidths=0, zorder=3
+        )
+        axes.set_title(f"{name}: {walk[-1].nfe}", fontsize=9)
+    generator = torch.Generator().manual_seed(4)
+    which = torch.multinomial(torch.tensor(ring.weights), 1500, replacement=True, generator=generator)
+    data = ring.means[which] + ring.std * torch.randn(1500, 2, generator=generator, dtype=torch.float64)
+    upper[4].scatter(data[:, 0], data[:, 1], s=0.8, color=ORANGE, linewidths=0)
+    upper[4].set_title("the data", fontsize=9)
+    for axes in figure.axes:
+        axes.set_aspect("equal")
+        axes.set_xlim(-2.4, 2.4)
+        axes.set_ylim(-2.2, 2.2)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
 def draw_orders() -> Figure:
-    """Error of two solvers of the probability-flow ODE against the number of network evaluations."""
+    """Error of three solvers of the probability-flow ODE against the number of network evaluations."""
     mixture = Mixture()
     figure = Figure(figsize=(5, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    shown = (("ddim, η = 0 (Euler)", BLUE, "o", 1, ddim_solver), ("heun", GREEN, "s", 2, heun_solver))
-    for name, color, marker, order, solver in shown:
-        steps = [2**k // order for k in range(3, 11)]
+    shown = (
+        ("ddim, η = 0 (euler)", BLUE, "o", 1, 1, ddim_solver),
+        ("heun", GREEN, "s", 2, 2, heun_solver),
+        ("dpmpp-2m", PURPLE, "^", 2, 1, dpmpp_2m_solver),
+    )
+    for name, color, marker, order, cost, solver in shown:
+        steps = [2**k // cost for k in range(3, 11)]
         errors = solution_errors(solver(mixture), mixture, steps)
-        evaluations = [order * count for count in steps]
+        evaluations = [cost * count for count in steps]
         axes.plot(evaluations, errors, color=color, marker=marker, markersize=4, label=name, linewidth=1.4)
         last, error = evaluations[-1], errors[-1]
         guide = [16, last]
@@ -338,6 +430,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "paths.png": draw_paths,
     "objectives.png": draw_objectives,
     "samplers.png": draw_samplers,
+    "trajectories.png": draw_trajectories,
     "orders.png": draw_orders,
 }
 
@@ -374,6 +467,12 @@ def _no_noise() -> Tensor:
 def _noise_like(x: Tensor, seed: int) -> NoiseSource:
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def _followed(sampler: Sampler, ring: Ring, sigmas: Tensor, start: Tensor) -> list[Step]:
+    """Where a sampler that yields only its ends is between them: run to each noise level of the grid."""
+    between = [torch.stack([sigmas[0], level, torch.zeros_like(level)]) for level in sigmas[1:-1]]
+    return [next(sampler(ring.denoise, grid, start, _no_noise)) for grid in between]
 
 
 @cache
