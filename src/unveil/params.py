@@ -173,6 +173,10 @@ class Network(Section):
     """Side lengths, in the network after the stem, at which attention acts."""
     attention_head_channels: Amount
     """Channels a head; 0 = one head."""
+    middle_attention: bool
+    """Whether the middle of the network, at the lowest resolution, attends."""
+    noise_conditioning: Literal["all", "bottleneck", "none"]
+    """Which residual blocks are told the noise level: all, those of the middle, or none."""
     dropout: HalfOpenShare
     """Dropout in the residual blocks."""
 
@@ -467,17 +471,16 @@ class Params(Section):
                 f"(preprocess.image_size {image_size} / train.network.stem {network.stem}, and its halvings)",
             )
         head = network.attention_head_channels
-        # The lowest resolution always attends: it is the width of the U-Net's middle.
         attended = [
             width
             for width, side in zip(network.widths, resolutions, strict=True)
-            if side in network.attention_resolutions or side == resolutions[-1]
+            if side in network.attention_resolutions or (network.middle_attention and side == resolutions[-1])
         ]
         if head and (wrong := [width for width in attended if width % head]):
             yield Problem(
                 "train.network.attention_head_channels",
                 f"0 or a divisor of {wrong[0]}, the width where attention acts "
-                f"(the lowest resolution always attends); for example {math.gcd(*attended)}",
+                f"(with middle_attention at the lowest resolution too); for example {math.gcd(*attended)}",
             )
 
     def _grid_problems(self) -> Iterator[Problem]:

@@ -1,6 +1,8 @@
 """The U-Net: its size is the published one, its shape is kept, every part of it learns."""
 
 import json
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from unveil.networks.blocks import AttentionBlock, ResidualBlock
 from unveil.networks.unet import UNet, UNetConfig
 
 DDIM_CELEBA = UNetConfig(64, 128, (1, 2, 2, 2, 4), 2, (16,), 0, 0.1)  # ermongroup/ddim, configs/celeba.yml
@@ -72,6 +75,9 @@ def test_it_has_as_many_parameters_as_diffusers(config: UNetConfig) -> None:
         UNetConfig(16, 32, (1, 2), 1, (2,), stem=4),
         UNetConfig(24, 32, (1, 2), 1, (4,), stem=3, image_channels=1),
         UNetConfig(16, 32, (1,), 1, (), stem=16),
+        UNetConfig(16, 32, (1, 2), 1, (), middle_attention=False),
+        UNetConfig(16, 32, (1, 2), 1, (8,), noise_conditioning="bottleneck"),
+        UNetConfig(16, 32, (1, 2), 1, (8,), noise_conditioning="none"),
     ],
     ids=str,
 )
@@ -129,6 +135,24 @@ def test_the_noise_level_has_an_effect_once_trained() -> None:
         same = x[:1].expand(2, -1, -1, -1)
         low, high = network(same, torch.tensor([0.0, 900.0])).mean((1, 2, 3)).tolist()
     assert low < -0.3 and high > 0.3
+
+
+@pytest.mark.parametrize(("told", "blocks"), [("all", "down middle up"), ("bottleneck", "middle"), ("none", "")])
+def test_noise_conditioning_names_the_blocks_that_are_told(
+    told: Literal["all", "bottleneck", "none"], blocks: str
+) -> None:
+    network = _awake(replace(SMALL, noise_conditioning=told)).eval()
+    names = [name for name, module in network.named_modules() if isinstance(module, ResidualBlock)]
+    listening = [name for name in names if any(name.startswith(part) for part in blocks.split())]
+    assert [name for name in names if f"{name}.embedding.weight" in network.state_dict()] == listening
+    x, _ = _input(SMALL)
+    same = torch.equal(network(x, torch.tensor([3.0, 3.0])), network(x, torch.tensor([900.0, 900.0])))
+    assert same == (told == "none")
+
+
+def test_attention_can_be_left_out_altogether() -> None:
+    network = _unet(UNetConfig(16, 32, (1, 2), 1, (), middle_attention=False))
+    assert not any(isinstance(module, AttentionBlock) for module in network.modules())
 
 
 def test_samples_do_not_see_one_another() -> None:

@@ -29,23 +29,25 @@ def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, plus the noise embedding, norm, SiLU, dropout, conv, plus the input (DDPM).
 
-    [B, in_channels, H, W] and an embedding [B, E] give [B, out_channels, H, W].
+    [B, in_channels, H, W] and an embedding [B, E] give [B, out_channels, H, W]. With ``embedding_channels`` 0
+    the block is not told the noise level.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding = nn.Linear(embedding_channels, out_channels)
+        self.embedding = nn.Linear(embedding_channels, out_channels) if embedding_channels else None
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Transform ``x`` [B, C, H, W], told the noise level by ``embedding`` [B, E] (already activated)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.embedding(embedding)[:, :, None, None]
+        if self.embedding is not None:
+            h = h + self.embedding(embedding)[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return cast(Tensor, self.skip(x) + h)
 

@@ -7,7 +7,7 @@ normalisation, attention at low resolution and the noise level.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class UNetConfig:
         blocks: residual blocks a resolution on the way down (one more on the way up).
         attention_resolutions: side lengths, inside the network, that get attention after every block.
         attention_head_channels: channels a head; 0 = one head.
+        middle_attention: whether the middle, at the lowest resolution, attends.
+        noise_conditioning: which residual blocks are told the noise level: all, those of the middle, or none.
         dropout: inside the residual blocks.
     """
 
@@ -42,6 +44,8 @@ class UNetConfig:
     dropout: float = 0.0
     stem: int = 1
     image_channels: int = 3
+    middle_attention: bool = True
+    noise_conditioning: Literal["all", "bottleneck", "none"] = "all"
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):  # lists come in from JSON and YAML
@@ -75,9 +79,10 @@ class UNet(nn.Module):
             )
         self.config = config
         width = config.channels
-        embedding_channels = 4 * width
+        told = {"all": (True, True), "bottleneck": (False, True), "none": (False, False)}[config.noise_conditioning]
+        embedding_channels, middle_embedding_channels = (4 * width * is_told for is_told in told)
         patch_channels = config.image_channels * config.stem**2
-        self.embedding = NoiseEmbedding(width, embedding_channels)
+        self.embedding = NoiseEmbedding(width, 4 * width) if any(told) else None
         self.conv_in = nn.Conv2d(patch_channels, width, 3, padding=1)
 
         def stage(in_channels: Sequence[int], out_channels: int, side: int) -> nn.ModuleList:
@@ -102,9 +107,11 @@ class UNet(nn.Module):
                 skips.append(current)
                 side //= 2
 
-        self.middle1 = ResidualBlock(current, current, embedding_channels, config.dropout)
-        self.middle_attention = AttentionBlock(current, config.attention_head_channels)
-        self.middle2 = ResidualBlock(current, current, embedding_channels, config.dropout)
+        self.middle1 = ResidualBlock(current, current, middle_embedding_channels, config.dropout)
+        self.middle_attention = (
+            AttentionBlock(current, config.attention_head_channels) if config.middle_attention else nn.Identity()
+        )
+        self.middle2 = ResidualBlock(current, current, middle_embedding_channels, config.dropout)
 
         self.up = nn.ModuleList()
         self.upsample = nn.ModuleList()
@@ -122,7 +129,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Apply the network to x [B, C, H, W] at noise levels c_noise [B]."""
-        embedding = F.silu(self.embedding(c_noise))
+        embedding = F.silu(self.embedding(c_noise)) if self.embedding is not None else None
         if self.config.stem > 1:
             x = F.pixel_unshuffle(x, self.config.stem)
         h = self.conv_in(x)
@@ -154,6 +161,6 @@ class _Level(nn.Module):
         self.residual = ResidualBlock(in_channels, out_channels, embedding_channels, config.dropout)
         self.attention = AttentionBlock(out_channels, config.attention_head_channels) if attends else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.residual(x, embedding)
         return self.attention(h) if self.attention is not None else cast(Tensor, h)
