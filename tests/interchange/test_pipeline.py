@@ -248,7 +248,7 @@ def test_heads_and_sizes_that_cannot_be_are_one_line(theirs: Path) -> None:
 
 def test_images_of_another_size_are_refused_and_nothing_is_written(theirs: Path, shards: Path, tmp_path: Path) -> None:
     _edit(theirs / "unet" / "config.json", sample_size=32)
-    with pytest.raises(UnveilError, match="images of 16 pixels, expected 32, the model's; set preprocess.image_size"):
+    with pytest.raises(UnveilError, match=r"images of 16 pixels, expected 32, the model's; set preprocess\.image_size"):
         import_pipeline(theirs, tmp_path / "models", shards)
     assert not (tmp_path / "models").exists()
 

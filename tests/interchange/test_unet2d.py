@@ -146,7 +146,10 @@ def test_the_old_names_of_attention_are_the_new_ones() -> None:
         ({"freq_shift": 0}, "flip_sin_to_cos, freq_shift: found False, 0, expected"),
         ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift: found 'ada_group'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: found None, expected norm_num_groups, 32"),
-        ({"down_block_types": ["SkipDownBlock2D"] * 4}, "down_block_types: found SkipDownBlock2D, expected DownBlock2D"),
+        (
+            {"down_block_types": ["SkipDownBlock2D"] * 4},
+            "down_block_types: found SkipDownBlock2D, expected",
+        ),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types: expected attention at the resolutions"),
         ({"up_block_types": ["UpBlock2D"] * 3}, "down_block_types: expected as many as up_block_types"),
         ({"downsample_type": "resnet"}, "expected one way of resampling, conv or resnet"),

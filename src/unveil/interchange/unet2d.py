@@ -107,12 +107,13 @@ def _config(values: Mapping[str, Any]) -> UNetConfig:
             f"resnet_time_scale_shift: found {values['resnet_time_scale_shift']!r}, expected default or scale_shift"
         )
     attention_groups = values["attn_norm_num_groups"]
-    if values["add_attention"] and (scale_shift or attention_groups is not None):
-        if attention_groups != values["norm_num_groups"]:
-            raise ValueError(
-                f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, "
-                f"{values['norm_num_groups']}: the middle attends to normalised features"
-            )
+    if attention_groups is None and not scale_shift:
+        attention_groups = values["norm_num_groups"]
+    if values["add_attention"] and attention_groups != values["norm_num_groups"]:
+        raise ValueError(
+            f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, "
+            f"{values['norm_num_groups']}: the middle attends to normalised features"
+        )
     attends = _attends(values)
     return UNetConfig(
         image_size=values["sample_size"],
@@ -254,7 +255,7 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Te
             weights[f"{ours}.qkv.{part}"] = _as_convolution(qkv)
             weights[f"{ours}.out.{part}"] = _as_convolution(_take(given, f"{their_name}.to_out.0.{part}"))
     if given:
-        raise UnveilError(f"unet: weights that do not belong to its config.json: {sorted(given)[0]}, ...")
+        raise UnveilError(f"unet: weights that do not belong to its config.json: {min(given)}, ...")
     return weights
 
 
