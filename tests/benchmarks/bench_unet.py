@@ -9,7 +9,8 @@ disturbs less than the clock. The table shows the median and the range of the ro
 better. ``--compile`` adds our network under torch.compile.
 
 Peak memory, of weights, activations, gradients and Adam: on CUDA what PyTorch allocated at most; on a CPU (Linux) what
-a process of its own grew by from before the network was built to its greatest size. Exit status 1 if a median misses what is required.
+a process of its own grew by, at most, since before its network was built. Exit status 1 if a median or a memory
+misses what is required.
 """
 
 import argparse

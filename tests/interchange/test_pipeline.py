@@ -87,7 +87,7 @@ def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
     models = _model(tmp_path / "models", path, parameterization)
     export_pipeline(models, tmp_path / "out", scheduler, clip_denoised=clip)
     generator = torch.Generator().manual_seed(7)
-    opened = (DDPMPipeline if scheduler == "ddpm" else DDIMPipeline).from_pretrained(tmp_path / "out")
+    opened: Any = (DDPMPipeline if scheduler == "ddpm" else DDIMPipeline).from_pretrained(tmp_path / "out")
     opened.set_progress_bar_config(disable=True)
     theirs = opened(2, generator=generator, num_inference_steps=STEPS, output_type="np").images
 

@@ -129,7 +129,7 @@ def test_skips_that_are_rescaled_keep_the_variance() -> None:
     nn.init.dirac_(block.conv2.weight)
     branch, around = torch.randn(2, 8, 64, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
     block.skip = nn.Identity()
-    block.conv2 = _Returns(branch)
+    block.conv2 = _Returns(branch)  # type: ignore[assignment]
     assert block(around, None).var() == pytest.approx(1.0, abs=0.02)
 
 

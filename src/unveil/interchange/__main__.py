@@ -42,7 +42,7 @@ def import_(
         parameters = sum(tensor.numel() for tensor in pipeline.weights.values())
         advice = ", ".join(f"sample.{key} {str(value).lower()}" for key, value in pipeline.sampling.items())
         typer.echo(f"{models}: {parameters:,} parameters; it sampled with {advice}")
-        typer.echo("next: dvc commit --force train && dvc repro sample evaluate")
+        typer.echo("next: mkdir -p plots/train && dvc commit --force train && dvc repro sample evaluate")
 
 
 @app.command("export")
