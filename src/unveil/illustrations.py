@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import log, pi, sqrt
+from math import log, log10, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, TypeAlias
@@ -22,8 +22,17 @@ from torch import Tensor
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import expand
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple, UniformTimes
-from unveil.diffusion.paths import EDM, DiscreteVP, Flow, NoisePath, VPLinear
+from unveil.diffusion.objectives import (
+    P2,
+    EDMObjective,
+    FlowMatching,
+    Likelihood,
+    MinSNR,
+    Objective,
+    Simple,
+    UniformTimes,
+)
+from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import NoiseSource, Step
 from unveil.files import atomic_path
 
@@ -31,6 +40,7 @@ FIGURES = Path("docs/figures")
 DPI = 110
 COLORS = 128  # of a figure's palette: they are lines on flat grounds, and a palette makes the files small
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#222222"
+SKY, YELLOW, RED = "#56b4e9", "#c9a227", "#882255"
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 20.0
 """Noise levels between which the samplers of the figures go, before the last interval to 0."""
@@ -91,10 +101,14 @@ def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: for an objective whose density is not known here.
     """
+    if isinstance(objective, Likelihood):
+        least, greatest = objective.path.sigma_range()
+        sigmas = torch.logspace(log10(least), log10(greatest), 401, dtype=torch.float64)
+        return sigmas, torch.full_like(sigmas, 1 / float((sigmas[-1] / sigmas[0]).log()))
     if isinstance(objective, UniformTimes):
-        sigmas = _levels_of(objective.path)
-        (spacing,) = torch.gradient(sigmas.log())  # equal times have equal probabilities
-        return sigmas, 1 / (len(sigmas) * spacing)
+        return _density_of_uniform_times(objective.path)
+    if isinstance(objective, FlowMatching) and objective.times == "uniform":
+        return _density_of_uniform_times(Flow())
     if isinstance(objective, EDMObjective):
         mean, std = objective.p_mean, objective.p_std
     elif isinstance(objective, FlowMatching):
@@ -145,78 +159,115 @@ def ddpm_solver(mixture: Mixture, seed: int) -> Solver:
     return solve
 
 
+@dataclass(frozen=True)
+class _Line:
+    """How one curve is drawn and named."""
+
+    name: str
+    color: str
+    style: str | tuple[int, tuple[float, ...]] = "-"
+
+
+def _paths() -> list[tuple[_Line, NoisePath, Tensor]]:
+    """The noise paths, and noise levels along each: at 401 equal steps of its own time."""
+    shown: list[tuple[_Line, NoisePath]] = [
+        (_Line("vp-linear, T = 1000", BLUE), VPLinear()),
+        (_Line("vp-linear, T = 500", BLUE, "--"), VPLinear(500)),
+        (_Line("vp-cosine", SKY), VPCosine()),
+        (_Line("vp-sigmoid", PURPLE), VPSigmoid()),
+        (_Line("sub-vp", YELLOW, (0, (4, 2))), SubVP()),
+        (_Line("ve", RED), VE()),
+        (_Line("flow", GREEN), Flow()),
+    ]
+    curves = []
+    for line, path in shown:
+        times = torch.linspace(*path.t_range(), 401, dtype=torch.float64)
+        curves.append((line, path, path.sigma(times)))
+    levels = grids.karras(401, *EDM().sigma_range())[:-1].flip(0)  # time is sigma itself, so its sampler's steps
+    return [*curves, (_Line("edm, along its sampler's grid", ORANGE), EDM(), levels)]
+
+
 def draw_paths() -> Figure:
     """The noise paths side by side: alpha, s and sigma over normalised time."""
-    unit = torch.linspace(0, 1, 401, dtype=torch.float64)
-    curves: list[tuple[str, str, str, NoisePath, Tensor]] = []
-    for timesteps, color, style in ((1000, BLUE, "-"), (500, BLUE, "--")):
-        vp = VPLinear(timesteps)
-        name = f"vp-linear, T = {timesteps}: time t / (T − 1)"
-        curves.append((name, color, style, vp, vp.sigma(unit * (timesteps - 1))))
-    curves.append(("flow: time t", GREEN, "-", Flow(), Flow().sigma(unit[:-1])))
-    levels = grids.karras(len(unit), 0.002, 80.0)[:-1].flip(0)
-    curves.append(("edm: along the sampler's grid, ρ = 7", ORANGE, "-", EDM(), levels))
-
-    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
     signal, noise, level = figure.subplots(1, 3)
-    for name, color, style, path, sigma in curves:
-        time, alpha = unit[: len(sigma)], path.alpha(sigma)
+    for line, path, sigma in _paths():
+        time, alpha = torch.linspace(0, 1, len(sigma), dtype=torch.float64), path.alpha(sigma)
         for axes, values in ((signal, alpha), (noise, alpha * sigma), (level, sigma)):
-            axes.plot(time, values, color=color, linestyle=style, label=name, linewidth=1.6)
+            axes.plot(time, values, color=line.color, linestyle=line.style, label=line.name, linewidth=1.5)
     for axes, title in ((signal, "α: share of the image"), (noise, "s: share of the noise"), (level, "σ = s / α")):
         axes.set_title(title, fontsize=11)
-        axes.set_xlabel("normalised time", fontsize=9)
+        axes.set_xlabel("time, from end to end of training", fontsize=9)
         axes.set_xlim(0, 1)
         _tidy(axes)
-    signal.set_ylim(-0.03, 1.08)
+    signal.set_ylim(-0.03, 1.1)
+    signal.text(0.62, 1.03, "ve and edm", color=ORANGE, fontsize=8)
+    signal.text(0.03, 0.06, "sub-vp: as vp-linear,\nless noise", color=YELLOW, fontsize=8)
     noise.set_ylim(-0.03, 1.5)
-    noise.text(0.6, 1.4, "edm: s = σ, up to 80", color=ORANGE, fontsize=8, va="center")
+    noise.text(0.6, 1.4, "ve: s = σ, to 50", color=RED, fontsize=8, va="center")
+    noise.text(0.42, 1.4, "edm: s = σ, to 80", color=ORANGE, fontsize=8, va="center", ha="right")
     level.set_yscale("log")
-    level.set_ylim(1e-3, 1e3)
-    for timesteps, above in ((1000, 1.35), (500, 0.42)):
-        last = float(VPLinear(timesteps).sigmas[-1])
-        level.text(0.985, last * above, f"{last:.1f}", color=BLUE, fontsize=8, ha="right")
-    level.text(0.72, 92, "80", color=ORANGE, fontsize=8, ha="right")
-    level.plot([0.73, 1], [80, 80], color=ORANGE, linewidth=0.6, linestyle=":")
+    level.set_ylim(1e-3, 1e5)
+    for timesteps, height in ((1000, 400), (500, 0.6)):
+        last = VPLinear(timesteps).sigma_range()[1]
+        level.annotate(
+            f"{last:.1f}",
+            (1, last),
+            (0.86, height),
+            color=BLUE,
+            fontsize=8,
+            ha="right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": BLUE, "linewidth": 0.6},
+        )
     figure.legend(*level.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
+def _objectives() -> list[tuple[_Line, Objective]]:
+    path = VPLinear()
+    return [
+        (_Line("simple", BLUE), Simple(path)),
+        (_Line("min-snr, γ = 5", SKY), MinSNR(path)),
+        (_Line("p2, k = γ = 1", PURPLE), P2(path)),
+        (_Line("likelihood", BLACK, "-."), Likelihood(path)),
+        (_Line("edm, ln σ = −1.2 + 1.2 n", ORANGE), EDMObjective()),
+        (_Line("flow, t = sigmoid(n)", GREEN), FlowMatching()),
+        (_Line("flow, t uniform", GREEN, "--"), FlowMatching(times="uniform")),
+    ]
+
+
 def draw_objectives() -> Figure:
     """The objectives: where they train, what an error counts there, and both together."""
-    shown: list[tuple[str, str, str, Objective]] = [
-        ("simple, vp-linear T = 1000", BLUE, "-", Simple(VPLinear())),
-        ("edm, ln σ = −1.2 + 1.2 n", ORANGE, "-", EDMObjective()),
-        ("flow, t = sigmoid(n)", GREEN, "--", FlowMatching()),
-        ("flow, t = sigmoid(0.8 + 0.8 n)", GREEN, "-", FlowMatching(0.8, 0.8)),
-    ]
     levels = torch.logspace(-2.5, 2.5, 401, dtype=torch.float64)
-    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
     density, weight, both = figure.subplots(1, 3)
-    for name, color, style, objective in shown:
+    for line, objective in _objectives():
+        look = {"color": line.color, "linestyle": line.style, "linewidth": 1.5, "label": line.name}
         sigmas, values = log_sigma_density(objective)
-        density.plot(sigmas, values, color=color, linestyle=style, label=name, linewidth=1.6)
-        weight.plot(levels, objective.weight(levels), color=color, linestyle=style, linewidth=1.6)
+        if not isinstance(objective, MinSNR | P2):  # these draw as simple does
+            density.plot(sigmas, values, **look)
+        weight.plot(levels, objective.weight(levels), **look)
         emphasis = values * objective.weight(sigmas) * sigmas.square()
-        both.plot(sigmas, emphasis / emphasis.max(), color=color, linestyle=style, linewidth=1.6)
+        inside = (sigmas > levels[0]) & (sigmas < levels[-1])
+        both.plot(sigmas, emphasis / emphasis[inside].max(), **look)
     density.set_title("density of ln σ in training", fontsize=11)
     weight.set_title("weight λ(σ) of |D − x₀|²", fontsize=11)
     both.set_title("density · λ · σ², largest value 1", fontsize=11)
-    both.axhline(1, color=BLACK, linestyle=":", linewidth=1)
-    both.text(0.0035, 1.03, "likelihood bound", fontsize=8, color=BLACK)
     both.set_ylim(0, 1.14)
-    density.set_ylim(bottom=0)
+    density.set_ylim(0, 0.42)
+    density.text(0.0036, 0.113, "likelihood", fontsize=8, color=BLACK)
+    density.text(6.5, 0.225, "simple, min-snr\nand p2 draw alike", fontsize=8, color=BLUE, va="top")
+    both.text(0.0036, 1.03, "likelihood: the bound", fontsize=8, color=BLACK)
     weight.set_yscale("log")
-    weight.set_ylim(0.3, 3e5)
+    weight.set_ylim(1e-4, 3e5)
+    weight.text(0.035, 6e3, "simple, likelihood: 1/σ²", color=BLUE, fontsize=8)
     for axes in (density, weight, both):
         axes.set_xscale("log")
         axes.set_xlim(10**-2.5, 10**2.5)
         axes.set_xlabel("σ", fontsize=9)
         _tidy(axes)
-    weight.text(0.004, 1.6e5, "simple: 1/σ²", color=BLUE, fontsize=8)
-    weight.text(0.004, 110, "flow:\n1/max(t, 0.05)²", color=GREEN, fontsize=8, va="top")
-    weight.text(12, 5.5, "edm → 1/0.5²", color=ORANGE, fontsize=8)
-    figure.legend(*density.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(*weight.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -304,12 +355,15 @@ def draw_all(out: Path) -> list[Path]:
     return written
 
 
-def _levels_of(path: NoisePath) -> Tensor:
-    """Noise levels at the timesteps of a discrete path, or at many equal steps of a continuous one's time."""
-    if isinstance(path, DiscreteVP):
-        return path.sigmas
-    least, greatest = path.t_range()
-    edges = torch.linspace(least, greatest, 2001, dtype=torch.float64)
+def _density_of_uniform_times(path: NoisePath) -> tuple[Tensor, Tensor]:
+    """At the timesteps of a discrete path, or at the middles of many equal intervals of a continuous one's time."""
+    sigmas = path.sigmas if isinstance(path, DiscreteVP) else _middles(path)
+    (spacing,) = torch.gradient(sigmas.log())  # equal times have equal probabilities
+    return sigmas, 1 / (len(sigmas) * spacing)
+
+
+def _middles(path: NoisePath) -> Tensor:
+    edges = torch.linspace(*path.t_range(), 2001, dtype=torch.float64)
     return path.sigma((edges[1:] + edges[:-1]) / 2)
 
 

@@ -460,12 +460,18 @@ class Evaluate(Section):
     """Random subsets."""
     kid_subset_size: Annotated[int, Ge(2)]
     """Images a subset."""
+    likelihood_images: Amount
+    """Held-out images whose likelihood is measured; 0 = none."""
+    likelihood_probes: Annotated[int, Ge(1), Le(1000)]
+    """Random vectors that estimate a trace in each evaluation."""
 
     def problems(self) -> Iterator[Problem]:
         """A floor needs two different splits, and a subset needs enough images."""
         if self.held_out_split == self.reference_split:
             others = " | ".join(name for name in get_args(SplitName) if name != self.reference_split)
             yield Problem("held_out_split", f"{others}, another one than evaluate.reference_split")
+        if self.likelihood_images == 1:
+            yield Problem("likelihood_images", "0, or 2 or more: a single image has no standard error")
         for key, count in (("num_images", self.num_images), ("reference_images", self.reference_images)):
             if 0 < count < self.kid_subset_size:
                 yield Problem("kid_subset_size", f"at most evaluate.{key}, {count}")
@@ -519,6 +525,8 @@ class Params(Section):
         has = f"the images that download.source {self.download.source} has in split"
         if evaluate.reference_images > sizes[reference]:
             yield Problem("evaluate.reference_images", f"at most {sizes[reference]}, {has} {reference}; 0 = all")
+        if evaluate.likelihood_images > sizes[held_out]:
+            yield Problem("evaluate.likelihood_images", f"at most {sizes[held_out]}, {has} {held_out}")
         split = min(reference, held_out, key=lambda name: sizes[name])
         if evaluate.kid_subset_size > sizes[split]:
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")

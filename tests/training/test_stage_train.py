@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from stages import train
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.recipes import apply_recipe
 from unveil.stage import Run
 from unveil.training.checkpoint import ModelConfig, load_denoiser
@@ -152,10 +152,30 @@ def test_a_damaged_shard_is_one_line(project: Path) -> None:
 
 
 def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
-    paths: list[NoisePath] = [EDM(), Flow(), VPLinear()]
+    paths: list[NoisePath] = [EDM(), Flow(), VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(0.01, 90.0)]
     for path in paths:
         found = train.preview_sampler(path)
         assert (found.sigma_min, found.sigma_max) == pytest.approx((0.03, 80.0))
     short = VPLinear(500)  # the tutorial's: it ends at sigma 12
     assert train.preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
     assert train.preview_sampler(short).sigma_min == pytest.approx(0.03)
+    assert train.preview_sampler(VE(0.05, 20.0)).sigma_min == 0.05
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"path": "vp-cosine", "parameterization": "v", "objective": "min-snr"},
+        {"path": "sub-vp", "parameterization": "edm", "objective": "simple", "input_perturbation": 0.1},
+        {"path": "ve", "parameterization": "x0", "objective": "flow", "flow_times": "uniform"},
+    ],
+    ids=lambda parts: parts["path"],
+)
+def test_other_paths_are_trained_and_previewed(project: Path, parts: dict[str, Any]) -> None:
+    diffusion = YAML(typ="safe").load(project / "params.yaml")["train"]["diffusion"]
+    _set(project, images=64, preview_every_images=64, diffusion=diffusion | parts)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    config = ModelConfig.load(project / "models").diffusion
+    assert {key: getattr(config, key) for key in parts} == parts
+    assert len(list((project / "plots" / "train" / "previews").iterdir())) == 1
