@@ -177,6 +177,8 @@ class Preprocess(Section):
 class Network(Section):
     """The U-Net."""
 
+    architecture: Literal["residual", "plain"]
+    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_* alone."""
     stem: Annotated[int, Ge(1), Le(32)]
     """Side p of the p x p space-to-depth stem; 1 = none."""
     channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
@@ -189,8 +191,30 @@ class Network(Section):
     """Side lengths, in the network after the stem, at which attention acts."""
     attention_head_channels: Amount
     """Channels a head; 0 = one head."""
+    middle_attention: bool
+    """Whether the middle of the network, at the lowest resolution, attends."""
+    noise_conditioning: Literal["all", "bottleneck", "none"]
+    """Which blocks are told the noise level: all, those of the middle, or none."""
+    decoder_attention: Literal["all", "last"]
+    """On the way up: attention after all blocks of a resolution, or after its last."""
     dropout: HalfOpenShare
     """Dropout in the residual blocks."""
+    noise_embedding: Literal["ddpm", "adm", "fourier"]
+    """Sines and cosines of c_noise, as DDPM or as ADM orders them, or at random frequencies."""
+    scale_shift_norm: bool
+    """The noise embedding scales and shifts normalised features instead of being added before."""
+    resampling: Literal["conv", "conv-symmetric", "residual", "residual-project"]
+    """How resolutions change: a convolution, or a residual block."""
+    resampling_filter: Literal["box", "binomial"]
+    """[1, 1] or [1, 3, 3, 1], of residual resampling and progressive input."""
+    progressive_input: bool
+    """Add the halved image to the features of every lower resolution."""
+    skip_rescale: bool
+    """Divide every sum of two branches by sqrt 2."""
+    norm_groups: Count
+    """Groups of group normalisation, a divisor of channels."""
+    norm_eps: Annotated[float, Gt(0), Le(1e-2)]
+    """Added to the variance in group normalisation."""
 
     @property
     def downsampling(self) -> int:
@@ -549,6 +573,20 @@ class Params(Section):
                 f"x 2^{levels - 1} for {levels} channel_multipliers); {nearest_sizes}",
             )
             return
+        if network.channels % network.norm_groups:
+            yield Problem("train.network.norm_groups", f"a divisor of train.network.channels, {network.channels}")
+        if network.noise_embedding == "fourier" and self.train.diffusion.path not in ("edm", "ve"):
+            yield Problem(
+                "train.network.noise_embedding",
+                f"ddpm | adm for train.diffusion.path {self.train.diffusion.path}, whose c_noise runs to 1000 "
+                "(random frequencies resolve a c_noise of about 1, as paths edm and ve have)",
+            )
+        if network.architecture == "plain":
+            for key, expected in (("attention_resolutions", ()), ("middle_attention", False)):
+                if getattr(network, key) != expected:
+                    shown = "[]" if expected == () else "false"
+                    yield Problem(f"train.network.{key}", f"{shown}, because architecture plain has no attention")
+            return
         resolutions = network.resolutions(image_size)
         if resolutions[-1] == 1:  # nothing to convolve, and at 32 channels nothing to normalise
             yield Problem(
@@ -563,17 +601,16 @@ class Params(Section):
                 f"(preprocess.image_size {image_size} / train.network.stem {network.stem}, and its halvings)",
             )
         head = network.attention_head_channels
-        # The lowest resolution always attends: it is the width of the U-Net's middle.
         attended = [
             width
             for width, side in zip(network.widths, resolutions, strict=True)
-            if side in network.attention_resolutions or side == resolutions[-1]
+            if side in network.attention_resolutions or (network.middle_attention and side == resolutions[-1])
         ]
         if head and (wrong := [width for width in attended if width % head]):
             yield Problem(
                 "train.network.attention_head_channels",
                 f"0 or a divisor of {wrong[0]}, the width where attention acts "
-                f"(the lowest resolution always attends); for example {math.gcd(*attended)}",
+                f"(with middle_attention at the lowest resolution too); for example {math.gcd(*attended)}",
             )
 
     def _grid_problems(self) -> Iterator[Problem]:
