@@ -38,7 +38,9 @@ from unveil.studies.tutorials import (
     Study,
     ToldPlace,
     chosen,
+    fill_report,
     iterate,
+    pixel_range,
     sampling_denoiser,
     seeds_of,
     shown,
@@ -83,13 +85,16 @@ def _index(splits: dict[str, tuple[Shard, ...]]) -> ShardIndex:
 @pytest.fixture(autouse=True)
 def small_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four numbers an image in the place of 1280, and no network: the distances' own tests have the real ones."""
+    _use_small_features(monkeypatch)
 
+
+def _use_small_features(patch: pytest.MonkeyPatch) -> None:
     def extract(images: Tensor, *_: Any) -> Tensor:
         x = to_float(images)
         return torch.cat([x.mean((2, 3)), x.flatten(1).std(1, keepdim=True)], 1)
 
-    monkeypatch.setattr(tutorials, "extract", extract)
-    monkeypatch.setattr(tutorials, "load_extractor", lambda name: name)
+    patch.setattr(tutorials, "extract", extract)
+    patch.setattr(tutorials, "load_extractor", lambda name: name)
 
 
 def _study(shards: Path, out: Path, budget: Budget = TINY, say: Callable[[str], None] = lambda line: None) -> Study:
@@ -131,6 +136,7 @@ def test_mistakes_of_sampling_share_the_training_of_the_run_without_them() -> No
         "leading-timesteps",
         "first-timesteps",
         "place-as-timestep",
+        "no-clipping",
         "noise-read-as-image",
     }
     trainings = {case.name: case.setup.training for case in CASES}
@@ -160,6 +166,13 @@ def test_unit_pixels_shown_as_signed_are_pale() -> None:
     x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
     assert shown(x, "unit-shown-as-signed").flatten().tolist() == [128, 255]
     assert shown(x, "unit").flatten().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(("pixels", "low", "high"), [("signed", -1, 1), ("unit", 0, 1), ("bytes", 0, 255)])
+def test_clipping_is_to_black_and_white(pixels: str, low: float, high: float) -> None:
+    assert pixel_range(pixels) == (low, high)
+    black_and_white = torch.tensor(pixel_range(pixels)).reshape(2, 1, 1, 1)
+    assert shown(black_and_white, pixels).flatten().tolist() == [0, 255]
 
 
 def test_what_is_not_finite_is_shown() -> None:
@@ -262,9 +275,8 @@ def test_images_are_shrunk_by_means(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole study, made once."""
     out = tmp_path_factory.mktemp("study")
-    patch = pytest.MonkeyPatch()
-    with patch.context():
-        small_features.__wrapped__(patch)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        _use_small_features(patch)
         study = _study(shards, out)
         write_report(study, study.run(CASES, 1e6), out / "figures")
     return out
@@ -298,8 +310,7 @@ def test_a_run_differs_from_the_run_without_the_mistake(whole: Path, shards: Pat
 def test_a_finished_study_is_not_made_again(whole: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _bytes(whole)
     study = _study(shards, whole)
-    for name in ("train", "evaluate"):
-        monkeypatch.setattr(study, name, lambda case: pytest.fail("made again"))
+    monkeypatch.setattr(study, "make", lambda cases: pytest.fail("made again"))
     write_report(study, study.run(CASES, 0), whole / "figures")
     assert _bytes(whole) == before
 
@@ -344,26 +355,44 @@ def test_raw_weights_and_their_average_differ(whole: Path) -> None:
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 
-def test_time_that_would_run_out_stops_before_a_run(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match=r"stopped before the .* of .*the same command goes on"):
-        _study(shards, tmp_path).run(CASES[:2], 0)
-    clock = Clock(end=-1.0)
-    clock.expect("training", 3)
-    with pytest.raises(UnveilError, match="before the training of x"), clock.time("training", "x"):
-        pytest.fail("begun")
+def test_time_that_runs_out_keeps_what_is_finished(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _study(shards, tmp_path)
+    begins = iter([True, False])
+    monkeypatch.setattr(Clock, "begin", lambda clock: next(begins))
+    with pytest.raises(UnveilError, match=r"over before baseline-seed-1, baseline-seed-2; .* the same command goes on"):
+        study.run(BASELINES, 1e6)
+    assert study.result_file(BASELINES[0]).is_file()
 
 
-def test_the_clock_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 40.0, 50.0, 60.0])
-    monkeypatch.setattr(tutorials.time, "perf_counter", lambda: next(now))
-    clock = Clock(end=1e9)
-    clock.expect("training", 3)
-    clock.expect("sampling", 4)
-    with clock.time("training", "a"):
-        pass
-    with clock.time("sampling", "a"):
-        pass
-    assert clock.left() == "1:50 left"  # two trainings of 40 s and three samplings of 10 s
+def test_the_clock_says_how_long_and_what_would_be_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(tutorials.time, "perf_counter", lambda: now)
+    clock = Clock(seconds=250, count=6, jobs=2)
+    assert clock.begin()  # nothing is known yet
+    now = 100.0
+    clock.end()
+    clock.end()
+    assert clock.left() == "2 of 6 trainings done, about 3:20 left"
+    assert clock.begin()  # two at a time take 100 s
+    now = 151.0
+    assert not clock.begin()
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_study(
+    whole: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time: the samples are the same; the features are the real ones."""
+    monkeypatch.undo()
+    study = _study(shards, tmp_path, say=print)
+    results = study.run(BASELINES[:2], 1e6, jobs=2)
+    assert [result.name for result in results] == ["baseline", "baseline-seed-1"]
+    for case in BASELINES[:2]:
+        torch.testing.assert_close(study.pictures(case), _study(shards, whole).pictures(case), atol=1, rtol=0)
+    weights = [load_file(out / "trainings/seed-1/averaged.safetensors") for out in (tmp_path, whole)]
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 def test_another_budget_in_the_same_folder_is_refused(whole: Path, shards: Path) -> None:
@@ -408,6 +437,34 @@ def test_the_table_says_what_was_measured() -> None:
     assert "500 samples" in text and "floor (held-out real images) 3" in text and "(uniform noise) 400" in text
 
 
+@pytest.mark.parametrize("old", ["", "an older table\n"])
+def test_the_table_goes_into_its_place_in_a_report(tmp_path: Path, old: str) -> None:
+    path = tmp_path / "REPORT.md"
+    path.write_text(f"above\n<!-- tutorials -->\n{old}<!-- /tutorials -->\nbelow\n")
+    for _ in range(2):
+        fill_report(path, "the table\n")
+        expected = "above\n<!-- tutorials -->\n\nthe table\n\n<!-- /tutorials -->\nbelow\n"
+        assert path.read_text() == expected
+
+
+@pytest.mark.parametrize("text", ["", "<!-- /tutorials --><!-- tutorials -->", "<!-- tutorials -->" * 2])
+def test_a_report_without_the_place_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "REPORT.md"
+    path.write_text(text)
+    with pytest.raises(UnveilError, match="has no place for the table"):
+        fill_report(path, "the table")
+    assert path.read_text() == text
+    with pytest.raises(UnveilError, match="cannot be read"):
+        fill_report(tmp_path / "none.md", "the table")
+
+
+def test_the_report_of_the_project_has_the_place_and_every_picture(repository: Path) -> None:
+    text = (repository / "REPORT.md").read_text(encoding="utf-8")
+    assert text.count("<!-- tutorials -->") == text.count("<!-- /tutorials -->") == 1
+    for case in (*MISTAKES, *CONTROLS):
+        assert f"docs/tutorials/{case.name}.png" in text, case.name
+
+
 # ------------------------------------------------------------------------------------- the command
 
 
@@ -424,7 +481,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     assert "none/index.json: not there" in found.output and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--images", "--samples", "--minutes"])
+@pytest.mark.parametrize("option", ["--images", "--samples", "--minutes", "--jobs"])
 def test_a_number_below_its_range_is_refused(option: str) -> None:
     found = CliRunner().invoke(app, ["tutorials", option, "-1"])
     assert found.exit_code == 2 and option in found.output
@@ -441,10 +498,9 @@ def test_only_adds_the_runs_without_a_mistake() -> None:
 
 def test_the_command_makes_the_study(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tutorials, "Budget", lambda images, samples: replace(TINY, images=images, samples=samples))
-    arguments = ["--only", "raw-weights", "--images", "8", "--samples", "10", "--out", str(tmp_path / "out")]
-    found = CliRunner().invoke(
-        app, ["tutorials", *arguments, "--shards", str(shards), "--figures", str(tmp_path / "docs")]
-    )
+    arguments = ["--only", "raw-weights", "--images", "8", "--samples", "10", "--jobs", "1"]
+    arguments += ["--shards", str(shards), "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "docs")]
+    found = CliRunner().invoke(app, ["tutorials", *arguments])
     assert found.exit_code == 0, found.output
     assert found.output.rstrip().endswith((tmp_path / "out/table.md").read_text().rstrip())
     assert (tmp_path / "docs" / "overview.png").is_file() and (tmp_path / "docs" / "raw-weights.png").is_file()

@@ -9,10 +9,11 @@ the library's own parts put together wrongly. Every finished run is kept, and is
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
@@ -78,6 +79,7 @@ class Setup:
         spacing: the timesteps that the sampler visits: ``trailing`` and ``leading`` as in ``grids.ddim_timesteps``,
             or the ``first`` ones, 0 to ``steps`` - 1.
         told: whether the sampler tells the network the timestep, or its place among the timesteps visited.
+        clip: whether every denoised image is clipped to the pixels' range, as in DDPM's code.
         weights: which weights sample.
     """
 
@@ -92,12 +94,13 @@ class Setup:
     read_as: Literal["noise", "image"] = "noise"
     spacing: Literal["trailing", "leading", "first"] = "trailing"
     told: Literal["timestep", "place"] = "timestep"
+    clip: bool = True
     weights: Literal["averaged", "raw"] = "averaged"
 
     @property
     def training(self) -> "Setup":
         """The setup of the training that this run needs: runs that differ only in sampling share one."""
-        shared = {name: getattr(Setup, name) for name in ("read_as", "spacing", "told", "weights")}
+        shared = {name: getattr(Setup, name) for name in ("read_as", "spacing", "told", "clip", "weights")}
         pixels: Any = self.pixels.removesuffix("-shown-as-signed")
         return replace(self, pixels=pixels, **shared)
 
@@ -136,6 +139,7 @@ MISTAKES = (
     Case("unit-pixels-shown-as-signed", "pixels in [0, 1], shown as [-1, 1]", Setup(pixels="unit-shown-as-signed")),
     Case("byte-pixels", "pixels in 0..255", Setup(pixels="bytes")),
     Case("raw-weights", "raw weights, no average", Setup(weights="raw")),
+    Case("no-clipping", "denoised images not clipped", Setup(clip=False)),
     Case("no-attention", "no attention", Setup(attention=False)),
     Case("plain-unet", "plain U-Net", Setup(network="plain")),
     Case("leading-timesteps", "timesteps 980, 960, ... 0", Setup(spacing="leading")),
@@ -230,6 +234,12 @@ class ScaledBatches(DeviceBatches):
         return self.scale * super().batch(number) + self.shift
 
 
+def pixel_range(pixels: str) -> tuple[float, float]:
+    """What a process takes for black and for white."""
+    scale, shift = PIXELS[pixels]
+    return shift - scale, shift + scale
+
+
 def shown(x: Tensor, pixels: str) -> Tensor:
     """Images of a process as the program shows them: uint8 of x [B, 3, H, W]."""
     scale, shift = PIXELS["signed"] if pixels.endswith("shown-as-signed") else PIXELS[pixels]
@@ -322,7 +332,8 @@ def sample(network: nn.Module, setup: Setup, budget: Budget, precision: str, dev
 
     def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
         with autocast(precision, device):
-            return denoiser(x, sigma)
+            denoised = denoiser(x, sigma)
+        return denoised.clamp(*pixel_range(setup.pixels)) if setup.clip else denoised
 
     for start in range(0, budget.samples, SAMPLE_BATCH):
         ids = range(start, min(start + SAMPLE_BATCH, budget.samples))
@@ -364,12 +375,14 @@ class Judge:
 
     Args:
         shards: folder of the shards.
+        features: file that keeps the features of the real images of the train split.
         budget: says how many images, and their size.
         device: of the feature network.
     """
 
-    def __init__(self, shards: Path, budget: Budget, device: torch.device) -> None:
+    def __init__(self, shards: Path, features: Path, budget: Budget, device: torch.device) -> None:
         self.shards = shards
+        self.features = features
         self.budget = budget
         self.device = device
         self.index = ShardIndex.load(shards)
@@ -392,10 +405,17 @@ class Judge:
 
     @cached_property
     def _reference(self) -> Statistics:
-        return self._statistics(self.real("train", self.budget.reference_images))
+        if not self.features.is_file():
+            found = self._extract(self.real("train", self.budget.reference_images))
+            with atomic_path(self.features) as temporary:
+                save_file({"features": found}, temporary)
+        return statistics(load_file(self.features)["features"])
 
     def _statistics(self, images: Tensor) -> Statistics:
-        return statistics(extract(images, self._extractor, SAMPLE_BATCH, self.device))
+        return statistics(self._extract(images))
+
+    def _extract(self, images: Tensor) -> Tensor:
+        return extract(images, self._extractor, SAMPLE_BATCH, self.device)
 
     @cached_property
     def _extractor(self) -> Any:
@@ -421,33 +441,70 @@ class Study:
         self.say = say
         self.device = resolve_device("auto")
         self.precision = resolve_precision("auto", self.device)
-        self.judge = Judge(shards, budget, self.device)
+        self.judge = Judge(shards, out / "reference.safetensors", budget, self.device)
         self._claim()
         verify(shards, ["train", "test"])
 
-    def run(self, cases: Sequence[Case], seconds: float) -> list[Result]:
+    def run(self, cases: Sequence[Case], seconds: float, jobs: int = 1) -> list[Result]:
         """Make the runs that are not there yet, and return all of ``cases``.
 
+        Args:
+            cases: what to run.
+            seconds: after which no training begins that would probably end later.
+            jobs: how many trainings at a time, each in a process of its own with its share of the cores; 1 is here.
+
         Raises:
-            UnveilError: if the next run would probably end later than ``seconds`` from now; what is finished stays.
+            UnveilError: if time ran out before all was made; what is finished stays.
         """
-        start = time.perf_counter()
-        clock = Clock(start + seconds)
         todo = [case for case in cases if not self.result_file(case).is_file()]
-        trainings = list(dict.fromkeys(case.setup.training for case in todo))
-        clock.expect("training", sum(not self.training_folder(setup).is_dir() for setup in trainings))
-        clock.expect("sampling", len(todo))
+        groups: dict[Setup, list[Case]] = {}
+        for case in todo:
+            groups.setdefault(case.setup.training, []).append(case)
         if todo and not self.controls_file.is_file():
             self.say("features of the real images")
             write_json(self.controls_file, self.judge.controls())
-        for case in todo:
-            if not self.training_folder(case.setup.training).is_dir():
-                with clock.time("training", case.name):
-                    self.train(case)
-            with clock.time("sampling", case.name):
-                result = self.evaluate(case)
-            self.say(f"{case.name:28} {result.frechet:8.2f}   {case.title}   {clock.left()}")
+        clock = Clock(seconds, len(groups), jobs)
+        for _ in self._make_all(list(groups.values()), clock, jobs):
+            self.say(clock.left())
+        if missing := [case.name for case in todo if not self.result_file(case).is_file()]:
+            raise UnveilError(
+                f"tutorials: --minutes are over before {', '.join(missing)}; "
+                "what is finished is kept, and the same command goes on"
+            )
         return [self.result(case) for case in cases]
+
+    def make(self, cases: Sequence[Case]) -> None:
+        """Train the network that all these cases share, if it is not there, and evaluate each."""
+        if not self.training_folder(cases[0].setup.training).is_dir():
+            self.train(cases[0])
+        for case in cases:
+            result = self.evaluate(case)
+            self.say(f"{case.name:28} {result.frechet:8.2f}  {case.title}")
+
+    def _make_all(self, groups: Sequence[Sequence[Case]], clock: "Clock", jobs: int) -> Iterator[None]:
+        """Make every group of cases while there is time, and yield after each."""
+        if jobs == 1:
+            for group in groups:
+                if not clock.begin():
+                    return
+                self.make(group)
+                clock.end()
+                yield
+            return
+        threads = max(1, torch.get_num_threads() // jobs)
+        context = get_context("spawn")  # a fork of a process whose threads have computed may hang
+        waiting, running = iter(groups), set[Future[None]]()
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+            while True:
+                while len(running) < jobs and (group := next(waiting, None)) is not None and clock.begin():
+                    running.add(pool.submit(_make, self.judge.shards, self.out, self.budget, group, self.say))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    clock.end()
+                    yield
 
     def train(self, case: Case) -> None:
         """Train the network of a case, going on from its last checkpoint, and keep both sets of weights."""
@@ -552,48 +609,44 @@ class Study:
 
 
 class Clock:
-    """How long runs take, and so how long is left.
+    """How long the trainings take, with their samples, and so how long is left.
 
     Args:
-        end: time.perf_counter() that no run should go beyond.
+        seconds: from now, after which none should end.
+        count: trainings ahead.
+        jobs: trainings at a time.
     """
 
-    def __init__(self, end: float) -> None:
-        self.end = end
-        self.ahead: dict[str, int] = {}
-        self.taken: dict[str, list[float]] = {}
-        self.runs = 0
+    def __init__(self, seconds: float, count: int, jobs: int) -> None:
+        self.start = time.perf_counter()
+        self.seconds = seconds
+        self.ahead = count
+        self.jobs = jobs
+        self.done = 0
 
-    def expect(self, kind: str, count: int) -> None:
-        """So many runs of a kind are ahead."""
-        self.ahead[kind] = count
-        self.taken[kind] = []
+    def begin(self) -> bool:
+        """Whether a training that began now would probably end in time."""
+        now = time.perf_counter() - self.start
+        return now + self._mean(now) <= self.seconds
+
+    def end(self) -> None:
+        """Note that a training has ended."""
+        self.done += 1
+        self.ahead -= 1
 
     def left(self) -> str:
-        """How long the runs ahead will take at the mean of their kind, in words."""
-        minutes, seconds = divmod(round(sum(count * self._mean(kind) for kind, count in self.ahead.items())), 60)
-        return f"{minutes}:{seconds:02d} left"
+        """How long the trainings ahead will take at the mean so far, in words."""
+        now = time.perf_counter() - self.start
+        minutes, seconds = divmod(round(now / self.done * self.ahead), 60)
+        return f"{self.done} of {self.done + self.ahead} trainings done, about {minutes}:{seconds:02d} left"
 
-    @contextmanager
-    def time(self, kind: str, name: str) -> Iterator[None]:
-        """Time one run of a kind.
+    def _mean(self, now: float) -> float:
+        return now * self.jobs / self.done if self.done else 0.0
 
-        Raises:
-            UnveilError: if it would probably end too late.
-        """
-        start = time.perf_counter()
-        if start + self._mean(kind) > self.end:
-            raise UnveilError(
-                f"tutorials: stopped before the {kind} of {name}, which would end after --minutes; "
-                "what is finished is kept: the same command goes on"
-            )
-        yield
-        self.ahead[kind] -= 1
-        self.taken[kind].append(time.perf_counter() - start)
 
-    def _mean(self, kind: str) -> float:
-        taken = self.taken[kind]
-        return sum(taken) / len(taken) if taken else 0.0
+def _make(shards: Path, out: Path, budget: Budget, cases: Sequence[Case], say: Callable[[str], None]) -> None:
+    """Make some cases of a study in another process."""
+    Study(shards, out, budget, say).make(cases)
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
@@ -693,6 +746,24 @@ def write_report(study: Study, results: Sequence[Result], figures: Path) -> str:
     write_text(study.out / "table.md", text)
     write_pictures(study, results, controls, figures)
     return text
+
+
+def fill_report(path: Path, text: str) -> None:
+    """Put the table between the two comments ``<!-- tutorials -->`` and ``<!-- /tutorials -->`` of a Markdown file.
+
+    Raises:
+        UnveilError: if they are not there, each once and in this order.
+    """
+    before, after = "<!-- tutorials -->", "<!-- /tutorials -->"
+    try:
+        old = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UnveilError(f"--report: {path} cannot be read ({error})") from None
+    head, found, rest = old.partition(before)
+    _, found_after, tail = rest.partition(after)
+    if not found or not found_after or before in rest or after in head + tail:
+        raise UnveilError(f"--report: {path} has no place for the table, expected one {before} and one {after}")
+    write_text(path, f"{head}{before}\n\n{text}\n{after}{tail}")
 
 
 def write_pictures(study: Study, results: Sequence[Result], controls: Mapping[str, float], figures: Path) -> None:
