@@ -1,6 +1,7 @@
 """The study of mistakes: each is one change, every run is made once, and what it writes says what was run."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of coloured noise, at twice the study's side."""
     folder = tmp_path_factory.mktemp("shards")
     generator = torch.Generator().manual_seed(0)
-    splits = {}
+    splits: dict[str, tuple[Shard, ...]] = {}
     for split, count in (("train", 24), ("valid", 2), ("test", 10)):
         images = torch.randint(256, (count, 3, 2 * SIDE, 2 * SIDE), dtype=torch.uint8, generator=generator)
         splits[split] = (write_shard(folder, split, 0, images, torch.zeros(count, 40) > 0, torch.arange(count)),)
@@ -238,7 +239,7 @@ def test_the_image_is_learned_at_the_same_timesteps_as_the_noise() -> None:
     """One change only: the density of the noise levels is the same for both targets, draw by draw."""
     generator = torch.Generator()
     drawn = [
-        training_parts(_Constant(torch.zeros(1)), Setup(target=target))[1].sample_sigma(64, generator.manual_seed(5))  # type: ignore[arg-type]
+        training_parts(_Constant(torch.zeros(1)), Setup(target=target))[1].sample_sigma(64, generator.manual_seed(5))
         for target in ("noise", "image")
     ]
     torch.testing.assert_close(drawn[0], drawn[1])
@@ -368,7 +369,7 @@ def test_time_that_runs_out_keeps_what_is_finished(
 
 def test_the_clock_says_how_long_and_what_would_be_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(tutorials.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     clock = Clock(seconds=250, count=6, jobs=2)
     assert clock.begin()  # nothing is known yet
     now = 100.0

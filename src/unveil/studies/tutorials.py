@@ -493,11 +493,11 @@ class Study:
             return
         threads = max(1, torch.get_num_threads() // jobs)
         context = get_context("spawn")  # a fork of a process whose threads have computed may hang
-        waiting, running = iter(groups), set[Future[None]]()
+        waiting, running = list(reversed(groups)), set[Future[None]]()
         with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
             while True:
-                while len(running) < jobs and (group := next(waiting, None)) is not None and clock.begin():
-                    running.add(pool.submit(_make, self.judge.shards, self.out, self.budget, group, self.say))
+                while waiting and len(running) < jobs and clock.begin():
+                    running.add(pool.submit(_make, self.judge.shards, self.out, self.budget, waiting.pop(), self.say))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
