@@ -21,7 +21,7 @@ from unveil.diffusion import samplers
 from unveil.diffusion.objectives import Simple, denoising_loss
 from unveil.diffusion.paths import VPLinear
 from unveil.errors import UnveilError
-from unveil.networks.unet import UNetConfig
+from unveil.networks.config import UNetConfig
 from unveil.studies import tutorials
 from unveil.studies.__main__ import app
 from unveil.studies.tutorials import (
@@ -149,6 +149,18 @@ def test_mistakes_of_sampling_share_the_training_of_the_run_without_them() -> No
 def test_a_training_is_its_own_training(case: Case) -> None:
     assert case.setup.training.training == case.setup.training
     assert case.setup.training.seed == case.setup.seed
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_only_a_mistake_of_the_network_changes_the_network(case: Case) -> None:
+    config, expected = TINY.network_of(case.setup), TINY.network
+    if case.name == "no-attention":
+        expected = replace(expected, attention_resolutions=(), middle_attention=False)
+    elif case.name == "plain-unet":
+        expected = replace(expected, architecture="plain", channel_multipliers=(1, 2))
+    elif case.name in ("no-time", "time-at-bottleneck"):
+        expected = replace(expected, noise_conditioning="none" if case.name == "no-time" else "bottleneck")
+    assert config == expected
 
 
 # ------------------------------------------------------------------------------------- the parts

@@ -40,7 +40,8 @@ from unveil.evaluation.distances import Statistics, frechet_distance, significan
 from unveil.evaluation.features import extract, load_extractor
 from unveil.evaluation.sets import load_real, uniform_noise
 from unveil.files import atomic_directory, atomic_path, write_json, write_text
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.loop import Trainer, TrainingConfig
 from unveil.training.precision import autocast, resolve_device, resolve_precision
@@ -67,7 +68,7 @@ class Setup:
 
     Attributes:
         seed: of the weights, of the batches, and of the noise of training and sampling.
-        network: ``ddpm``, or ``plain``: the U-Net of 2015 with nothing added but the noise level.
+        network: ``ddpm``, or ``plain``: the U-Net of 2015, padded, and told the noise level.
         attention: whether the U-Net attends, at the lowest resolution.
         noise_conditioning: which residual blocks are told the noise level.
         pixels: what the process takes for an image, a key of ``PIXELS``.
@@ -171,13 +172,13 @@ class Budget:
         default_factory=lambda: UNetConfig(
             image_size=32,
             channels=32,
-            channel_multipliers=(1, 2, 2),
+            channel_multipliers=(1, 1, 2),
             blocks=1,
             attention_resolutions=(8,),
             attention_head_channels=32,
         )
     )
-    images: int = 32_000
+    images: int = 24_000
     batch_size: int = 8
     lr: float = 1e-3
     samples: int = 500
@@ -191,6 +192,9 @@ class Budget:
         config = replace(self.network, noise_conditioning=setup.noise_conditioning)
         if not setup.attention:
             config = replace(config, attention_resolutions=(), middle_attention=False)
+        if setup.network == "plain":  # which doubles its channels at each halving
+            doubling = tuple(2**level for level in range(len(config.channel_multipliers)))
+            config = replace(config, architecture="plain", channel_multipliers=doubling)
         return config
 
     def training_of(self, setup: Setup, precision: str) -> TrainingConfig:
@@ -511,7 +515,7 @@ class Study:
         setup, budget = case.setup.training, self.budget
         folder = self.training_folder(setup)
         torch.manual_seed(setup.seed)
-        denoiser, objective = training_parts(UNet(budget.network_of(setup)).to(self.device), setup)
+        denoiser, objective = training_parts(build_network(budget.network_of(setup)).to(self.device), setup)
         batches = ScaledBatches(self._images, budget.batch_size, setup.seed, *PIXELS[setup.pixels])
         checkpoints = Checkpoints(self.out / "checkpoints" / folder.name)
         trainer = Trainer(denoiser, objective, batches, budget.training_of(setup, self.precision), checkpoints)
@@ -540,7 +544,7 @@ class Study:
         """Sample with the trained network of a case, and measure."""
         setup = case.setup
         folder = self.training_folder(setup.training)
-        network = UNet(self.budget.network_of(setup)).to(self.device)
+        network = build_network(self.budget.network_of(setup)).to(self.device)
         network.load_state_dict(load_file(folder / f"{setup.weights}.safetensors"))
         network.eval()
         images = torch.cat(list(sample(network, setup, self.budget, self.precision, self.device)))
