@@ -49,6 +49,7 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
+        input_perturbation=settings.diffusion.input_perturbation,
     )
 
 
@@ -72,8 +73,8 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
 
 def preview_sampler(path: NoisePath) -> SamplerConfig:
     """The previews' sampler, within the noise levels that the path has and the network is trained on."""
-    wanted = torch.tensor([PREVIEW_SAMPLER.sigma_min, PREVIEW_SAMPLER.sigma_max], dtype=torch.float64)
-    sigma_min, sigma_max = path.sigma(path.t(wanted)).tolist()
+    least, greatest = path.sigma_range()
+    sigma_min, sigma_max = max(PREVIEW_SAMPLER.sigma_min, least), min(PREVIEW_SAMPLER.sigma_max, greatest)
     return replace(PREVIEW_SAMPLER, sigma_min=sigma_min, sigma_max=sigma_max)
 
 

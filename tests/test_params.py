@@ -363,6 +363,22 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
             "divisor of",
         ),
         ({"train__network__channels": 40}, "train.network.channels", "a multiple of 32"),
+        ({"train__network__norm_groups": 24}, "train.network.norm_groups", "a divisor of train.network.channels, 128"),
+        (
+            {"train__network__noise_embedding": "fourier"},
+            "train.network.noise_embedding",
+            "ddpm | adm for train.diffusion.path flow",
+        ),
+        (
+            {"train__network__architecture": "plain"},
+            "train.network.attention_resolutions",
+            "expected [], because architecture plain has no attention",
+        ),
+        (
+            {"train__network__architecture": "plain", "train__network__attention_resolutions": []},
+            "train.network.middle_attention",
+            "expected false, because architecture plain has no attention",
+        ),
         ({"train__batch_size": 64_001}, "train.batch_size", "at most train.images, 64000"),
         ({"train__warmup_images": 64_001}, "train.warmup_images", "at most train.images, 64000"),
         ({"download__split__train": 0.71}, "download.split", "sum to 0.99"),
@@ -515,9 +531,16 @@ def test_split_sizes_are_those_that_the_cartoon_source_draws(faces: int, valid: 
     multipliers=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     attention=st.lists(st.sampled_from([2, 4, 8, 16, 24]), max_size=2),
     head=st.sampled_from([0, 16, 32, 64]),
+    middle=st.booleans(),
 )
 def test_a_network_is_taken_if_it_can_be_built_and_run(
-    image_size: int, stem: int, channels: int, multipliers: list[int], attention: list[int], head: int
+    image_size: int,
+    stem: int,
+    channels: int,
+    multipliers: list[int],
+    attention: list[int],
+    head: int,
+    middle: bool,
 ) -> None:
     network = VALUES["train"]["network"] | {
         "stem": stem,
@@ -526,11 +549,13 @@ def test_a_network_is_taken_if_it_can_be_built_and_run(
         "blocks": 1,
         "attention_resolutions": attention,
         "attention_head_channels": head,
+        "middle_attention": middle,
     }
     text = changed(preprocess__image_size=image_size, train__network=network)
     sides = [image_size // stem // 2**level for level in range(len(multipliers))]
     widths = [channels * multiplier for multiplier in multipliers]
-    attending = [width for width, side in zip(widths, sides, strict=True) if side in attention] + widths[-1:]
+    attending = [width for width, side in zip(widths, sides, strict=True) if side in attention]
+    attending += widths[-1:] if middle else []
     works = image_size % (stem * 2 ** (len(multipliers) - 1)) == 0 and sides[-1] > 1
     works = works and set(attention) <= set(sides) and channels % 32 == 0
     if not works or (head and any(width % head for width in attending)):

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import expand
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple, UniformTimes
+from unveil.diffusion.paths import EDM, DiscreteVP, Flow, NoisePath, VPLinear
 from unveil.diffusion.samplers import NoiseSource, Step
 from unveil.files import atomic_path
 
@@ -91,9 +91,9 @@ def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: for an objective whose density is not known here.
     """
-    if isinstance(objective, Simple):
-        sigmas = objective.path.sigmas
-        (spacing,) = torch.gradient(sigmas.log())  # one timestep has the probability 1 / T
+    if isinstance(objective, UniformTimes):
+        sigmas = _levels_of(objective.path)
+        (spacing,) = torch.gradient(sigmas.log())  # equal times have equal probabilities
         return sigmas, 1 / (len(sigmas) * spacing)
     if isinstance(objective, EDMObjective):
         mean, std = objective.p_mean, objective.p_std
@@ -302,6 +302,15 @@ def draw_all(out: Path) -> list[Path]:
             palette.save(temporary, "PNG", optimize=True)
         written.append(out / name)
     return written
+
+
+def _levels_of(path: NoisePath) -> Tensor:
+    """Noise levels at the timesteps of a discrete path, or at many equal steps of a continuous one's time."""
+    if isinstance(path, DiscreteVP):
+        return path.sigmas
+    least, greatest = path.t_range()
+    edges = torch.linspace(least, greatest, 2001, dtype=torch.float64)
+    return path.sigma((edges[1:] + edges[:-1]) / 2)
 
 
 def _no_noise() -> Tensor:

@@ -23,11 +23,21 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
 from unveil.data.celeba import PUBLISHED_SPLITS
+from unveil.diffusion import betas
+from unveil.diffusion.choices import (
+    FULL_NOISE,
+    FlowTimes,
+    ObjectiveName,
+    ParameterizationName,
+    PathName,
+    refusal,
+)
 from unveil.errors import UnveilError
 
 Scalar: TypeAlias = bool | int | float | str | None
 
 NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
+LEAST_SIGMA, GREATEST_SIGMA = 1e-8, 1e8  # beyond them float32 keeps nothing of the noise, or of the image
 LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -161,6 +171,8 @@ class Preprocess(Section):
 class Network(Section):
     """The U-Net."""
 
+    architecture: Literal["residual", "plain"]
+    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_* alone."""
     stem: Annotated[int, Ge(1), Le(32)]
     """Side p of the p x p space-to-depth stem; 1 = none."""
     channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
@@ -176,9 +188,27 @@ class Network(Section):
     middle_attention: bool
     """Whether the middle of the network, at the lowest resolution, attends."""
     noise_conditioning: Literal["all", "bottleneck", "none"]
-    """Which residual blocks are told the noise level: all, those of the middle, or none."""
+    """Which blocks are told the noise level: all, those of the middle, or none."""
+    decoder_attention: Literal["all", "last"]
+    """On the way up: attention after all blocks of a resolution, or after its last."""
     dropout: HalfOpenShare
     """Dropout in the residual blocks."""
+    noise_embedding: Literal["ddpm", "adm", "fourier"]
+    """Sines and cosines of c_noise, as DDPM or as ADM orders them, or at random frequencies."""
+    scale_shift_norm: bool
+    """The noise embedding scales and shifts normalised features instead of being added before."""
+    resampling: Literal["conv", "conv-symmetric", "residual", "residual-project"]
+    """How resolutions change: a convolution, or a residual block."""
+    resampling_filter: Literal["box", "binomial"]
+    """[1, 1] or [1, 3, 3, 1], of residual resampling and progressive input."""
+    progressive_input: bool
+    """Add the halved image to the features of every lower resolution."""
+    skip_rescale: bool
+    """Divide every sum of two branches by sqrt 2."""
+    norm_groups: Count
+    """Groups of group normalisation, a divisor of channels."""
+    norm_eps: Annotated[float, Gt(0), Le(1e-2)]
+    """Added to the variance in group normalisation."""
 
     @property
     def downsampling(self) -> int:
@@ -198,48 +228,98 @@ class Network(Section):
 class Diffusion(Section):
     """Noise path, parameterization and objective (design: everything is a denoiser)."""
 
-    path: Literal["vp-linear", "edm", "flow"]
-    """Noise path: DDPM's, EDM's or rectified flow."""
-    parameterization: Literal["eps", "edm", "x0"]
+    path: PathName
+    """Noise path: DDPM's, improved DDPM's, Jabri et al.'s, Score SDE's two, EDM's or rectified flow."""
+    parameterization: ParameterizationName
     """What the network predicts."""
-    objective: Literal["simple", "edm", "flow"]
+    objective: ObjectiveName
     """Sigmas and weights in training."""
     timesteps: Annotated[int, Ge(2), Le(100_000)]
-    """vp-linear: T."""
+    """vp-linear, vp-cosine, vp-sigmoid: T."""
     beta_start: OpenShare
     """vp-linear: first beta."""
     beta_end: OpenShare
     """vp-linear: last beta."""
+    cosine_offset: Annotated[float, Gt(0), Le(1)]
+    """vp-cosine: offset s of the time."""
+    sigmoid_start: Annotated[float, Ge(-20), Le(20)]
+    """vp-sigmoid: where the logistic function starts."""
+    sigmoid_end: Annotated[float, Ge(-20), Le(20)]
+    """vp-sigmoid: where it ends."""
+    sigmoid_tau: Annotated[float, Ge(0.1), Le(10)]
+    """vp-sigmoid: its temperature; a smaller one is steeper."""
+    beta_min: Annotated[float, Gt(0), Le(10)]
+    """sub-vp: beta(0)."""
+    beta_max: Annotated[float, Gt(0), Le(100)]
+    """sub-vp: beta(1)."""
+    sigma_min: Annotated[float, Gt(0), Le(1)]
+    """ve: sigma(0)."""
+    sigma_max: Annotated[float, Gt(1), Le(10_000)]
+    """ve: sigma(1)."""
     sigma_data: Positive
     """edm: standard deviation of the data in [-1, 1]."""
     p_mean: float
     """edm: mean of ln(sigma) in training."""
     p_std: Positive
     """edm: standard deviation of ln(sigma)."""
+    flow_times: FlowTimes
+    """flow: density of t in training."""
     logit_mean: float
     """flow: t = sigmoid(logit_mean + logit_std n)."""
     logit_std: Positive
     """flow: see logit_mean."""
     t_min: OpenShare
     """flow: the velocity weight 1/t^2 holds this value below it."""
+    min_snr_gamma: Positive
+    """min-snr: greatest weight."""
+    p2_k: Positive
+    """p2: weight SNR / (k + SNR)^gamma."""
+    p2_gamma: Annotated[float, Ge(0), Le(2)]
+    """p2: see p2_k; 0 = simple."""
+    input_perturbation: HalfOpenShare
+    """Extra noise of the network's input, as a share of its noise; 0 = none."""
 
     def sigma_range(self) -> tuple[float, float]:
-        """The least and the greatest sigma that vp-linear trains on: those of its first and last timestep."""
-        steps = range(self.timesteps)
-        slope = (self.beta_end - self.beta_start) / (self.timesteps - 1)
-        log_alpha_bar = math.fsum(math.log1p(-(self.beta_start + slope * step)) for step in steps)
-        least = math.sqrt(self.beta_start / (1 - self.beta_start))
-        return least, math.exp(min(0.5 * _log_expm1(-log_alpha_bar), 700))
+        """The least and the greatest sigma that training visits, as the path of this name has it."""
+        match self.path:
+            case "vp-linear":
+                return _ends(betas.linear(self.timesteps, self.beta_start, self.beta_end))
+            case "vp-cosine":
+                return _ends(betas.cosine(self.timesteps, self.cosine_offset))
+            case "vp-sigmoid":
+                return _ends(betas.sigmoid(self.timesteps, self.sigmoid_start, self.sigmoid_end, self.sigmoid_tau))
+            case "sub-vp":
+                first, mean = self.beta_min * 1e-5, (self.beta_min + self.beta_max) / 2  # integrals to t = 1e-5 and 1
+                return 2 * math.sinh((first + (mean - self.beta_min) * 1e-10) / 2), 2 * math.sinh(mean / 2)
+            case "ve":
+                return self.sigma_min, self.sigma_max
+            case "edm":
+                return 0.002, 80.0
+            case "flow":
+                return 0.001 / 0.999, 0.999 / 0.001
 
     def problems(self) -> Iterator[Problem]:
-        """Which objective and which parameterization a path allows."""
-        objective = {"vp-linear": "simple", "edm": "edm", "flow": "flow"}[self.path]
-        if self.objective != objective:
-            yield Problem("objective", f"{objective}, the one for train.diffusion.path {self.path}")
-        if self.parameterization == "edm" and self.path != "edm":
-            yield Problem("parameterization", f"eps | x0 for train.diffusion.path {self.path} (edm needs path edm)")
-        if self.beta_end <= self.beta_start:
-            yield Problem("beta_end", f"a number above beta_start, {self.beta_start:g}")
+        """Ranges that are empty, and parts that do not go together."""
+        for low, high in (("beta_start", "beta_end"), ("sigmoid_start", "sigmoid_end"), ("beta_min", "beta_max")):
+            if getattr(self, high) <= (least := getattr(self, low)):
+                yield Problem(high, f"a number above {low}, {least:g}")
+        if (refused := refusal(self.path, self.objective)) is not None:
+            yield Problem(refused.part, refused.expected)
+        least, greatest = self.sigma_range()
+        if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):
+            key = {"vp-linear": "beta_end", "vp-cosine": "cosine_offset", "vp-sigmoid": "sigmoid_tau"}
+            yield Problem(
+                key.get(self.path, "beta_max"),
+                f"a number with which sigma stays in [{LEAST_SIGMA:g}, {GREATEST_SIGMA:g}] on path {self.path} "
+                f"(now {least:.3g} to {greatest:.3g})",
+            )
+
+
+def _ends(variances: Sequence[float]) -> tuple[float, float]:
+    """The first and the last sigma of a chain with these betas."""
+    log_alpha_bar = math.fsum(math.log1p(-beta) for beta in variances)
+    least = math.sqrt(variances[0] / (1 - variances[0]))
+    return least, math.exp(min(0.5 * _log_expm1(-log_alpha_bar), 700))
 
 
 def _log_expm1(x: float) -> float:
@@ -297,11 +377,11 @@ class Train(Section):
                 yield Problem(key, f"at most train.images, {self.images}")
         if self.device == "cpu" and self.precision == "fp16":
             yield Problem("precision", "auto | fp32 | bf16 on train.device cpu (fp16 needs cuda)")
-        if self.diffusion.parameterization == "eps" and self.network.stem > 1:
+        if self.diffusion.parameterization in FULL_NOISE and self.network.stem > 1:
             yield Problem(
                 "diffusion.parameterization",
-                f"x0, because train.network.stem is {self.network.stem} and noise does not pass through a "
-                "narrow network (2511.13720); eps needs stem 1",
+                f"x0 | v | edm, because train.network.stem is {self.network.stem} and noise does not pass through a "
+                f"narrow network (2511.13720); {self.diffusion.parameterization} needs stem 1",
             )
 
 
@@ -456,6 +536,20 @@ class Params(Section):
                 f"a multiple of {factor}, the network's downsampling (train.network.stem {network.stem} "
                 f"x 2^{levels - 1} for {levels} channel_multipliers); {nearest_sizes}",
             )
+            return
+        if network.channels % network.norm_groups:
+            yield Problem("train.network.norm_groups", f"a divisor of train.network.channels, {network.channels}")
+        if network.noise_embedding == "fourier" and self.train.diffusion.path not in ("edm", "ve"):
+            yield Problem(
+                "train.network.noise_embedding",
+                f"ddpm | adm for train.diffusion.path {self.train.diffusion.path}, whose c_noise runs to 1000 "
+                "(random frequencies resolve a c_noise of about 1, as paths edm and ve have)",
+            )
+        if network.architecture == "plain":
+            for key, expected in (("attention_resolutions", ()), ("middle_attention", False)):
+                if getattr(network, key) != expected:
+                    shown = "[]" if expected == () else "false"
+                    yield Problem(f"train.network.{key}", f"{shown}, because architecture plain has no attention")
             return
         resolutions = network.resolutions(image_size)
         if resolutions[-1] == 1:  # nothing to convolve, and at 32 channels nothing to normalise

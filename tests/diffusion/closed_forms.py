@@ -39,6 +39,42 @@ def mixture_denoiser(weights: list[float], means: list[float], std: float) -> De
     return denoise
 
 
+class Mixture:
+    """A mixture of isotropic Gaussians in any dimension, of which everything is known; all in float64.
+
+    Args:
+        weights: of the K components, sum 1.
+        means: K x dim.
+        stds: of the K components.
+    """
+
+    def __init__(self, weights: list[float], means: list[list[float]], stds: list[float]) -> None:
+        self.weights, self.means, self.stds = (torch.tensor(part).double() for part in (weights, means, stds))
+        self.dim = self.means.shape[1]
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """``count`` samples: [count, dim]."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.dim, generator=generator, dtype=torch.float64)
+        return self.means[chosen] + self.stds[chosen, None] * noise
+
+    def log_density(self, x: Tensor, sigma: float) -> Tensor:
+        """Of ``x0 + sigma n`` at x [B, dim]: [B]."""
+        return self._log_joint(x, torch.full((len(x),), sigma, dtype=torch.float64)).logsumexp(1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] for x [B, dim] and sigma [B]: the means given each component, by its probability given x."""
+        gain = self.stds**2 / (self.stds**2 + sigma[:, None] ** 2)
+        parts = self.means + gain[..., None] * (x[:, None] - self.means)
+        return (self._log_joint(x, sigma).softmax(1)[..., None] * parts).sum(1)
+
+    def _log_joint(self, x: Tensor, sigma: Tensor) -> Tensor:
+        variance = self.stds**2 + sigma[:, None] ** 2
+        squares = (x[:, None] - self.means).square().sum(-1) / variance
+        return self.weights.log() - squares / 2 - self.dim / 2 * (2 * torch.pi * variance).log()
+
+
 def last(steps: Iterator[Step]) -> Step:
     """The result of a sampler."""
     *_, step = steps

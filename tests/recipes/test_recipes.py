@@ -21,7 +21,8 @@ from unveil.recipes import apply_recipe, load_recipe, names
 from unveil.recipes.__main__ import app
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
-NAMES = names()
+NAMES = [name for name in names() if load_recipe(name).over is None]
+PARTIAL = [name for name in names() if load_recipe(name).over is not None]
 OTHERS = [name for name in NAMES if name != "demo"]
 
 
@@ -50,6 +51,8 @@ def test_the_recipes_that_the_documentation_names_exist() -> None:
         "celeba64-tutorial",
         "celeba256-ddpm",
     }
+    assert set(PARTIAL) == {"unet-ddpm", "unet-adm", "unet-ddpmpp", "unet-ncsnpp", "unet-plain"}
+    assert names() == [*NAMES, *PARTIAL]
     assert NAMES[0] == "demo"
 
 
@@ -124,6 +127,7 @@ def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:
     assert (train.warmup_images, train.ema_half_life_images, train.ema_rampup) == (10_000_000, 500_000, 0.05)
     assert train.network.widths == (128, 256, 256, 256)
     assert (train.network.blocks, train.network.dropout, train.network.stem) == (4, 0.05, 1)
+    assert (train.network.resampling, train.network.skip_rescale) == ("residual-project", True)  # DDPM++
     assert {diffusion.path, diffusion.parameterization, diffusion.objective} == {"edm"}
     assert (diffusion.sigma_data, diffusion.p_mean, diffusion.p_std) == (0.5, -1.2, 1.2)
     sample = params.sample
@@ -291,6 +295,40 @@ def test_a_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.
     assert [entry.name for entry in path.parent.iterdir()] == ["params.yaml"]
 
 
+# Partial recipes
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_partial_recipe_changes_its_own_section_alone(name: str, path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.over is not None
+    apply_recipe(recipe.over, path)
+    before = flatten(load_params(path))
+    apply_recipe(name, path)
+    after = flatten(load_params(path))
+    assert load_params(path) == recipe.params
+    network = {key for key in before if key.startswith("train.network.")}
+    assert {".".join(key) for key in recipe.values} == network
+    assert {key for key in before if before[key] != after[key]} <= network
+
+
+def test_a_partial_recipe_keeps_what_was_chosen_otherwise(path: Path) -> None:
+    text = re.sub(r"(?m)^  lr: \S+", "  lr: 3.0e-4", SHIPPED.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+    apply_recipe("unet-adm", path)
+    params = load_params(path)
+    assert (params.train.lr, params.train.network.resampling) == (3e-4, "residual")
+    assert without_values(path.read_text(encoding="utf-8")) == without_values(text)
+    assert apply_recipe("unet-adm", path) == []
+
+
+def test_a_partial_recipe_that_does_not_fit_the_rest_is_refused(path: Path) -> None:
+    """Random frequencies cannot tell the demo's times, which run to 1000, apart."""
+    with pytest.raises(UnveilError, match=r"train.network.noise_embedding: found \"fourier\", expected ddpm \| adm"):
+        apply_recipe("unet-ncsnpp", path)
+    assert path.read_bytes() == SHIPPED.read_bytes()
+
+
 # The command
 
 
@@ -302,8 +340,8 @@ def run(*arguments: str) -> tuple[int, str, str]:
 def test_list_names_each_with_its_description() -> None:
     code, output, _ = run("list")
     assert code == 0
-    assert [line.split()[0] for line in output.splitlines()] == NAMES
-    for line, name in zip(output.splitlines(), NAMES, strict=True):
+    assert [line.split()[0] for line in output.splitlines()] == names()
+    for line, name in zip(output.splitlines(), names(), strict=True):
         assert line.endswith(load_recipe(name).description)
 
 

@@ -1,32 +1,46 @@
 """From names, as they stand in params.yaml and config.json, to the parts of a diffusion model."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import nn
 
+from unveil.diffusion.choices import FlowTimes, ObjectiveName, ParameterizationName, PathName, refusal
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple
-from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Simple
+from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
+from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """Names and numbers of a path, a parameterization and an objective; see params.yaml for each."""
 
-    path: Literal["vp-linear", "edm", "flow"]
-    parameterization: Literal["eps", "edm", "x0"]
-    objective: Literal["simple", "edm", "flow"]
+    path: PathName
+    parameterization: ParameterizationName
+    objective: ObjectiveName
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    cosine_offset: float = 0.008
+    sigmoid_start: float = -3.0
+    sigmoid_end: float = 3.0
+    sigmoid_tau: float = 1.0
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
     sigma_data: float = 0.5
     p_mean: float = -1.2
     p_std: float = 1.2
+    flow_times: FlowTimes = "logit-normal"
     logit_mean: float = 0.0
     logit_std: float = 1.0
     t_min: float = 0.05
+    min_snr_gamma: float = 5.0
+    p2_k: float = 1.0
+    p2_gamma: float = 1.0
+    input_perturbation: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -39,13 +53,22 @@ def build_path(config: DiffusionConfig) -> NoisePath:
     Raises:
         ValueError: if there is none of that name.
     """
-    if config.path == "vp-linear":
-        return VPLinear(config.timesteps, config.beta_start, config.beta_end)
-    if config.path == "flow":
-        return Flow()
-    if config.path == "edm":
-        return EDM()
-    raise ValueError(f"path is {config.path!r}, expected vp-linear, edm or flow")
+    match config.path:
+        case "vp-linear":
+            return VPLinear(config.timesteps, config.beta_start, config.beta_end)
+        case "vp-cosine":
+            return VPCosine(config.timesteps, config.cosine_offset)
+        case "vp-sigmoid":
+            return VPSigmoid(config.timesteps, config.sigmoid_start, config.sigmoid_end, config.sigmoid_tau)
+        case "sub-vp":
+            return SubVP(config.beta_min, config.beta_max)
+        case "ve":
+            return VE(config.sigma_min, config.sigma_max)
+        case "edm":
+            return EDM()
+        case "flow":
+            return Flow()
+    raise _unknown("path", config.path, PathName)
 
 
 def build_parameterization(config: DiffusionConfig) -> Parameterization:
@@ -54,33 +77,50 @@ def build_parameterization(config: DiffusionConfig) -> Parameterization:
     Raises:
         ValueError: if there is none of that name.
     """
-    if config.parameterization == "edm":
-        return EDMPreconditioning(config.sigma_data)
-    if config.parameterization == "eps":
-        return Eps()
-    if config.parameterization == "x0":
-        return X0()
-    raise ValueError(f"parameterization is {config.parameterization!r}, expected eps, edm or x0")
+    match config.parameterization:
+        case "eps":
+            return Eps()
+        case "v":
+            return V()
+        case "x0":
+            return X0()
+        case "edm":
+            return EDMPreconditioning(config.sigma_data)
+        case "velocity":
+            return Velocity()
+    raise _unknown("parameterization", config.parameterization, ParameterizationName)
 
 
 def build_objective(config: DiffusionConfig) -> Objective:
-    """The objective that ``config`` names.
+    """The objective that ``config`` names, on its path.
 
     Raises:
-        ValueError: if there is none of that name, or if it needs another path.
+        ValueError: if there is none of that name, or if it does not go with the path.
     """
     path = build_path(config)
-    if config.objective == "simple":
-        if not isinstance(path, VPLinear):
-            raise ValueError(f"objective simple draws the timesteps of path vp-linear; the path is {config.path}")
-        return Simple(path)
-    if config.objective == "flow":
-        return FlowMatching(config.logit_mean, config.logit_std, config.t_min)
-    if config.objective == "edm":
-        return EDMObjective(config.p_mean, config.p_std, config.sigma_data)
-    raise ValueError(f"objective is {config.objective!r}, expected simple, edm or flow")
+    if (refused := refusal(config.path, config.objective)) is not None:
+        raise ValueError(f"{refused.part} is {config.objective!r}, expected {refused.expected}")
+    ends = None if isinstance(path, EDM) else path.sigma_range()
+    match config.objective:
+        case "simple":
+            return Simple(path)
+        case "likelihood":
+            return Likelihood(path)
+        case "min-snr":
+            return MinSNR(path, config.min_snr_gamma)
+        case "p2":
+            return P2(path, config.p2_k, config.p2_gamma)
+        case "edm":
+            return EDMObjective(config.p_mean, config.p_std, config.sigma_data, ends)
+        case "flow":
+            return FlowMatching(config.logit_mean, config.logit_std, config.t_min, config.flow_times, ends)
+    raise _unknown("objective", config.objective, ObjectiveName)
 
 
 def build_denoiser(network: nn.Module, config: DiffusionConfig) -> Denoiser:
     """A denoiser of ``network`` with the path and the parameterization that ``config`` names."""
     return Denoiser(network, build_path(config), build_parameterization(config))
+
+
+def _unknown(part: str, found: str, names: Any) -> ValueError:
+    return ValueError(f"{part} is {found!r}, expected {' | '.join(get_args(names))}")

@@ -1,16 +1,22 @@
 """Objectives: at which noise levels to train, and how much an error of the denoiser counts there.
 
-Every one is ``E[ weight(sigma) |D(x0 + sigma n; sigma) - x0|^2 ]`` with its own density of sigma.
+Every one is ``E[ weight(sigma) |D(x0 + sigma n; sigma) - x0|^2 ]`` with its own density of sigma. SNR is the
+signal-to-noise ratio ``alpha^2 / s^2 = 1 / sigma^2``.
 """
 
 from dataclasses import dataclass
+from math import log
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from unveil.diffusion.choices import FlowTimes
 from unveil.diffusion.denoiser import DenoiserFunction, expand
-from unveil.diffusion.paths import Flow, VPLinear
+from unveil.diffusion.paths import DiscreteVP, Flow, NoisePath
+
+Ends = tuple[float, float]
+"""The least and the greatest noise level of a path; what is drawn beyond them is moved to them."""
 
 
 class Objective(Protocol):
@@ -24,18 +30,84 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Simple:
-    """DDPM's L_simple (2006.11239, eq. 14): t uniform over the T steps, squared error of the noise.
+class UniformTimes:
+    """The density of DDPM and Score SDE: times of the path are uniform, whole timesteps on a discrete one."""
 
-    An error e of the predicted noise is an error ``-sigma e`` of D, hence the weight ``1 / sigma^2``.
-    """
-
-    path: VPLinear
+    path: NoisePath
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels of uniform timesteps."""
-        t = torch.randint(self.path.timesteps, (count,), generator=generator, device=generator.device)
-        return self.path.sigmas.to(generator.device)[t].float()
+        """Noise levels of uniform times."""
+        device = generator.device
+        if isinstance(self.path, DiscreteVP):
+            t = torch.randint(self.path.timesteps, (count,), generator=generator, device=device)
+            return self.path.sigmas.to(device)[t].float()
+        least, greatest = self.path.t_range()
+        share = torch.rand(count, generator=generator, device=device)
+        return self.path.sigma(least + (greatest - least) * share.double()).float()
+
+
+@dataclass(frozen=True)
+class Simple(UniformTimes):
+    """DDPM's L_simple (2006.11239, eq. 14): t uniform, squared error of the noise.
+
+    An error e of the predicted noise is an error ``-sigma e`` of D, hence the weight ``1 / sigma^2``. On a continuous
+    path this is Score SDE's loss with lambda = s^2 (2011.13456, eq. 7).
+    """
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / sigma^2."""
+        return sigma.square().reciprocal()
+
+
+@dataclass(frozen=True)
+class MinSNR(UniformTimes):
+    """Min-SNR-gamma (Hang et al., 2303.09556, sec. 3.4): as Simple, but small sigma counts no more than 1 / gamma^1/2.
+
+    Attributes:
+        gamma: greatest weight of the squared error of D; the paper takes 5.
+    """
+
+    gamma: float = 5.0
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """min(SNR, gamma): the paper's weight of the error of x0, which is the error of D."""
+        return sigma.square().reciprocal().clamp_max(self.gamma)
+
+
+@dataclass(frozen=True)
+class P2(UniformTimes):
+    """Perception-prioritised weighting (Choi et al., 2204.00227, eq. 8): less weight where only details are lost.
+
+    Attributes:
+        k: keeps the weight finite at small SNR; the paper takes 1.
+        gamma: strength; 0 is Simple, the paper takes 0.5 or 1.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """SNR / (k + SNR)^gamma: the paper's factor on Simple's weight."""
+        ratio = sigma.square().reciprocal()
+        return ratio / (self.k + ratio).pow(self.gamma)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The likelihood bound itself (Song et al., 2101.09258, theorem 1), importance-sampled.
+
+    In the common frame their weight g(t)^2 makes the bound ``integral of E|D - x0|^2 / sigma^2 d ln(sigma)`` on every
+    path, and their importance sampling (sec. 4.3; density of t as g^2 / s^2) draws ln(sigma) uniformly. The loss is
+    the mean over ln(sigma), so the bound, in nats, is the loss times the pixels times ``ln(greatest / least)``.
+    """
+
+    path: NoisePath
+
+    def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+        """Log-uniform noise levels between the path's ends."""
+        least, greatest = self.path.sigma_range()
+        share = torch.rand(count, generator=generator, device=generator.device)
+        return (log(least) + log(greatest / least) * share.double()).exp().float()
 
     def weight(self, sigma: Tensor) -> Tensor:
         """1 / sigma^2."""
@@ -44,16 +116,23 @@ class Simple:
 
 @dataclass(frozen=True)
 class EDMObjective:
-    """Karras et al.'s (2206.00364, table 1): ln(sigma) normal, and a unit weight on the network's own error."""
+    """Karras et al.'s (2206.00364, table 1): ln(sigma) normal, and a unit weight on the network's own error.
+
+    Attributes:
+        p_mean, p_std: of ln(sigma).
+        sigma_data: standard deviation of the data.
+        ends: of the path; None = no ends.
+    """
 
     p_mean: float = -1.2
     p_std: float = 1.2
     sigma_data: float = 0.5
+    ends: Ends | None = None
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         """Log-normal noise levels."""
         normal = torch.randn(count, generator=generator, device=generator.device)
-        return (self.p_mean + self.p_std * normal).exp()
+        return _within((self.p_mean + self.p_std * normal).exp(), self.ends)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """(sigma^2 + d^2) / (sigma d)^2 with d = sigma_data: the inverse square of c_out."""
@@ -65,17 +144,27 @@ class FlowMatching:
     """Squared error of rectified flow's velocity ``n - x0`` (2210.02747; 2403.03206, sec. 3.1).
 
     An error e of D is an error ``-e / t`` of the velocity, hence the weight ``1 / t^2``, which is held
-    below ``t_min`` as in 2511.13720. Times are logit-normal: ``t = sigmoid(logit_mean + logit_std n)``.
+    below ``t_min`` as in 2511.13720. Here t is always rectified flow's ``sigma / (1 + sigma)``, whatever the path.
+
+    Attributes:
+        logit_mean, logit_std: ``t = sigmoid(logit_mean + logit_std n)``, if times are logit-normal.
+        t_min: below it the weight stays as at t_min.
+        times: density of t; uniform ones keep to ``Flow().t_range()``.
+        ends: of the path; None = no ends.
     """
 
     logit_mean: float = 0.0
     logit_std: float = 1.0
     t_min: float = 0.05
+    times: FlowTimes = "logit-normal"
+    ends: Ends | None = None
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels of logit-normal times; ``sigma = t / (1 - t)`` is then log-normal."""
+        """Noise levels of the times; of logit-normal ones, ``sigma = t / (1 - t)`` is log-normal."""
+        if self.times == "uniform":
+            return _within(UniformTimes(Flow()).sample_sigma(count, generator), self.ends)
         normal = torch.randn(count, generator=generator, device=generator.device)
-        return (self.logit_mean + self.logit_std * normal).exp()
+        return _within((self.logit_mean + self.logit_std * normal).exp(), self.ends)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """1 / max(t, t_min)^2."""
@@ -83,7 +172,12 @@ class FlowMatching:
 
 
 def denoising_loss(
-    denoiser: DenoiserFunction, objective: Objective, x0: Tensor, sigma: Tensor, noise: Tensor
+    denoiser: DenoiserFunction,
+    objective: Objective,
+    x0: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    perturbation: Tensor | None = None,
 ) -> Tensor:
     """Weighted squared error of every image, averaged over its pixels.
 
@@ -92,10 +186,18 @@ def denoising_loss(
         objective: gives the weight.
         x0: images in [-1, 1], float32 [B, C, H, W].
         sigma: noise levels, float32 [B].
-        noise: unit Gaussian noise of x0's shape.
+        noise: unit Gaussian noise n of x0's shape.
+        perturbation: input perturbation (2301.11706, alg. 1): the ``gamma xi`` that is added to the noise of the
+            input, ``x = x0 + sigma (n + gamma xi)``, while n stays the noise to be found. So D should give
+            ``x - sigma n``. None = none.
 
     Returns:
         float32 [B].
     """
-    error = denoiser(x0 + expand(sigma, x0) * noise, sigma) - x0
+    target = x0 if perturbation is None else x0 + expand(sigma, x0) * perturbation
+    error = denoiser(target + expand(sigma, x0) * noise, sigma) - target
     return objective.weight(sigma) * error.square().flatten(1).mean(1)
+
+
+def _within(sigma: Tensor, ends: Ends | None) -> Tensor:
+    return sigma if ends is None else sigma.clamp(*ends)

@@ -7,6 +7,7 @@ objectives, grids and samplers are written in terms of sigma.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -14,9 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unveil.diffusion import betas
+
 
 class NoisePath(Protocol):
-    """A noise path. All methods work elementwise on float tensors of any shape."""
+    """A noise path. All methods but the ranges work elementwise on float tensors of any shape."""
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level at time t."""
@@ -33,26 +36,34 @@ class NoisePath(Protocol):
     def start_scale(self, sigma: Tensor) -> Tensor:
         """Standard deviation of the noise that a sampler starts from at its largest sigma."""
 
+    def t_range(self) -> tuple[float, float]:
+        """The least and the greatest time that training visits, in the path's own time."""
 
-@dataclass(frozen=True)
-class VPLinear:
-    r"""DDPM's path (2006.11239, eq. 4): T steps of variance ``beta`` that rises linearly.
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels at the ends of :meth:`t_range`."""
+
+
+class DiscreteVP(ABC):
+    r"""A variance-preserving path of T timesteps, as DDPM's (2006.11239, eq. 4).
 
     :math:`\alpha_t^2 = \bar\alpha_t = \prod_{i \le t} (1 - \beta_i)` and :math:`s_t^2 = 1 - \bar\alpha_t`.
     Time is the index 0 .. T - 1 as in DDPM's code. At whole t everything is the discrete process, exactly;
-    between them ln(sigma) is interpolated, so that any sampler can visit any sigma.
+    between them ln(sigma) is interpolated, so that any sampler can visit any sigma. Times and noise levels outside
+    the range get its ends.
     """
 
-    timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    timesteps: int
+
+    @abstractmethod
+    def betas(self) -> list[float]:
+        """Variance of every step, T numbers in (0, 1)."""
 
     @cached_property
     def sigmas(self) -> Tensor:
         """Noise level of every timestep: float64 [T], increasing."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
-        alphas_bar = torch.cumprod(1 - betas, 0)
-        return ((1 - alphas_bar) / alphas_bar).sqrt()
+        return (
+            torch.log1p(-torch.tensor(self.betas(), dtype=torch.float64)).cumsum(0).neg().expm1().sqrt()
+        )  # (1 - alpha_bar) / alpha_bar, in full
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level at t in [0, T - 1]."""
@@ -63,7 +74,7 @@ class VPLinear:
         return torch.lerp(log_sigmas[low], log_sigmas[low + 1], share).exp().to(_float_type(t))
 
     def t(self, sigma: Tensor) -> Tensor:
-        """Time in [0, T - 1]; noise levels outside the path's range get its ends."""
+        """Time in [0, T - 1]."""
         log_sigmas = self.sigmas.log().to(sigma.device)
         target = sigma.double().log().clamp(log_sigmas[0], log_sigmas[-1])
         low = (torch.searchsorted(log_sigmas, target, right=True) - 1).clamp(0, self.timesteps - 2)
@@ -82,10 +93,141 @@ class VPLinear:
         """DDPM starts from ``x_T = n``, of unit variance in its own frame: 1 / alpha in the common one."""
         return 1 / self.alpha(sigma)
 
+    def t_range(self) -> tuple[float, float]:
+        """0 and T - 1."""
+        return 0.0, float(self.timesteps - 1)
+
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels of the first and the last timestep."""
+        return float(self.sigmas[0]), float(self.sigmas[-1])
+
+
+@dataclass(frozen=True)
+class VPLinear(DiscreteVP):
+    """DDPM's path: see :func:`unveil.diffusion.betas.linear`."""
+
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def betas(self) -> list[float]:
+        """Evenly spaced."""
+        return betas.linear(self.timesteps, self.beta_start, self.beta_end)
+
+
+@dataclass(frozen=True)
+class VPCosine(DiscreteVP):
+    """Improved DDPM's path: see :func:`unveil.diffusion.betas.cosine`."""
+
+    timesteps: int = 1000
+    offset: float = 0.008
+
+    def betas(self) -> list[float]:
+        """From alpha_bar as a squared cosine."""
+        return betas.cosine(self.timesteps, self.offset)
+
+
+@dataclass(frozen=True)
+class VPSigmoid(DiscreteVP):
+    """The path of Jabri et al., in T steps: see :func:`unveil.diffusion.betas.sigmoid`."""
+
+    timesteps: int = 1000
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+
+    def betas(self) -> list[float]:
+        """From alpha_bar as a piece of the logistic function."""
+        return betas.sigmoid(self.timesteps, self.start, self.end, self.tau)
+
+
+@dataclass(frozen=True)
+class SubVP:
+    r"""Score SDE's sub-VP path (2011.13456, eq. 12 and 29): less noise than VP has at the same alpha.
+
+    :math:`\alpha(t) = e^{-B/2}` and :math:`s = 1 - e^{-B} = 1 - \alpha^2` with
+    :math:`B(t) = \int_0^t \beta = \beta_{min} t + \frac{1}{2} (\beta_{max} - \beta_{min}) t^2`, t from 0 to 1. Hence
+    :math:`\sigma = e^{B/2} - e^{-B/2} = 2 \sinh(B/2)`. The formulas hold, and are used, for any t and sigma >= 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5  # of training, as in Score SDE's code
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma = 2 sinh(B(t) / 2)."""
+        integral = self.beta_min * t + (self.beta_max - self.beta_min) * t.square() / 2
+        return 2 * torch.sinh(integral / 2)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The positive root of B(t) = 2 asinh(sigma / 2)."""
+        integral = 2 * torch.asinh(sigma / 2)
+        root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral).sqrt()
+        return 2 * integral / (self.beta_min + root)
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """alpha = exp(-asinh(sigma / 2)): the solution of ``alpha sigma = 1 - alpha^2``."""
+        return torch.exp(-torch.asinh(sigma / 2))
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """999 t, as Score SDE's code tells its VP and sub-VP networks."""
+        return 999 * self.t(sigma)
+
+    def start_scale(self, sigma: Tensor) -> Tensor:
+        """Score SDE starts from N(0, I) in the path's own frame: 1 / alpha in the common one."""
+        return 1 / self.alpha(sigma)
+
+    def t_range(self) -> tuple[float, float]:
+        """1e-5 and 1."""
+        return self.t_min, 1.0
+
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels at those times."""
+        return _ends(self)
+
+
+@dataclass(frozen=True)
+class VE:
+    """Score SDE's variance-exploding path (2011.13456, eq. 9 and app. C): alpha = 1, and sigma is geometric in t.
+
+    ``sigma = sigma_min (sigma_max / sigma_min)^t``, t from 0 to 1. The formula holds, and is used, beyond them.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Geometric between the ends."""
+        return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The place of ln(sigma) between the ends' logarithms."""
+        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """The image is not scaled."""
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln(sigma / 2) (2206.00364, table 1, column VE)."""
+        return (sigma / 2).log()
+
+    def start_scale(self, sigma: Tensor) -> Tensor:
+        """sigma: Score SDE's prior is N(0, sigma_max^2 I)."""
+        return sigma
+
+    def t_range(self) -> tuple[float, float]:
+        """0 and 1."""
+        return 0.0, 1.0
+
+    def sigma_range(self) -> tuple[float, float]:
+        """sigma_min and sigma_max."""
+        return self.sigma_min, self.sigma_max
+
 
 @dataclass(frozen=True)
 class EDM:
-    """The frame of Karras et al. itself (2206.00364): alpha = 1, and time is sigma."""
+    """The frame of Karras et al. itself (2206.00364): alpha = 1, and time is sigma, any positive number."""
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma(t) = t."""
@@ -107,12 +249,21 @@ class EDM:
         """sigma: the image is lost in the noise (2206.00364, algorithm 1)."""
         return sigma
 
+    def t_range(self) -> tuple[float, float]:
+        """0.002 and 80 (2206.00364, table 1): where its samplers go. Its log-normal objective has no end."""
+        return 0.002, 80.0
+
+    def sigma_range(self) -> tuple[float, float]:
+        """As :meth:`t_range`."""
+        return self.t_range()
+
 
 @dataclass(frozen=True)
 class Flow:
     """Rectified flow (2209.03003, eq. 1; 2210.02747): ``x_t = (1 - t) x0 + t n``, t from 0 (image) to 1 (noise)."""
 
     time_scale: float = 1000.0  # of c_noise, so that the sinusoidal embedding resolves times as it does timesteps
+    t_min: float = 1e-3  # at t = 1 sigma is infinite: training keeps this far from both ends
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma = t / (1 - t)."""
@@ -134,13 +285,26 @@ class Flow:
         """sigma, as on every path that ends in pure noise."""
         return sigma
 
+    def t_range(self) -> tuple[float, float]:
+        """0.001 and 0.999."""
+        return self.t_min, 1 - self.t_min
 
-def final_signal_to_noise(path: VPLinear) -> float:
-    """Signal-to-noise ratio (of variances, for data of unit variance) at the last timestep.
+    def sigma_range(self) -> tuple[float, float]:
+        """About 0.001 and 999."""
+        return _ends(self)
+
+
+def final_signal_to_noise(path: NoisePath) -> float:
+    """Signal-to-noise ratio (of variances, for data of unit variance) where training ends.
 
     Near zero, sampling may start from pure noise; where it is not, the start is one that training never saw.
     """
-    return 1 / math.pow(float(path.sigmas[-1]), 2)
+    return 1 / math.pow(path.sigma_range()[1], 2)
+
+
+def _ends(path: NoisePath) -> tuple[float, float]:
+    least, greatest = path.sigma(torch.tensor(path.t_range(), dtype=torch.float64)).tolist()
+    return least, greatest
 
 
 def _float_type(x: Tensor) -> torch.dtype:

@@ -1,21 +1,23 @@
-"""The building blocks of the U-Net: tensors in, tensors out; no diffusion in here."""
+"""The building blocks of the U-Nets: tensors in, tensors out; no diffusion in here."""
 
+from collections.abc import Callable, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_GROUPS = 32
 MIN_GROUP_CHANNELS = 2
+BOX = (1.0, 1.0)
+BINOMIAL = (1.0, 3.0, 3.0, 1.0)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation with 32 groups, as in DDPM's code, or with 2 channels a group where that makes fewer.
 
     The noise level enters a block as one constant a channel; in groups of one channel, normalisation removes it.
     """
-    groups = max(1, min(MAX_GROUPS, channels // MIN_GROUP_CHANNELS))
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(max(1, min(groups, channels // MIN_GROUP_CHANNELS)), channels, eps=eps)
 
 
 def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
@@ -26,30 +28,95 @@ def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
+class Filter(nn.Module):
+    """Halve or double height and width by a separable low-pass filter: [B, C, H, W] -> [B, C, H/2, W/2] or back.
+
+    Args:
+        taps: (1, 1) halves by the mean of 2 x 2 pixels and doubles by repeating; (1, 3, 3, 1) is smoother
+            (2011.13456, appendix H; 1904.11486).
+        up: double instead of halve.
+        padded: with zeros around the image, as many as keep the size an exact half or double.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, taps: Sequence[float], up: bool, padded: bool = True) -> None:
+        super().__init__()
+        self.up = up
+        self.is_box = tuple(taps) == BOX
+        row = torch.tensor(taps) / sum(taps)
+        self.register_buffer("kernel", torch.outer(row, row)[None, None] * (4 if up else 1), persistent=False)
+        self.padding = (len(taps) - 1) // 2 if padded else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter every channel by itself."""
+        if self.is_box:  # the same as below, and faster
+            return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, plus the noise embedding, norm, SiLU, dropout, conv, plus the input (DDPM).
 
-    [B, in_channels, H, W] and an embedding [B, E] give [B, out_channels, H, W]. With ``embedding_channels`` 0
-    the block is not told the noise level.
+    [B, in_channels, H, W] and an embedding [B, E] give [B, out_channels, H, W], or H and W as ``resample`` makes
+    them.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        embedding_channels: E; 0 = the block is not told the noise level.
+        dropout: before the last convolution.
+        scale_shift: the embedding scales and shifts the second norm's output (ADM, 2105.05233, sec. 3) instead of
+            being added before it.
+        resample: applied to the input and, after the first norm, to the branch (BigGAN's block, 1809.11096).
+        project: a 1 x 1 convolution on the way around, which is always there if the width changes.
+        skip_scale: the sum is multiplied by it (2011.13456, appendix H: 1 / sqrt 2).
+        norm: makes the normalisation of a width.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        *,
+        scale_shift: bool = False,
+        resample: nn.Module | None = None,
+        project: bool = False,
+        skip_scale: float = 1.0,
+        norm: Callable[[int], nn.Module] = group_norm,
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding = nn.Linear(embedding_channels, out_channels) if embedding_channels else None
-        self.norm2 = group_norm(out_channels)
+        told = out_channels * (2 if scale_shift else 1)
+        self.embedding = nn.Linear(embedding_channels, told) if embedding_channels else None
+        self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        projected = project or in_channels != out_channels
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if projected else nn.Identity()
+        self.scale_shift = scale_shift
+        self.resample = resample if resample is not None else nn.Identity()
+        self.skip_scale = skip_scale
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Transform ``x`` [B, C, H, W], told the noise level by ``embedding`` [B, E] (already activated)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.embedding is not None:
-            h = h + self.embedding(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return cast(Tensor, self.skip(x) + h)
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        told = self.embedding(embedding)[:, :, None, None] if self.embedding is not None else None
+        if told is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + told)
+        h = self.skip(self.resample(x)) + self.conv2(self.dropout(F.silu(h)))
+        return h if self.skip_scale == 1.0 else h * self.skip_scale
 
 
 class AttentionBlock(nn.Module):
@@ -58,19 +125,29 @@ class AttentionBlock(nn.Module):
     Args:
         channels: C.
         head_channels: channels a head; 0 = one head.
+        skip_scale: the sum is multiplied by it.
+        norm: makes the normalisation of a width.
 
     Raises:
         ValueError: if the heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        head_channels: int,
+        *,
+        skip_scale: float = 1.0,
+        norm: Callable[[int], nn.Module] = group_norm,
+    ) -> None:
         super().__init__()
         if head_channels and channels % head_channels:
             raise ValueError(f"{channels} channels cannot be divided into heads of {head_channels}")
         self.heads = channels // head_channels if head_channels else 1
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.skip_scale = skip_scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Let every pixel of ``x`` [B, C, H, W] look at every other."""
@@ -78,19 +155,27 @@ class AttentionBlock(nn.Module):
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height, width, channels)
-        return cast(Tensor, x + self.out(h.permute(0, 3, 1, 2)))
+        h = x + self.out(h.permute(0, 3, 1, 2))
+        return h if self.skip_scale == 1.0 else h * self.skip_scale
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided convolution, padded at the right and bottom as DDPM's is."""
+    """Halve height and width by a strided convolution.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: of input and output.
+        symmetric: one row and column of zeros on every side (Improved DDPM, 2102.09672) instead of only at the
+            right and bottom (DDPM).
+    """
+
+    def __init__(self, channels: int, symmetric: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.padding = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
-        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
+        return cast(Tensor, self.conv(F.pad(x, self.padding)))
 
 
 class Upsample(nn.Module):
@@ -103,3 +188,19 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
         return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+
+
+class ProgressiveInput(nn.Module):
+    """A convolution and a halving of the image, to be added to the features there (2011.13456, appendix H).
+
+    [B, in_channels, H, W] -> [B, out_channels, H/2, W/2].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
+        super().__init__()
+        self.filter = Filter(taps, up=False, padded=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1 + (len(taps) - 1) // 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convolve, then filter; all padding is the convolution's."""
+        return cast(Tensor, self.filter(self.conv(image)))

@@ -1,38 +1,83 @@
-"""Embedding of the noise level."""
+"""Embeddings of the noise level."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+FOURIER_SCALE = 16.0  # standard deviation of the frequencies (2011.13456)
 
-def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sines then cosines of ``positions`` at geometric frequencies (2006.11239, appendix B; 1706.03762, sec. 3.5).
+
+def sinusoidal_embedding(
+    positions: Tensor, dim: int, max_period: float = 10_000.0, *, cosines_first: bool = False
+) -> Tensor:
+    """Sines and cosines of ``positions`` at geometric frequencies (1706.03762, sec. 3.5).
 
     Args:
         positions: float [B], for example timesteps in 0..1000.
         dim: even width of the embedding.
         max_period: the slowest component's period is about ``2 pi max_period``.
+        cosines_first: cosines then sines, and the slowest frequency one step short of ``1 / max_period``, as in
+            ADM's code; DDPM's (2006.11239) has sines then cosines, and ends at ``1 / max_period``.
 
     Returns:
         float32 [B, dim].
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / (half - 1)
+    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / (half - (not cosines_first))
     frequencies = torch.exp(-math.log(max_period) * exponents)
     angles = positions.float()[:, None] * frequencies[None, :]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    waves = (angles.cos(), angles.sin()) if cosines_first else (angles.sin(), angles.cos())
+    return torch.cat(waves, dim=1)
+
+
+class Sinusoids(nn.Module):
+    """:func:`sinusoidal_embedding` as a module: float [B] -> [B, channels]."""
+
+    def __init__(self, channels: int, cosines_first: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.cosines_first = cosines_first
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Embed noise levels [B]."""
+        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first)
+
+
+class RandomFourier(nn.Module):
+    """Sines and cosines at fixed random frequencies (2006.10739): float [B] -> [B, 2 x channels].
+
+    For noise levels of about unit scale, such as ln(sigma) / 4. The frequencies are saved with the weights.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(channels) * FOURIER_SCALE)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Embed noise levels [B]."""
+        angles = 2 * math.pi * c_noise.float()[:, None] * self.frequencies[None, :]
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class NoiseEmbedding(nn.Module):
-    """Sinusoids of ``c_noise`` through two linear layers: float [B] -> [B, width]."""
+    """Waves of ``c_noise`` through two linear layers: float [B] -> [B, width].
 
-    def __init__(self, channels: int, width: int) -> None:
+    Args:
+        channels: of the sinusoids; half of those of random frequencies.
+        width: of the embedding.
+        kind: ``ddpm`` or ``adm``, see :func:`sinusoidal_embedding`, or ``fourier``, see :class:`RandomFourier`.
+    """
+
+    def __init__(self, channels: int, width: int, kind: str = "ddpm") -> None:
         super().__init__()
-        self.channels = channels
+        self.waves = RandomFourier(channels) if kind == "fourier" else Sinusoids(channels, kind == "adm")
+        channels *= 2 if kind == "fourier" else 1
         self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """Embed noise levels [B] as [B, width]."""
-        embedded: Tensor = self.layers(sinusoidal_embedding(c_noise, self.channels))
+        embedded: Tensor = self.layers(self.waves(c_noise))
         return embedded

@@ -2,6 +2,8 @@
 
 A recipe is a YAML file in this folder with a one-line ``description`` and ``params``: what differs from
 ``demo``, or is to stay as it is when demo changes. ``demo`` is complete and is what params.yaml ships.
+A recipe with a line ``over: NAME`` is partial: applied, it changes its own values alone, whatever the file holds
+otherwise; by itself it is checked over the recipe NAME.
 """
 
 import re
@@ -16,7 +18,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from unveil.errors import UnveilError
 from unveil.files import write_text
-from unveil.params import Params, nearest, parse_mapping, parse_params, read_text
+from unveil.params import Params, flatten, nearest, parse_mapping, parse_params, read_text
 
 Key: TypeAlias = tuple[str, ...]
 
@@ -27,22 +29,31 @@ COMMENT = re.compile(r"[ \t]*(#[^\n]*)?(?=\n|\Z)")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete parameter set: its one-line description, its values as YAML writes them, and as checked."""
+    """A parameter set.
+
+    Attributes:
+        name: of its file.
+        description: one line.
+        values: as YAML writes them; all, or if partial its own.
+        params: all, as checked.
+        over: of a partial recipe, the recipe whose values stand where it has none.
+    """
 
     name: str
     description: str
     values: Mapping[Key, str]
     params: Params
+    over: str | None = None
 
     def to_yaml(self) -> str:
-        """A complete params.yaml with these values, without comments."""
+        """A params.yaml with these values, complete unless the recipe is partial, without comments."""
         return _to_yaml(self.values)
 
 
 def names() -> list[str]:
-    """The names of all recipes, demo first."""
+    """The names of all recipes: demo, the other complete ones, the partial ones."""
     found = [entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if entry.name.endswith(".yaml")]
-    return sorted(found, key=lambda name: (name != BASE, name))
+    return sorted(found, key=lambda name: (name != BASE, _read(name).over is not None, name))
 
 
 def load_recipe(name: str) -> Recipe:
@@ -51,10 +62,11 @@ def load_recipe(name: str) -> Recipe:
         match = nearest(name, known)
         hint = f"did you mean {match}?" if match else f"expected {' | '.join(known)}"
         raise UnveilError(f"recipe {name!r}: there is none of this name, {hint}")
-    description, values = _read(name)
-    if name != BASE:
-        values = _read(BASE)[1] | values
-    return Recipe(name, description, values, parse_params(_to_yaml(values), f"recipe {name}"))
+    file = _read(name)
+    values = file.values if name == BASE else _read(BASE).values | file.values
+    together = values if file.over is None else {**load_recipe(file.over).values, **file.values}
+    params = parse_params(_to_yaml(together), f"recipe {name}")
+    return Recipe(name, file.description, values if file.over is None else file.values, params, file.over)
 
 
 def apply_recipe(name: str, path: Path) -> list[str]:
@@ -75,7 +87,9 @@ def apply_recipe(name: str, path: Path) -> list[str]:
     rewritten = text
     for edit in sorted(edits, reverse=True):
         rewritten = rewritten[: edit.start] + edit.text + rewritten[edit.stop :]
-    if parse_params(rewritten, str(path)) != recipe.params:
+    written = flatten(parse_params(rewritten, str(path)))
+    wanted = flatten(recipe.params)
+    if any(written[key] != wanted[key] for key in map(".".join, recipe.values)):
         raise UnveilError(f"{path}: its layout does not let the values be replaced; write one `key: value` a line")
     try:
         if edits:
@@ -105,13 +119,21 @@ class _Leaf(NamedTuple):
     column: int | None
 
 
-def _read(name: str) -> tuple[str, dict[Key, str]]:
-    """The description of a recipe, and the text of each value that its file holds."""
+class _File(NamedTuple):
+    """What a recipe's file holds."""
+
+    description: str
+    over: str | None
+    values: dict[Key, str]
+
+
+def _read(name: str) -> _File:
+    """A recipe's file, with the text of each value that it holds."""
     text = (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
     root, content = parse_mapping(text, f"{name}.yaml")
-    values = {leaf.key[1:]: text[leaf.start : leaf.end].strip() for leaf in _leaves(root, text, f"{name}.yaml")}
-    del values[()]  # the description
-    return str(content["description"]), values
+    leaves = [leaf for leaf in _leaves(root, text, f"{name}.yaml") if leaf.key[0] == "params"]
+    values = {leaf.key[1:]: text[leaf.start : leaf.end].strip() for leaf in leaves}
+    return _File(str(content["description"]), content.get("over"), values)
 
 
 def _to_yaml(values: Mapping[Key, str]) -> str:

@@ -18,7 +18,8 @@ from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.design import DiffusionConfig, build_denoiser
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, atomic_path, file_digest, write_json
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -79,7 +80,7 @@ class ModelConfig:
 
     def build(self) -> Denoiser:
         """The denoiser with fresh weights."""
-        return build_denoiser(UNet(self.network), self.diffusion)
+        return build_denoiser(build_network(self.network), self.diffusion)
 
 
 def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:

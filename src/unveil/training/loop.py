@@ -32,6 +32,8 @@ class TrainingConfig:
         gradient_clip: largest norm of the gradient; 0 = none.
         ema_half_life_images, ema_rampup: see :class:`unveil.training.ema.EMA`.
         precision: fp32, bf16 or fp16.
+        input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
+            :func:`unveil.diffusion.objectives.denoising_loss`.
         log_every_images, preview_every_images, checkpoint_every_images: intervals; 0 = never.
     """
 
@@ -47,6 +49,7 @@ class TrainingConfig:
     log_every_images: int
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
+    input_perturbation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,9 +218,12 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
         sigma = self.objective.sample_sigma(len(x0), generator)
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        perturbation = None
+        if config.input_perturbation:
+            perturbation = config.input_perturbation * torch.randn(x0.shape, generator=generator, device=self.device)
         dropout_seed = _step_seed("dropout", config.seed, self.step)
         with _global_seed(dropout_seed, self.device), autocast(config.precision, self.device):
-            loss = denoising_loss(self.denoiser, self.objective, x0, sigma, noise).mean()
+            loss = denoising_loss(self.denoiser, self.objective, x0, sigma, noise, perturbation).mean()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
