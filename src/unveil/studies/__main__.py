@@ -22,7 +22,7 @@ def tutorials(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this run and those without a mistake; repeatable.")
     ] = None,
-    images: Annotated[int, typer.Option(min=8, help="Images of each training.")] = 24_000,
+    images: Annotated[int, typer.Option(min=8, help="Images of each training.")] = 20_000,
     samples: Annotated[int, typer.Option(min=10, help="Samples that each run is judged by.")] = 500,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, each with its share of the cores.")] = 2,
     minutes: Annotated[float, typer.Option(min=0, help="Begin no training that would end later than this.")] = 60.0,
