@@ -446,8 +446,8 @@ class Study:
         self.device = resolve_device("auto")
         self.precision = resolve_precision("auto", self.device)
         self.judge = Judge(shards, out / "reference.safetensors", budget, self.device)
-        self._claim()
         verify(shards, ["train", "test"])
+        self._claim()
 
     def run(self, cases: Sequence[Case], seconds: float, jobs: int = 1) -> list[Result]:
         """Make the runs that are not there yet, and return all of ``cases``.
@@ -461,14 +461,16 @@ class Study:
             UnveilError: if time ran out before all was made; what is finished stays.
         """
         todo = [case for case in cases if not self.result_file(case).is_file()]
-        groups: dict[Setup, list[Case]] = {}
+        shared: dict[Setup, list[Case]] = {}
         for case in todo:
-            groups.setdefault(case.setup.training, []).append(case)
+            shared.setdefault(case.setup.training, []).append(case)
+        groups = list(shared.values())
         if todo and not self.controls_file.is_file():
             self.say("features of the real images")
             write_json(self.controls_file, self.judge.controls())
         clock = Clock(seconds, len(groups), jobs)
-        for _ in self._make_all(list(groups.values()), clock, jobs):
+        made = self._make_here(groups, clock) if jobs == 1 else self._make_in_processes(groups, clock, jobs)
+        for _ in made:
             self.say(clock.left())
         if missing := [case.name for case in todo if not self.result_file(case).is_file()]:
             raise UnveilError(
@@ -485,16 +487,17 @@ class Study:
             result = self.evaluate(case)
             self.say(f"{case.name:28} {result.frechet:8.2f}  {case.title}")
 
-    def _make_all(self, groups: Sequence[Sequence[Case]], clock: "Clock", jobs: int) -> Iterator[None]:
-        """Make every group of cases while there is time, and yield after each."""
-        if jobs == 1:
-            for group in groups:
-                if not clock.begin():
-                    return
-                self.make(group)
-                clock.end()
-                yield
-            return
+    def _make_here(self, groups: Sequence[Sequence[Case]], clock: "Clock") -> Iterator[None]:
+        """Make one group of cases after the other while there is time, and yield after each."""
+        for group in groups:
+            if not clock.begin():
+                return
+            self.make(group)
+            clock.end()
+            yield
+
+    def _make_in_processes(self, groups: Sequence[Sequence[Case]], clock: "Clock", jobs: int) -> Iterator[None]:
+        """Make ``jobs`` groups of cases at a time while there is time, and yield after each."""
         threads = max(1, torch.get_num_threads() // jobs)
         context = get_context("spawn")  # a fork of a process whose threads have computed may hang
         waiting, running = list(reversed(groups)), set[Future[None]]()
@@ -558,9 +561,8 @@ class Study:
         )
         with atomic_path(self.pictures_file(case)) as temporary:
             save_file({"images": images[:SHOWN].contiguous()}, temporary)
-        write_json(
-            self.result_file(case), {"changes": setup.changes, **asdict(result)}
-        )  # last: it says that all is there
+        # Last, since it says that all is there.
+        write_json(self.result_file(case), {"changes": setup.changes, **asdict(result)})
         return result
 
     def result(self, case: Case) -> Result:
@@ -661,9 +663,7 @@ def shrunk(images: Tensor, size: int) -> Tensor:
     """
     side = images.shape[-1]
     if side % size:
-        raise UnveilError(
-            f"data/shards: images of {side} pixels, expected a multiple of {size}; set preprocess.image_size"
-        )
+        raise UnveilError(f"shards: images of {side} pixels, expected a multiple of {size}; set preprocess.image_size")
     if side == size:
         return images
     means = [avg_pool2d(part.float(), side // size).round().to(torch.uint8) for part in images.split(SHRUNK_AT_ONCE)]
