@@ -12,11 +12,15 @@ from torch import Tensor
 
 import unveil
 from unveil.data.shards import ShardIndex, verify
+from unveil.diffusion.denoiser import Denoiser
+from unveil.errors import UnveilError
 from unveil.evaluation.card import CardFacts, SplitFacts, notes_on, render
 from unveil.evaluation.distances import FourSets, measure
 from unveil.evaluation.features import FEATURE_SETS, extract, load_extractor
 from unveil.evaluation.figures import for_figure, summary, write_comparison, write_distances
+from unveil.evaluation.likelihood import measure_likelihood
 from unveil.evaluation.sets import (
+    SampleFile,
     check_same_data,
     count_shared,
     load_real,
@@ -25,11 +29,13 @@ from unveil.evaluation.sets import (
     set_sizes,
     uniform_noise,
 )
-from unveil.files import write_json, write_text
+from unveil.files import file_digest, write_json, write_text
 from unveil.stage import stage
+from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.precision import resolve_device
 
 SHARDS = Path("data/shards")
+MODELS = Path("models")
 SAMPLES = Path("samples/samples.safetensors")
 SAMPLES_RECORD = Path("samples/run.json")
 METRICS = Path("metrics/evaluate.json")
@@ -63,6 +69,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
         for note in notes:
             run.say(f"note: {note}")
         device = resolve_device(settings.device)
+        likelihood: dict[str, float | int] = {}
+        if settings.likelihood_images:
+            denoiser = model_of(samples, device)
+            unseen = load_real(SHARDS, index, held_out, settings.likelihood_images)
+            likelihood = measure_likelihood(
+                denoiser, unseen, settings.likelihood_probes, settings.seed, settings.batch_size, device, run.say
+            )
         extractor = load_extractor(settings.features, settings.inception_weights)
 
         def features_of(what: str, images: int, parts: Iterable[Tensor]) -> Tensor:
@@ -80,7 +93,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
             noise=features_of("uniform noise", count, [uniform_noise(count, index.image_size, settings.seed)]),
         )
         features = extractor.features
-        metrics = measure(sets, features, subsets, size, settings.seed)
+        metrics = measure(sets, features, subsets, size, settings.seed) | likelihood
         card = render(
             CardFacts(
                 metrics=metrics,
@@ -118,6 +131,20 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
         run.log_artifact(COMPARISON, folder="plots")
         run.write_record(RECORD)
         run.say(summary(metrics, features))
+        if likelihood:
+            run.say(f"bits per dimension: {metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f}")
+
+
+def model_of(samples: SampleFile, device: torch.device) -> Denoiser:
+    """The model in ``models/``. Raises UnveilError unless it is the one that the samples are of."""
+    weights = MODELS / WEIGHTS_FILE
+    denoiser = load_denoiser(MODELS, device)
+    if file_digest(weights) != samples.facts.get("model"):
+        raise UnveilError(
+            f"{weights}: not the model that {SAMPLES} is of; run `dvc repro sample`, "
+            "or set evaluate.likelihood_images to 0"
+        )
+    return denoiser
 
 
 def _versions() -> dict[str, str]:

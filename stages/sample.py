@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,17 +30,23 @@ GRID = Path("samples/grid.png")
 TRAJECTORY = Path("samples/trajectory.png")
 TRAJECTORY_FACES = 4
 TRAJECTORY_COLUMNS = 10
+STEP_SECONDS = 15  # between two lines about the steps of one batch
 app = typer.Typer(add_completion=False)
 
 
 def sampler_config(settings: Sample) -> SamplerConfig:
     """The sampler's part of the parameters."""
-    names = ("sampler", "steps", "grid", "sigma_min", "sigma_max", "rho", "eta", "variance", "clip_denoised")
-    return SamplerConfig(**{name: getattr(settings, name) for name in names})
+    return SamplerConfig(**{field.name: getattr(settings, field.name) for field in fields(SamplerConfig)})
 
 
 def batches(
-    denoiser: Denoiser, config: SamplerConfig, settings: Sample, image_size: int, precision: str, device: torch.device
+    denoiser: Denoiser,
+    config: SamplerConfig,
+    settings: Sample,
+    image_size: int,
+    precision: str,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[list[int], list[Step], Step]]:
     """Of each batch the ids, the strip's few faces at every step (of the first batch alone), and the last step."""
     shape = (3, image_size, image_size)
@@ -48,11 +54,22 @@ def batches(
         ids = list(range(start, min(start + settings.batch_size, settings.num_samples)))
         noise = SampleNoise(settings.seed, ids, shape, device)
         strip: list[Step] = []
-        for step in sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device)):
+        steps = sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device))
+        for step in reported(steps, f"samples {start:,} to {ids[-1]:,}: step {{:,}} of {config.steps:,}", say):
             if start == 0:  # a thousand steps of a whole batch would not fit into memory
                 shown = slice(None, TRAJECTORY_FACES)
                 strip.append(replace(step, x=step.x[shown].cpu(), denoised=step.denoised[shown].cpu()))
         yield ids, strip, step
+
+
+def reported(steps: Iterator[Step], line: str, say: Callable[[str], None]) -> Iterator[Step]:
+    """The steps; says ``line`` with their number whenever a while has passed, for grids that are long."""
+    said = time.perf_counter()
+    for number, step in enumerate(steps):  # number 0 is the start
+        if time.perf_counter() - said >= STEP_SECONDS:
+            said = time.perf_counter()
+            say(line.format(number))
+        yield step
 
 
 def progress(run: Run, done: int, total: int, started: float) -> None:
@@ -90,8 +107,8 @@ def main(
         image_size = model.network.image_size
 
         images: list[Tensor] = []
-        started = time.perf_counter()
-        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device):
+        nfe, started = 0, time.perf_counter()
+        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say):
             if not torch.isfinite(last.x).all():
                 raise UnveilError(
                     f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} are not finite numbers; "
@@ -102,6 +119,7 @@ def main(
                 columns = min(TRAJECTORY_COLUMNS, len(strip))
                 save_grid(emergence(strip, faces, columns), columns, TRAJECTORY)
             images.append(to_uint8(last.x).cpu())
+            nfe = max(nfe, last.nfe)  # rk45: of the image that needed most
             progress(run, ids[-1] + 1, settings.num_samples, started)
         seconds = time.perf_counter() - started
 
@@ -114,18 +132,18 @@ def main(
                 "config": {key: value for key, value in model.to_dict().items() if key not in ("format", "data")},
                 "seed": settings.seed,
                 "precision": precision,
-                "nfe": last.nfe,
+                "nfe": nfe,
                 **vars(config),
             },
         )
         save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)
         run.log_metrics(
-            {"nfe": last.nfe, "num_samples": len(together), "images_per_second": len(together) / seconds},
+            {"nfe": nfe, "num_samples": len(together), "images_per_second": len(together) / seconds},
             model=True,
         )
         run.log_artifact(GRID)
         run.log_artifact(TRAJECTORY)
-        run.say(f"{SAMPLES}: {len(together):,} samples, {last.nfe} network evaluations each; look at {GRID}")
+        run.say(f"{SAMPLES}: {len(together):,} samples, {nfe} network evaluations each; look at {GRID}")
         run.write_record(Path("samples/run.json"))
 
 

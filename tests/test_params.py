@@ -5,6 +5,7 @@ import json
 import math
 from importlib import import_module
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -18,9 +19,11 @@ from ruamel.yaml import YAML
 
 from unveil.data.celeba import SPLITS
 from unveil.data.sources.cartoon import split_counts
+from unveil.diffusion.choices import ObjectiveName, ParameterizationName, PathName
+from unveil.diffusion.design import DiffusionConfig, build_objective, build_parameterization, build_path
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.params import Params, flatten, load_params, nearest, parse_params
+from unveil.params import Diffusion, Params, flatten, load_params, nearest, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -307,7 +310,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"download__celeba__path": 3}, "found 3, expected a path or null"),
         ({"download__celeba__path": ""}, 'found "", expected a path or null'),
         ({"sample__eta": 1.5}, "found 1.5, expected a number in [0, 1]"),
-        ({"sample__sampler": "Huen"}, 'found "Huen", expected ddpm | ddim | heun; did you mean heun?'),
+        ({"sample__sampler": "Huen"}, "dpmpp-2m-sde | rk45; did you mean heun?"),
         ({"preprocess__protocol": "score_sde"}, "did you mean score-sde?"),
         ({"preprocess__protocol": "?"}, "expected ddim | score-sde | gan | adm-ip | squash"),
     ],
@@ -320,7 +323,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(changes: dict[str, Any], wo
 
 
 def test_a_long_value_is_shortened() -> None:
-    assert len(refusal(changed(sample__sampler="x" * 10_000))) < 200
+    assert len(refusal(changed(preprocess__protocol="x" * 10_000))) < 200
 
 
 def test_nearest_is_none_for_what_resembles_nothing() -> None:
@@ -388,26 +391,61 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
             "preprocess.protocol",
             "adm-ip | squash",
         ),
-        ({"train__diffusion__path": "edm"}, "train.diffusion.objective", "expected edm"),
-        ({"train__diffusion__path": "vp-linear"}, "train.diffusion.objective", "expected simple"),
-        ({"train__diffusion__objective": "simple"}, "train.diffusion.objective", "expected flow"),
+        *(
+            (
+                {"train__diffusion__path": "edm", "train__diffusion__objective": objective},
+                "train.diffusion.objective",
+                f"expected edm | flow on path edm, which has no ends between which {objective} could draw evenly",
+            )
+            for objective in ("simple", "likelihood", "min-snr", "p2")
+        ),
+        ({"train__diffusion__parameterization": "velocity"}, "train.diffusion.parameterization", "needs stem 1"),
+        ({"train__diffusion__sigmoid_end": -3.0}, "train.diffusion.sigmoid_end", "above sigmoid_start, -3"),
+        ({"train__diffusion__beta_max": 0.1}, "train.diffusion.beta_max", "above beta_min, 0.1"),
         (
-            {"train__diffusion__parameterization": "edm"},
-            "train.diffusion.parameterization",
-            "edm needs path edm",
+            {"train__diffusion__path": "vp-sigmoid", "train__diffusion__sigmoid_tau": 0.1},
+            "train.diffusion.sigmoid_tau",
+            "a number with which sigma stays in [1e-08, 1e+08] on path vp-sigmoid",
+        ),
+        (
+            {"train__diffusion__path": "sub-vp", "train__diffusion__beta_max": 100.0},
+            "train.diffusion.beta_max",
+            "1e+08",
+        ),
+        (VP | {"train__diffusion__beta_end": 0.9}, "train.diffusion.beta_end", "1e+08"),
+        ({"evaluate__likelihood_images": 1}, "evaluate.likelihood_images", "a single image has no standard error"),
+        (
+            {"evaluate__likelihood_images": 2001},
+            "evaluate.likelihood_images",
+            "at most 2000, the images that download.source cartoon has in split test",
         ),
         ({"train__diffusion__parameterization": "eps"}, "train.diffusion.parameterization", "2511.13720"),
         (VP | {"train__network__stem": 2}, "train.diffusion.parameterization", "eps needs stem 1"),
         ({"train__diffusion__beta_end": 1e-4}, "train.diffusion.beta_end", "above beta_start, 0.0001"),
-        ({"sample__grid": "ddim-leading"}, "sample.grid", "karras | uniform-t for train.diffusion.path flow"),
-        (EDM | {"sample__grid": "uniform-t"}, "sample.grid", "expected karras for train.diffusion.path edm"),
-        (VP | {"sample__grid": "uniform-t"}, "sample.grid", "karras | ddim-leading"),
+        ({"sample__grid": "ddim-leading"}, "sample.grid", "uniform-t for train.diffusion.path flow, whose time is"),
+        (EDM | {"sample__grid": "ddim-trailing"}, "sample.grid", "karras | log-linear | uniform-t for train"),
+        (VP | {"sample__grid": "ddim-leading", "sample__steps": 1}, "sample.steps", "t = 0, where there is no noise"),
+        (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1}, "sample.steps", "2 or more on sample.grid"),
+        ({"sample__sampler": "rk45", "sample__steps": 1}, "sample.steps", "2 or more: sampler rk45"),
+        ({"sample__s_tmin": 51.0}, "sample.s_tmin", "a number up to sample.s_tmax, 50"),
+        (
+            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__sigma_max": 150},
+            "sample.s_tmax",
+            "at most 111: s_churn raises sigma 1.41 times, and vp-linear ends at 157",
+        ),
+        (
+            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__grid": "ddim-trailing"},
+            "sample.s_tmax",
+            "vp-linear ends at 157",
+        ),
         (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1001}, "sample.steps", "timesteps, 1000"),
         (
             {"sample__sampler": "ddpm", "sample__variance": "large"},
             "sample.variance",
-            "only vp-linear has betas",
+            "only vp-linear, vp-cosine, vp-sigmoid have betas",
         ),
+        (VP | {"sample__sigma_min": 0.002, "sample__grid": "log-linear"}, "sample.sigma_min", "in [0.01, 157]"),
+        (VP | {"sample__sigma_max": 160, "sample__grid": "uniform-t"}, "sample.sigma_max", "in [0.01, 157]"),
         (VP | {"sample__sigma_min": 0.002}, "sample.sigma_min", "in [0.01, 157]"),
         (VP | {"train__diffusion__timesteps": 500}, "sample.sigma_max", "in [0.01, 12.5]"),
         ({"sample__sigma_min": 80}, "sample.sigma_min", "below sample.sigma_max, 80"),
@@ -471,8 +509,20 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         EDM | {"train__diffusion__parameterization": "edm"},
         EDM,
         EDM | {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
+        EDM | {"train__diffusion__objective": "flow"},
+        *({"train__diffusion__parameterization": name} for name in ("v", "edm")),
+        *({"train__diffusion__objective": name} for name in ("simple", "likelihood", "edm", "min-snr", "p2")),
+        {"train__diffusion__input_perturbation": 0.1, "train__diffusion__flow_times": "uniform"},
+        {"evaluate__likelihood_images": 2000},
         {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
         {"sample__grid": "uniform-t"},
+        {"sample__grid": "log-linear", "sample__sigma_min": 1e-4},
+        EDM | {"sample__grid": "uniform-t"},
+        VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
+        VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
+        VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
+        {"sample__s_churn": 40, "sample__s_tmax": 1e6},
+        VP | {"sample__sampler": "ddim", "sample__s_churn": 40, "sample__s_tmax": 200},
         {"train__network__attention_resolutions": []},
         {"train__network__attention_head_channels": 0},
         {"train__ema_half_life_images": 0},
@@ -577,7 +627,7 @@ def test_a_network_is_taken_if_it_can_be_built_and_run(
 )
 def test_the_sigmas_of_vp_linear_against_a_cumulative_product(timesteps: int, start: float, end: float) -> None:
     diffusion = load_params(SHIPPED).train.diffusion.model_copy(
-        update={"timesteps": timesteps, "beta_start": start, "beta_end": end}
+        update={"path": "vp-linear", "timesteps": timesteps, "beta_start": start, "beta_end": end}
     )
     alpha_bar = np.cumprod(1 - np.linspace(start, end, timesteps, dtype=np.longdouble))
     sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)
@@ -585,6 +635,46 @@ def test_the_sigmas_of_vp_linear_against_a_cumulative_product(timesteps: int, st
     assert least == pytest.approx(float(sigmas[0]), rel=1e-9)
     if float(sigmas[-1]) < 1e100:
         assert greatest == pytest.approx(float(sigmas[-1]), rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    path=st.sampled_from(get_args(PathName)),
+    timesteps=st.integers(2, 2000),
+    offset=st.floats(1e-3, 1),
+    tau=st.floats(0.8, 10),
+    beta_max=st.floats(0.2, 40),
+    sigma_max=st.floats(1.1, 1e4),
+)
+def test_the_sigmas_of_every_path_are_those_of_the_path_itself(
+    path: PathName, timesteps: int, offset: float, tau: float, beta_max: float, sigma_max: float
+) -> None:
+    changes = {"timesteps": timesteps, "cosine_offset": offset, "sigmoid_tau": tau, "beta_max": beta_max}
+    diffusion = load_params(SHIPPED).train.diffusion.model_copy(update=changes | {"path": path, "sigma_max": sigma_max})
+    built = build_path(DiffusionConfig(**diffusion.model_dump()))
+    assert diffusion.sigma_range() == pytest.approx(built.sigma_range(), rel=1e-9)
+
+
+def test_every_path_goes_with_every_parameterization_and_with_the_objectives_that_it_has_ends_for() -> None:
+    taken = 0
+    for path, parameterization, objective in product(
+        get_args(PathName), get_args(ParameterizationName), get_args(ObjectiveName)
+    ):
+        parts = {"path": path, "parameterization": parameterization, "objective": objective}
+        values = VALUES["train"]["diffusion"] | parts
+        config = DiffusionConfig(**values)
+        try:
+            Diffusion.model_validate(values)
+        except ValidationError as error:
+            (problem,) = error.errors()[0]["ctx"]["problems"]
+            with pytest.raises(ValueError, match="which has no ends"):
+                build_objective(config)
+            assert "which has no ends" in problem.expected
+            continue
+        build_objective(config)
+        build_parameterization(config)
+        taken += 1
+    assert taken == 6 * 5 * 6 + 5 * 2
 
 
 def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:

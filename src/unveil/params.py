@@ -25,11 +25,17 @@ from ruamel.yaml.nodes import MappingNode, Node
 from unveil.data.celeba import PUBLISHED_SPLITS
 from unveil.diffusion import betas
 from unveil.diffusion.choices import (
+    DISCRETE_PATHS,
     FULL_NOISE,
+    UNBOUNDED_PATHS,
     FlowTimes,
+    GridName,
     ObjectiveName,
     ParameterizationName,
     PathName,
+    SamplerName,
+    Threshold,
+    Variance,
     refusal,
 )
 from unveil.errors import UnveilError
@@ -398,24 +404,42 @@ class Sample(Section):
     """auto = cuda if there is one."""
     precision: Precision
     """Type of the network's arithmetic."""
-    sampler: Literal["ddpm", "ddim", "heun"]
+    sampler: SamplerName
     """From noise to images."""
     steps: Annotated[int, Ge(1), Le(100_000)]
     """Intervals of the grid."""
-    grid: Literal["karras", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+    grid: GridName
     """The sigmas that the sampler visits."""
     sigma_min: Positive
-    """karras: smallest sigma."""
+    """karras, log-linear: smallest sigma."""
     sigma_max: Positive
-    """karras: largest sigma."""
+    """karras, log-linear, uniform-t: largest sigma."""
     rho: Positive
     """karras: how the steps gather at small sigma."""
     eta: Share
     """ddim: 0 deterministic ... 1 as much noise as ddpm."""
-    variance: Literal["small", "large"]
+    variance: Variance
     """ddpm: of the posterior, or beta."""
-    clip_denoised: bool
-    """Clip the denoised image to [-1, 1] in every step."""
+    s_churn: NonNegative
+    """euler, heun: noise added and removed again, over all steps; 0 = none."""
+    s_tmin: NonNegative
+    """euler, heun: least sigma at which s_churn adds noise."""
+    s_tmax: Positive
+    """euler, heun: greatest sigma at which s_churn adds noise."""
+    s_noise: Annotated[float, Gt(0), Le(2)]
+    """euler, heun: standard deviation of the noise that s_churn adds."""
+    snr: Annotated[float, Gt(0), Lt(1)]
+    """predictor-corrector: signal-to-noise ratio of a Langevin step."""
+    corrector_steps: Annotated[int, Ge(0), Le(1000)]
+    """predictor-corrector: Langevin steps at every noise level."""
+    rtol: OpenShare
+    """rk45: error a step, relative to x."""
+    atol: OpenShare
+    """rk45: error a step, in units of x."""
+    threshold: Threshold
+    """What keeps the denoised image in [-1, 1] in every step."""
+    threshold_percentile: Annotated[float, Gt(0), Le(1)]
+    """dynamic: share of an image's pixels that lie within its limit."""
     grid_rows: Count
     """Of samples/grid.png."""
     grid_columns: Count
@@ -425,6 +449,10 @@ class Sample(Section):
         """Ranges that are empty, and a picture with more cells than there are images."""
         if self.sigma_min >= self.sigma_max:
             yield Problem("sigma_min", f"a number below sample.sigma_max, {self.sigma_max:g}")
+        if self.s_tmin > self.s_tmax:
+            yield Problem("s_tmin", f"a number up to sample.s_tmax, {self.s_tmax:g}")
+        if self.sampler == "rk45" and self.steps == 1:
+            yield Problem("steps", "2 or more: sampler rk45 goes from the largest to the smallest sigma of the grid")
         if self.grid_rows * self.grid_columns > self.num_samples:
             yield Problem(
                 "grid_rows",
@@ -460,12 +488,18 @@ class Evaluate(Section):
     """Random subsets."""
     kid_subset_size: Annotated[int, Ge(2)]
     """Images a subset."""
+    likelihood_images: Amount
+    """Held-out images whose likelihood is measured; 0 = none."""
+    likelihood_probes: Annotated[int, Ge(1), Le(1000)]
+    """Random vectors that estimate a trace in each evaluation."""
 
     def problems(self) -> Iterator[Problem]:
         """A floor needs two different splits, and a subset needs enough images."""
         if self.held_out_split == self.reference_split:
             others = " | ".join(name for name in get_args(SplitName) if name != self.reference_split)
             yield Problem("held_out_split", f"{others}, another one than evaluate.reference_split")
+        if self.likelihood_images == 1:
+            yield Problem("likelihood_images", "0, or 2 or more: a single image has no standard error")
         for key, count in (("num_images", self.num_images), ("reference_images", self.reference_images)):
             if 0 < count < self.kid_subset_size:
                 yield Problem("kid_subset_size", f"at most evaluate.{key}, {count}")
@@ -519,6 +553,8 @@ class Params(Section):
         has = f"the images that download.source {self.download.source} has in split"
         if evaluate.reference_images > sizes[reference]:
             yield Problem("evaluate.reference_images", f"at most {sizes[reference]}, {has} {reference}; 0 = all")
+        if evaluate.likelihood_images > sizes[held_out]:
+            yield Problem("evaluate.likelihood_images", f"at most {sizes[held_out]}, {has} {held_out}")
         split = min(reference, held_out, key=lambda name: sizes[name])
         if evaluate.kid_subset_size > sizes[split]:
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
@@ -579,31 +615,56 @@ class Params(Section):
 
     def _grid_problems(self) -> Iterator[Problem]:
         sample, diffusion = self.sample, self.train.diffusion
-        path = diffusion.path
-        fitting = {
-            "vp-linear": "karras | ddim-leading | ddim-trailing | ddim-linspace",
-            "flow": "karras | uniform-t",
-        }
-        if (sample.grid.startswith("ddim") and path != "vp-linear") or (sample.grid == "uniform-t" and path != "flow"):
-            yield Problem("sample.grid", f"{fitting.get(path, 'karras')} for train.diffusion.path {path}")
-        elif sample.grid.startswith("ddim") and sample.steps > diffusion.timesteps:
+        path, discrete = diffusion.path, diffusion.path in DISCRETE_PATHS
+        if not sample.grid.startswith("ddim"):
+            if path not in UNBOUNDED_PATHS:
+                yield from self._untrained_sigmas()
+        elif not discrete:
+            yield Problem(
+                "sample.grid",
+                f"karras | log-linear | uniform-t for train.diffusion.path {path}, whose time is continuous "
+                f"({sample.grid} visits the timesteps of {', '.join(DISCRETE_PATHS)})",
+            )
+        elif sample.steps > diffusion.timesteps:
             yield Problem(
                 "sample.steps",
                 f"at most train.diffusion.timesteps, {diffusion.timesteps}, on sample.grid {sample.grid}",
             )
-        if sample.sampler == "ddpm" and sample.variance == "large" and path != "vp-linear":
-            yield Problem("sample.variance", f"small for train.diffusion.path {path} (only vp-linear has betas)")
-        if path == "vp-linear" and sample.grid == "karras":
-            yield from self._untrained_sigmas()
+        elif sample.steps == 1 and sample.grid != "ddim-trailing":
+            yield Problem(
+                "sample.steps",
+                f"2 or more on sample.grid {sample.grid}: one step would start at t = 0, where there is no noise",
+            )
+        if sample.sampler == "ddpm" and sample.variance == "large" and not discrete:
+            yield Problem(
+                "sample.variance",
+                f"small for train.diffusion.path {path} (only {', '.join(DISCRETE_PATHS)} have betas)",
+            )
+        if sample.sampler in ("euler", "heun") and path not in UNBOUNDED_PATHS:
+            yield from self._churn_problems()
 
     def _untrained_sigmas(self) -> Iterator[Problem]:
-        """A vp-linear network has no timestep for a sigma outside the range of its betas."""
+        """A network has learnt no sigma outside the range of its path."""
+        sample, path = self.sample, self.train.diffusion.path
         least, greatest = self.train.diffusion.sigma_range()
-        span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that vp-linear has with these betas and timesteps"
-        if self.sample.sigma_min < least * 0.99:
+        span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that {path} has with these parameters"
+        if sample.grid != "uniform-t" and sample.sigma_min < least * 0.99:
             yield Problem("sample.sigma_min", f"a number {span}")
-        if self.sample.sigma_max > greatest * 1.01:
+        if sample.sigma_max > greatest * 1.01:
             yield Problem("sample.sigma_max", f"a number {span}")
+
+    def _churn_problems(self) -> Iterator[Problem]:
+        """Churn raises the noise above the grid's level, but must not leave the path's range."""
+        sample = self.sample
+        _, greatest = self.train.diffusion.sigma_range()
+        raise_by = 1 + min(sample.s_churn / sample.steps, math.sqrt(2) - 1)
+        first = greatest if sample.grid.startswith("ddim") else sample.sigma_max
+        if raise_by > 1 and min(first, sample.s_tmax) * raise_by > greatest * 1.01:
+            yield Problem(
+                "sample.s_tmax",
+                f"at most {greatest / raise_by:.3g}: s_churn raises sigma {raise_by:.3g} times, and "
+                f"{self.train.diffusion.path} ends at {greatest:.3g}",
+            )
 
 
 def load_params(path: Path) -> Params:

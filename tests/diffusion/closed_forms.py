@@ -1,14 +1,13 @@
 """Denoisers that are known exactly, and what a sampler makes of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unveil.diffusion.denoiser import DenoiserFunction
-from unveil.diffusion.samplers import NoiseSource, Step
-
-Sampler = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
+from unveil.diffusion.samplers import Sampler, Step
 
 
 def column(sigma: Tensor, like: Tensor) -> Tensor:
@@ -37,6 +36,25 @@ def mixture_denoiser(weights: list[float], means: list[float], std: float) -> De
         return (responsibilities * parts).sum(1)
 
     return denoise
+
+
+@dataclass(frozen=True)
+class PlaneMixture:
+    """A mixture of Gaussians with any covariances in the plane; x is [B, ..., 2], independent points of the plane."""
+
+    weights: Tensor  # [K]
+    means: Tensor  # [K, 2]
+    covariances: Tensor  # [K, 2, 2]
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x]: ``mu_k + C_k (C_k + sigma^2)^-1 (x - mu_k)``, averaged with the probabilities of k given x."""
+        noise = sigma.square()[:, None, None, None] * torch.eye(2, dtype=x.dtype)
+        precision = torch.linalg.inv(self.covariances + noise)  # [B, K, 2, 2]
+        offset = x[..., None, :] - self.means  # [B, ..., K, 2]
+        whitened = torch.einsum("bkij,b...kj->b...ki", precision, offset)
+        log_density = self.weights.log() + (torch.logdet(precision)[:, None] - (whitened * offset).sum(-1)) / 2
+        parts = self.means + torch.einsum("kij,b...kj->b...ki", self.covariances, whitened)
+        return (log_density.softmax(-1)[..., None] * parts).sum(-2)
 
 
 class Mixture:

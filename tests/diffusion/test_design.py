@@ -1,11 +1,13 @@
 """From names to parts."""
 
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from unveil.diffusion.choices import ObjectiveName, ParameterizationName, PathName
 from unveil.diffusion.design import (
     DiffusionConfig,
     build_denoiser,
@@ -13,9 +15,9 @@ from unveil.diffusion.design import (
     build_parameterization,
     build_path,
 )
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Simple
-from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps
-from unveil.diffusion.paths import EDM, Flow, VPLinear
+from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
+from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V, Velocity
+from unveil.diffusion.paths import EDM, VE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
 
 CONFIG = DiffusionConfig(
     path="vp-linear",
@@ -24,26 +26,58 @@ CONFIG = DiffusionConfig(
     timesteps=100,
     beta_start=0.001,
     beta_end=0.1,
+    cosine_offset=0.01,
+    sigmoid_start=-2.0,
+    sigmoid_end=2.5,
+    sigmoid_tau=0.9,
+    beta_min=0.2,
+    beta_max=18.0,
+    sigma_min=0.02,
+    sigma_max=90.0,
     sigma_data=0.7,
     p_mean=-1.0,
     p_std=1.1,
+    flow_times="uniform",
     logit_mean=0.8,
     logit_std=0.9,
     t_min=0.02,
+    min_snr_gamma=4.0,
+    p2_k=0.9,
+    p2_gamma=0.5,
+    input_perturbation=0.1,
 )
 
 
 def test_each_name_is_a_part_with_its_own_numbers() -> None:
     path = VPLinear(100, 0.001, 0.1)
-    assert build_path(CONFIG) == path
-    assert build_path(replace(CONFIG, path="edm")) == EDM()
-    assert build_path(replace(CONFIG, path="flow")) == Flow()
-    assert build_parameterization(CONFIG) == Eps()
-    assert build_parameterization(replace(CONFIG, parameterization="x0")) == X0()
-    assert build_parameterization(replace(CONFIG, parameterization="edm")) == EDMPreconditioning(0.7)
-    assert build_objective(CONFIG) == Simple(path)
-    assert build_objective(replace(CONFIG, objective="edm")) == EDMObjective(-1.0, 1.1, 0.7)
-    assert build_objective(replace(CONFIG, objective="flow")) == FlowMatching(0.8, 0.9, 0.02)
+    paths = {
+        "vp-linear": path,
+        "vp-cosine": VPCosine(100, 0.01),
+        "vp-sigmoid": VPSigmoid(100, -2.0, 2.5, 0.9),
+        "sub-vp": SubVP(0.2, 18.0),
+        "ve": VE(0.02, 90.0),
+        "edm": EDM(),
+        "flow": Flow(),
+    }
+    assert {name: build_path(_with(path=name)) for name in get_args(PathName)} == paths
+    parameterizations = {"eps": Eps(), "v": V(), "x0": X0(), "edm": EDMPreconditioning(0.7), "velocity": Velocity()}
+    names = get_args(ParameterizationName)
+    assert {name: build_parameterization(_with(parameterization=name)) for name in names} == parameterizations
+    ends = path.sigma_range()
+    objectives = {
+        "simple": Simple(path),
+        "likelihood": Likelihood(path),
+        "min-snr": MinSNR(path, 4.0),
+        "p2": P2(path, 0.9, 0.5),
+        "edm": EDMObjective(-1.0, 1.1, 0.7, ends),
+        "flow": FlowMatching(0.8, 0.9, 0.02, "uniform", ends),
+    }
+    assert {name: build_objective(_with(objective=name)) for name in get_args(ObjectiveName)} == objectives
+    assert build_objective(_with(path="edm", objective="edm")) == EDMObjective(-1.0, 1.1, 0.7, None)
+
+
+def _with(**changes: Any) -> DiffusionConfig:
+    return DiffusionConfig(**{**CONFIG.to_dict(), **changes})
 
 
 def test_a_denoiser_has_the_path_and_the_parameterization() -> None:
@@ -52,21 +86,35 @@ def test_a_denoiser_has_the_path_and_the_parameterization() -> None:
     assert (denoiser.network, denoiser.path, denoiser.parameterization) == (network, Flow(), X0())
 
 
-@pytest.mark.parametrize("path", ["edm", "flow"])
-def test_the_objective_simple_needs_timesteps(path: str) -> None:
-    with pytest.raises(ValueError, match=f"the path is {path}"):
-        build_objective(DiffusionConfig(**{**CONFIG.to_dict(), "path": path}))
+@pytest.mark.parametrize("objective", ["simple", "likelihood", "min-snr", "p2"])
+def test_objectives_that_draw_evenly_need_a_path_with_ends(objective: str) -> None:
+    with pytest.raises(ValueError, match=rf"objective is '{objective}', expected edm \| flow on path edm"):
+        build_objective(_with(path="edm", objective=objective))
 
 
 def test_a_name_from_elsewhere_is_refused() -> None:
     """A config.json of a later version must not turn into another model."""
-    values = CONFIG.to_dict()
-    with pytest.raises(ValueError, match="path is 've'"):
-        build_path(DiffusionConfig(**{**values, "path": "ve"}))
-    with pytest.raises(ValueError, match="parameterization is 'v'"):
-        build_parameterization(DiffusionConfig(**{**values, "parameterization": "v"}))
-    with pytest.raises(ValueError, match="objective is 'p2'"):
-        build_objective(DiffusionConfig(**{**values, "objective": "p2"}))
+    with pytest.raises(ValueError, match=r"path is 'vp', expected vp-linear \| vp-cosine"):
+        build_path(_with(path="vp"))
+    with pytest.raises(ValueError, match="parameterization is 'score'"):
+        build_parameterization(_with(parameterization="score"))
+    with pytest.raises(ValueError, match="objective is 'snr'"):
+        build_objective(_with(objective="snr"))
+
+
+def test_a_configuration_of_an_earlier_version_is_the_same_model() -> None:
+    """config.json written before there were other paths."""
+    early: dict[str, Any] = {
+        "path": "flow",
+        "parameterization": "x0",
+        "objective": "flow",
+        "logit_mean": 0.7,
+        "logit_std": 0.8,
+    }
+    config = DiffusionConfig(**early)
+    assert build_objective(config).sample_sigma(9, torch.Generator().manual_seed(0)).tolist() == (
+        FlowMatching(0.7, 0.8).sample_sigma(9, torch.Generator().manual_seed(0)).tolist()
+    )
 
 
 def test_plain_values_make_the_same_design() -> None:

@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from unveil.diffusion import grids
-from unveil.diffusion.paths import Flow, VPLinear
+from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 STEPS = [1, 2, 7, 10, 18, 50, 99, 100]
 
@@ -31,17 +31,47 @@ def test_karras_is_even_in_the_rho_th_root(steps: int, rho: float) -> None:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_uniform_t_is_even_in_rectified_flows_time(steps: int) -> None:
-    sigmas = grids.uniform_t(steps, 80.0)
+def test_log_linear_has_equal_ratios(steps: int) -> None:
+    sigmas = grids.log_linear(steps, 0.002, 80.0)
     _is_a_grid(sigmas, steps)
     assert sigmas[0] == pytest.approx(80.0)
-    t = Flow().t(sigmas)
-    torch.testing.assert_close(t.diff(), torch.full((steps,), -80 / 81 / steps, dtype=torch.float64))
+    if steps > 1:
+        assert sigmas[-2] == pytest.approx(0.002)
+        ratios = sigmas[1:-1] / sigmas[:-2]
+        torch.testing.assert_close(ratios, ratios.mean().expand(steps - 1))
+
+
+def test_karras_tends_to_log_linear_as_rho_grows() -> None:
+    torch.testing.assert_close(
+        grids.karras(20, 0.01, 10.0, rho=1e6), grids.log_linear(20, 0.01, 10.0), rtol=1e-4, atol=0.0
+    )
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("path", [Flow(), EDM(), SubVP()], ids=str)
+def test_uniform_t_is_even_in_the_paths_time_down_to_0(path: NoisePath, steps: int) -> None:
+    sigmas = grids.uniform_t(steps, 50.0, path)
+    _is_a_grid(sigmas, steps)
+    assert sigmas[0] == pytest.approx(50.0)
+    t = path.t(sigmas)
+    torch.testing.assert_close(t.diff(), (-t[0] / steps).expand(steps))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("path", [VE(), VPLinear(), VPCosine(), VPSigmoid()], ids=str)
+def test_uniform_t_visits_the_first_time_of_a_path_that_has_noise_there(path: NoisePath, steps: int) -> None:
+    sigmas = grids.uniform_t(steps, 50.0, path)
+    _is_a_grid(sigmas, steps)
+    assert sigmas[0] == pytest.approx(50.0)
+    if steps > 1:
+        assert sigmas[-2] == pytest.approx(path.sigma_range()[0])
+        t = path.t(sigmas[:-1])
+        torch.testing.assert_close(t.diff(), (-t[0] / (steps - 1)).expand(steps - 1))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize(
-    ("timesteps", "steps"), [(1000, n) for n in (*STEPS, 250, 333, 999, 1000)] + [(500, 50), (7, 3)]
+    ("timesteps", "steps"), [(1000, n) for n in (*STEPS[1:], 250, 333, 999, 1000)] + [(500, 50), (7, 3)]
 )
 def test_ddims_timesteps_are_diffusers(timesteps: int, steps: int, spacing: str) -> None:
     scheduler = DDIMScheduler(timesteps, timestep_spacing=spacing, steps_offset=0)
@@ -53,11 +83,25 @@ def test_ddims_timesteps_are_diffusers(timesteps: int, steps: int, spacing: str)
 
 
 def test_the_noise_levels_of_ddim_are_those_of_its_timesteps() -> None:
-    path = VPLinear(100)
     t = torch.tensor([80.0, 60.0, 40.0, 20.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(grids.ddim(5, path, "leading")[:-1], path.sigma(t))
+    paths: list[DiscreteVP] = [VPLinear(100), VPCosine(100), VPSigmoid(100)]
+    for path in paths:
+        torch.testing.assert_close(grids.ddim(5, path, "leading")[:-1], path.sigma(t))
 
 
 def test_an_unknown_spacing_is_refused() -> None:
     with pytest.raises(ValueError, match="leading, trailing or linspace"):
         grids.ddim_timesteps(10, 1000, "quadratic")
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_one_step_from_where_there_is_no_noise_is_refused(spacing: str) -> None:
+    with pytest.raises(ValueError, match="t = 0, where there is no noise to start from"):
+        grids.ddim_timesteps(1, 1000, spacing)
+    assert grids.ddim_timesteps(1, 1000, "trailing").tolist() == [999]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_more_steps_than_timesteps_are_refused(spacing: str) -> None:
+    with pytest.raises(ValueError, match="11 steps, but the path has 10"):
+        grids.ddim_timesteps(11, 10, spacing)

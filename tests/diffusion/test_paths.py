@@ -5,19 +5,45 @@ import math
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear, final_signal_to_noise
+from unveil.diffusion.paths import (
+    EDM,
+    VE,
+    DiscreteVP,
+    Flow,
+    NoisePath,
+    SubVP,
+    VPCosine,
+    VPLinear,
+    VPSigmoid,
+    final_signal_to_noise,
+)
 
 VP = [VPLinear(), VPLinear(500), VPLinear(10, 0.01, 0.5), VPLinear(2, 0.1, 0.2)]
-PATHS: list[NoisePath] = [*VP, EDM(), Flow()]
+DISCRETE: list[DiscreteVP] = [*VP, VPCosine(), VPCosine(50, 0.1), VPSigmoid(), VPSigmoid(100, 0.0, 3.0, 0.5)]
+PATHS: list[NoisePath] = [*DISCRETE, SubVP(), SubVP(0.5, 10.0), VE(), VE(0.002, 378.0), EDM(), Flow()]
 
 
 def _times(path: NoisePath) -> Tensor:
     """Times over the whole of a path, whole and broken ones."""
-    if isinstance(path, VPLinear):
-        return torch.linspace(0, path.timesteps - 1, 997, dtype=torch.float64)
-    return torch.linspace(0.001, 0.999 if isinstance(path, Flow) else 100, 997, dtype=torch.float64)
+    return torch.linspace(*path.t_range(), 997, dtype=torch.float64)
+
+
+def paths() -> st.SearchStrategy[NoisePath]:
+    """Any path that params.yaml takes."""
+    timesteps = st.integers(2, 1500)
+    return st.one_of(
+        st.builds(VPLinear, timesteps, st.floats(1e-6, 1e-3), st.floats(2e-3, 0.02)),
+        st.builds(VPCosine, timesteps, st.floats(1e-3, 1)),
+        st.builds(VPSigmoid, timesteps, st.floats(-4, 0), st.floats(1, 4), st.floats(0.5, 10)),
+        st.builds(SubVP, st.floats(1e-2, 10), st.floats(10.1, 40)),
+        st.builds(VE, st.floats(1e-4, 1), st.floats(1.1, 1e4)),
+        st.builds(EDM),
+        st.builds(Flow),
+    )
 
 
 def _alphas_bar(path: VPLinear) -> list[float]:
@@ -34,6 +60,24 @@ def test_time_and_noise_level_invert_each_other(path: NoisePath) -> None:
     torch.testing.assert_close(path.t(sigma), t, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(path.sigma(path.t(sigma)), sigma, rtol=1e-9, atol=0.0)
     assert (sigma.diff() > 0).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=paths(), share=st.floats(0, 1))
+def test_time_and_noise_level_invert_each_other_anywhere(path: NoisePath, share: float) -> None:
+    least, greatest = path.t_range()
+    t = torch.tensor([least + share * (greatest - least)], dtype=torch.float64)
+    sigma = path.sigma(t)
+    assert path.t(sigma).item() == pytest.approx(t.item(), rel=1e-9, abs=1e-9)
+    assert path.sigma(path.t(sigma)).item() == pytest.approx(sigma.item(), rel=1e-9)
+    assert path.sigma_range()[0] * (1 - 1e-9) <= sigma.item() <= path.sigma_range()[1] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_the_range_of_sigma_is_that_of_the_times(path: NoisePath) -> None:
+    ends = path.sigma(torch.tensor(path.t_range(), dtype=torch.float64)).tolist()
+    assert path.sigma_range() == pytest.approx(tuple(ends), rel=1e-12)
+    assert 0 < path.sigma_range()[0] < 0.4 < path.sigma_range()[1]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -53,6 +97,66 @@ def test_at_whole_times_the_vp_path_is_ddpms_process(path: VPLinear) -> None:
         tolerance = 1e-6 if t.dtype == torch.int64 else 1e-10
         torch.testing.assert_close(1 / (1 + sigma**2), expected, rtol=tolerance, atol=0.0)
     torch.testing.assert_close(path.sigma(torch.arange(path.timesteps).double()), path.sigmas, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("timesteps", [1000, 100])
+def test_the_cosine_path_equals_diffusers(timesteps: int) -> None:
+    """Which has the offset 0.008 and the greatest beta 0.999 too, and computes in float32."""
+    scheduler = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
+    path = VPCosine(timesteps)
+    torch.testing.assert_close(torch.tensor(path.betas()), scheduler.betas, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close((path.alpha(path.sigmas) ** 2).float(), scheduler.alphas_cumprod, rtol=1e-3, atol=1e-9)
+
+
+def test_the_cosine_path_is_a_squared_cosine_until_its_betas_are_clipped() -> None:
+    path = VPCosine(200, 0.02)
+    f = [math.cos((t / 200 + 0.02) / 1.02 * math.pi / 2) ** 2 for t in range(201)]  # 2102.09672, eq. 17
+    expected = torch.tensor(f[1:], dtype=torch.float64) / f[0]
+    torch.testing.assert_close((path.alpha(path.sigmas) ** 2)[:-1], expected[:-1], rtol=1e-9, atol=0.0)
+    assert path.betas()[-1] == 0.999 and max(path.betas()[:-1]) < 0.999
+    assert (path.alpha(path.sigmas) ** 2)[-1] == pytest.approx(0.001 * expected[-2].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.5), (-3.0, 3.0, 0.9)])
+def test_the_sigmoid_path_is_a_piece_of_the_logistic_function(start: float, end: float, tau: float) -> None:
+    path = VPSigmoid(200, start, end, tau)
+
+    def logistic(x: float) -> float:
+        return 1 / (1 + math.exp(-x / tau))
+
+    low, high = logistic(start), logistic(end)
+    gamma = [(high - logistic(start + (end - start) * t / 200)) / (high - low) for t in range(1, 201)]
+    expected = torch.tensor(gamma, dtype=torch.float64)
+    torch.testing.assert_close((path.alpha(path.sigmas) ** 2)[:-1], expected[:-1], rtol=1e-9, atol=0.0)
+    assert path.betas()[-1] == 0.999 and max(path.betas()[:-1]) < 0.999
+
+
+def test_sub_vp_is_score_sdes_marginal() -> None:
+    """2011.13456, eq. 29: mean exp(-B/2), standard deviation 1 - exp(-B), as in its code."""
+    path = SubVP(0.1, 20.0)
+    t = torch.linspace(1e-3, 1, 101, dtype=torch.float64)
+    log_mean = -0.25 * t**2 * (20.0 - 0.1) - 0.5 * t * 0.1
+    mean, std = log_mean.exp(), 1 - (2 * log_mean).exp()
+    sigma = path.sigma(t)
+    torch.testing.assert_close(path.alpha(sigma), mean, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(path.alpha(sigma) * sigma, std, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(path.c_noise(sigma), 999 * t, rtol=1e-9, atol=0.0)
+
+
+def test_ve_is_score_sdes_geometric_sequence() -> None:
+    path = VE(0.01, 50.0)
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    sigma = path.sigma(t)
+    torch.testing.assert_close(sigma, 0.01 * (50.0 / 0.01) ** t)
+    torch.testing.assert_close(path.c_noise(sigma), (0.5 * sigma).log())
+    assert path.alpha(sigma).tolist() == [1.0] * 11
+
+
+@pytest.mark.parametrize("path", [SubVP(), VE(), Flow(), EDM()], ids=str)
+def test_continuous_paths_go_on_beyond_their_range(path: NoisePath) -> None:
+    """A sampler may visit any sigma; what the network makes of it is another matter."""
+    sigma = torch.tensor([path.sigma_range()[0] / 2, path.sigma_range()[1] * 2], dtype=torch.float64)
+    torch.testing.assert_close(path.sigma(path.t(sigma)), sigma, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("timesteps", [1000, 500])
@@ -81,7 +185,7 @@ def test_outside_its_range_the_vp_path_stays_at_its_ends() -> None:
 def test_alpha_and_noise_share_what_each_path_shares() -> None:
     """Of ``x_t = alpha x0 + s n``, vp keeps alpha^2 + s^2, flow keeps alpha + s, edm keeps alpha."""
     sigma = torch.logspace(-3, 3, 50, dtype=torch.float64)
-    for path in VP:
+    for path in DISCRETE:
         alpha = path.alpha(sigma)
         torch.testing.assert_close(alpha**2 + (alpha * sigma) ** 2, torch.ones_like(sigma))
     alpha = Flow().alpha(sigma)
@@ -101,9 +205,9 @@ def test_the_network_is_told_timesteps_thousandths_or_a_quarter_of_the_logarithm
 
 def test_sampling_starts_from_noise_of_the_strength_that_each_path_ends_with() -> None:
     sigma = torch.logspace(-2, 2, 9, dtype=torch.float64)
-    for path in PATHS[:-2]:  # unit variance in the network's frame, which is the whole of x_T
+    for path in PATHS[:-4]:  # unit variance in the network's frame, which is the whole of x_T
         torch.testing.assert_close(path.alpha(sigma) * path.start_scale(sigma), torch.ones_like(sigma))
-    for path in PATHS[-2:]:
+    for path in PATHS[-4:]:
         torch.testing.assert_close(path.start_scale(sigma), sigma)
 
 

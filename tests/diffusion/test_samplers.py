@@ -1,23 +1,20 @@
-"""Samplers: on data whose denoiser is known they draw the data, at their order; on any other they are the peers'."""
+"""Samplers: on data whose denoiser is known they draw the data, at their order, and count what they ask for."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from tests.diffusion.closed_forms import Sampler, exact_moments, gaussian_denoiser, last, mixture_denoiser
+from tests.diffusion.closed_forms import PlaneMixture, exact_moments, gaussian_denoiser, last
 from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
-from unveil.diffusion.denoiser import Denoiser, DenoiserFunction, expand
-from unveil.diffusion.parameterizations import Eps
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
-from unveil.diffusion.samplers import NoiseSource
+from unveil.diffusion.denoiser import Denoiser, expand
+from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
+from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.samplers import Churn, NoiseSource, Sampler
 from unveil.diffusion.sampling import SamplerConfig, run_sampler
 
 MEAN, STD = 0.3, 0.6
@@ -29,13 +26,33 @@ FIRST_ORDER: dict[str, Sampler] = {
     "ddim eta 1": partial(samplers.ddim, eta=1.0),
     "ddpm small": partial(samplers.ddpm, variance="small"),
     "ddpm large": partial(samplers.ddpm, variance="large"),
+    "euler": samplers.euler,
+    "euler-maruyama": samplers.euler_maruyama,
+    "predictor": partial(samplers.predictor_corrector, corrector_steps=0),
 }
-ALL = FIRST_ORDER | {"heun": samplers.heun}
+SECOND_ORDER: dict[str, Sampler] = {
+    "heun": samplers.heun,
+    "heun churned": partial(samplers.heun, churn=Churn(10.0)),
+    "dpmpp-2m": samplers.dpmpp_2m,
+    "dpmpp-2m-sde": samplers.dpmpp_2m_sde,
+}
+LINEAR = FIRST_ORDER | SECOND_ORDER  # with an affine denoiser, in the start and in every draw
+ALL = LINEAR | {"predictor-corrector": samplers.predictor_corrector, "rk45": partial(samplers.rk45, rtol=1e-4)}
+DETERMINISTIC = ("ddim", "euler", "heun", "dpmpp-2m", "rk45")
 
 GRIDS: dict[str, Callable[[int], Tensor]] = {
     "karras": lambda steps: grids.karras(steps, 0.002, 80.0),
-    "uniform-t": lambda steps: grids.uniform_t(steps, 80.0),
+    "uniform-t": lambda steps: grids.uniform_t(steps, 80.0, Flow()),
     "all timesteps": lambda steps: grids.ddim(steps, VPLinear(steps, 0.1 / steps, 15 / steps), "leading"),
+}
+PATHS: dict[str, tuple[NoisePath, Tensor]] = {  # each with a grid of its own
+    "vp-linear": (VPLinear(200, 5e-4, 0.1), grids.ddim(200, VPLinear(200, 5e-4, 0.1), "leading")),
+    "vp-cosine": (VPCosine(200), grids.ddim(200, VPCosine(200), "trailing")),
+    "vp-sigmoid": (VPSigmoid(), grids.karras(200, 0.03, 80.0)),
+    "sub-vp": (SubVP(), grids.log_linear(200, 0.01, SubVP().sigma_range()[1])),
+    "ve": (VE(), grids.uniform_t(200, 50.0, VE())),
+    "edm": (EDM(), grids.karras(200, 0.002, 80.0)),
+    "flow": (Flow(), grids.uniform_t(200, 80.0, Flow())),
 }
 
 
@@ -53,85 +70,178 @@ def bent_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
     return (x / (1 + expand(sigma, x)) + 0.3 * x.roll(1, -1)).tanh()
 
 
+def source_for(name: str, like: Tensor, seed: int) -> NoiseSource:
+    return no_noise if name in DETERMINISTIC else gaussian_noise(like, seed)
+
+
 # ------------------------------------------------------------------------- the data, exactly
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", LINEAR)
 def test_gaussian_data_come_out_as_they_are(name: str, grid: str) -> None:
     """The moments are computed, not drawn: see exact_moments. At first order, twice the steps halve the error."""
     errors = []
     for steps in (250, 500):
         sigmas = GRIDS[grid](steps)
         start_std = math.hypot(STD, float(sigmas[0]))
-        mean, std = exact_moments(ALL[name], GAUSSIAN, sigmas, MEAN, start_std)
+        mean, std = exact_moments(LINEAR[name], GAUSSIAN, sigmas, MEAN, start_std)
         assert mean == pytest.approx(MEAN, abs=1e-9)
         errors.append(std / STD - 1)
     assert abs(errors[1]) < 0.03
-    if name == "heun":
+    if name in SECOND_ORDER:
         assert abs(errors[1]) < 0.001
     else:
         assert errors[0] / errors[1] == pytest.approx(2, abs=0.25)
 
 
-@pytest.mark.parametrize(
-    ("path", "grid"),
-    [
-        (VPLinear(), grids.ddim(1000, VPLinear(), "leading")),
-        (EDM(), grids.karras(400, 0.002, 80.0)),
-        (Flow(), grids.uniform_t(400, 80.0)),
-    ],
-    ids=["vp-linear", "edm", "flow"],
-)
-@pytest.mark.parametrize("name", ALL)
-def test_pure_noise_becomes_gaussian_data(name: str, path: NoisePath, grid: Tensor) -> None:
-    """From the noise that each path starts from, in which nothing of the data is left."""
-    mean, std = exact_moments(ALL[name], GAUSSIAN, grid, 0.0, float(path.start_scale(grid[0])))
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", LINEAR)
+def test_pure_noise_becomes_gaussian_data(name: str, path: str) -> None:
+    """From the noise that each path starts from, in which next to nothing of the data is left."""
+    start, grid = PATHS[path][0].start_scale(PATHS[path][1][0]), PATHS[path][1]
+    mean, std = exact_moments(LINEAR[name], GAUSSIAN, grid, 0.0, float(start))
     assert mean == pytest.approx(MEAN, abs=0.01)
-    assert std == pytest.approx(STD, rel=0.025)
+    assert std == pytest.approx(STD, rel=0.05)
 
 
+MIXTURE = PlaneMixture(
+    weights=torch.tensor([0.3, 0.7], dtype=torch.float64),
+    means=torch.tensor([[-0.9, 0.4], [0.7, -0.3]], dtype=torch.float64),
+    covariances=torch.tensor([[[0.03, 0.02], [0.02, 0.04]], [[0.05, -0.02], [-0.02, 0.02]]], dtype=torch.float64),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ALL)
+def test_a_mixture_keeps_its_weights_means_and_covariances(name: str, path: str) -> None:
+    """An "image" is 25 points of the plane, so that the norms of the corrector's step are those of many numbers."""
+    start, sigmas = torch.zeros(160, 25, 2, dtype=torch.float64), PATHS[path][1]
+    count = start[..., 0].numel()
+    start = PATHS[path][0].start_scale(sigmas[0]) * gaussian_noise(start, 1)()
+    samples = last(ALL[name](MIXTURE.denoise, sigmas, start, source_for(name, start, 2))).x.reshape(-1, 2)
+    upper = samples[:, 0] - samples[:, 1] > 0  # the line through the origin: both components are 4 deviations away
+    assert upper.double().mean().item() == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / count))
+    for part, mean, covariance in zip(
+        (samples[~upper], samples[upper]), MIXTURE.means, MIXTURE.covariances, strict=True
+    ):
+        scale = covariance.trace().item()
+        torch.testing.assert_close(part.mean(0), mean, rtol=0.0, atol=4 * math.sqrt(scale / len(part)))
+        # The last term allows for the length of the steps, the others for the number of samples.
+        torch.testing.assert_close(
+            part.T.cov(), covariance, rtol=0.0, atol=4 * scale / math.sqrt(len(part)) + 0.06 * scale
+        )
+
+
+def test_the_denoiser_of_the_mixture_is_the_gradient_of_its_density() -> None:
+    """Tweedie: ``D = x + sigma^2 grad ln p``, with p from torch's distributions."""
+    x = torch.randn(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sigma = torch.tensor([0.05, 0.2, 0.5, 2.0, 30.0], dtype=torch.float64)
+    noise = sigma.square()[:, None, None, None, None] * torch.eye(2, dtype=torch.float64)
+    parts = torch.distributions.MultivariateNormal(MIXTURE.means, MIXTURE.covariances + noise)
+    log_density = (parts.log_prob(x[:, :, None]) + MIXTURE.weights.log()).logsumexp(-1)
+    (gradient,) = torch.autograd.grad(log_density.sum(), x)
+    found = MIXTURE.denoise(x, sigma)
+    torch.testing.assert_close(found, x + sigma.square()[:, None, None] * gradient, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_many_samples_have_the_computed_moments(name: str) -> None:
     count, sigmas = 20_000, grids.karras(60, 0.002, 80.0)
     start_std = math.hypot(STD, 80.0)
     noise = gaussian_noise(torch.empty(count, dtype=torch.float64), seed=0)
-    samples = last(ALL[name](GAUSSIAN, sigmas, MEAN + start_std * noise(), noise)).x
-    mean, std = exact_moments(ALL[name], GAUSSIAN, sigmas, MEAN, start_std)
+    samples = last(LINEAR[name](GAUSSIAN, sigmas, MEAN + start_std * noise(), noise)).x
+    mean, std = exact_moments(LINEAR[name], GAUSSIAN, sigmas, MEAN, start_std)
     assert samples.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(count))
     assert samples.std().item() == pytest.approx(std, abs=4 * std / math.sqrt(2 * count))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_mixture_keeps_its_weights_and_its_widths(name: str) -> None:
-    weights, means, std, count = [0.3, 0.7], [-1.0, 0.8], 0.1, 20_000
-    sigmas = grids.karras(150, 0.005, 80.0)
-    noise = gaussian_noise(torch.empty(count, dtype=torch.float64), seed=1)
-    samples = last(ALL[name](mixture_denoiser(weights, means, std), sigmas, 80.0 * noise(), noise)).x
-    upper = samples > 0
-    assert upper.double().mean().item() == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / count) + 0.005)
-    for part, mean in ((samples[~upper], -1.0), (samples[upper], 0.8)):
-        assert part.mean().item() == pytest.approx(mean, abs=0.01)
-        assert part.std().item() == pytest.approx(std, rel=0.08)
+# ------------------------------------------------------------------------------------- order
+
+ENDS = 20.0, 0.05  # of grids that do not end at 0, whose last interval has its own error
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim, 1), (samplers.heun, 2)], ids=["ddim", "heun"])
-def test_the_error_falls_at_the_samplers_order(sampler: Sampler, order: int) -> None:
-    """Against the exact solution of the probability-flow ODE for Gaussian data, on a grid that does not end at 0.
+def even_grid(steps: int) -> Tensor:
+    return torch.logspace(math.log10(ENDS[0]), math.log10(ENDS[1]), steps + 1, dtype=torch.float64)
 
-    There ``(x - mean) / sqrt(std^2 + sigma^2)`` stays what it is.
-    """
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp-2m", 2)], ids=lambda value: str(value)
+)
+def test_the_error_falls_at_the_samplers_order(name: str, order: int) -> None:
+    """Against the exact solution of the probability-flow ODE: ``(x - mean) / sqrt(std^2 + sigma^2)`` is constant."""
     start = torch.tensor([-30.0, 0.0, 12.0], dtype=torch.float64)
-    exact = MEAN + (start - MEAN) * math.hypot(STD, 0.05) / math.hypot(STD, 20.0)
+    exact = MEAN + (start - MEAN) * math.hypot(STD, ENDS[1]) / math.hypot(STD, ENDS[0])
     errors = []
     for steps in (100, 200, 400):
-        sigmas = torch.logspace(math.log10(20.0), math.log10(0.05), steps + 1, dtype=torch.float64)
-        errors.append((last(sampler(GAUSSIAN, sigmas, start, no_noise)).x - exact).abs().max().item())
+        found = last(LINEAR[name](GAUSSIAN, even_grid(steps), start, no_noise)).x
+        errors.append((found - exact).abs().max().item())
     rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert rates == pytest.approx([order, order], abs=0.1)
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_distribution_converges_at_the_samplers_weak_order(name: str) -> None:
+    """The standard deviation that comes out, computed without drawing, against the exact one at the grid's end."""
+    exact = math.hypot(STD, ENDS[1])
+    errors = []
+    for steps in (200, 400):
+        _, std = exact_moments(LINEAR[name], GAUSSIAN, even_grid(steps), MEAN, math.hypot(STD, ENDS[0]))
+        errors.append(abs(std - exact))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2 if name in SECOND_ORDER else 1, abs=0.1)
+
+
+def test_rk45_keeps_to_its_tolerance() -> None:
+    """Its error falls with the tolerance, and with it its evaluations rise slowly, as those of order 5 do."""
+    start = torch.tensor([[-30.0], [0.0], [12.0]], dtype=torch.float64)
+    exact = MEAN + (start - MEAN) * math.hypot(STD, ENDS[1]) / math.hypot(STD, ENDS[0])
+    sigmas = torch.tensor([*ENDS, 0.0], dtype=torch.float64)
+    errors, evaluations = [], []
+    for tolerance in (1e-2, 1e-4, 1e-6, 1e-8):
+        before_last, _ = samplers.rk45(GAUSSIAN, sigmas, start, no_noise, tolerance, tolerance)
+        errors.append((before_last.x - exact).abs().max().item())
+        evaluations.append(before_last.nfe)
+        assert errors[-1] < 30 * tolerance
+    assert evaluations == sorted(evaluations) and evaluations[-1] < 12 * evaluations[0]
+
+
+def test_of_rk45s_grid_only_the_ends_count() -> None:
+    start = torch.tensor([[-30.0], [12.0]], dtype=torch.float64)
+    coarse, fine = (last(samplers.rk45(GAUSSIAN, grids.karras(n, 0.01, 20.0), start, no_noise)) for n in (2, 50))
+    assert torch.equal(coarse.x, fine.x) and coarse.nfe == fine.nfe
+    with pytest.raises(ValueError, match="2 steps or more"):
+        last(samplers.rk45(GAUSSIAN, grids.karras(1, 0.01, 20.0), start, no_noise))
+
+
 # -------------------------------------------------------------------------------- identities
+
+
+class Optimal(nn.Module):
+    """The network with which a parameterization on a path makes the exact denoiser of the mixture."""
+
+    def __init__(self, parameterization: Parameterization, path: NoisePath, sigmas: Tensor) -> None:
+        super().__init__()
+        self.parameterization, self.path, self.sigmas = parameterization, path, sigmas
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        sigma = self.sigmas[(self.path.c_noise(self.sigmas) - c_noise[0]).abs().argmin()].expand(len(x))
+        c_skip, c_out, c_in = (expand(c, x) for c in self.parameterization.coefficients(sigma, self.path))
+        return (MIXTURE.denoise(x / c_in, sigma) - c_skip * x / c_in) / c_out
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["ddim eta 0.5", "heun", "dpmpp-2m-sde", "predictor-corrector"])
+def test_all_parameterizations_of_one_denoiser_give_the_same_samples(name: str, path: str) -> None:
+    noise_path = PATHS[path][0]
+    least, greatest = noise_path.sigma_range()
+    sigmas = grids.karras(12, max(least, 0.01), min(greatest, 40.0))
+    start = sigmas[0] * gaussian_noise(torch.empty(2, 4, 2, dtype=torch.float64), 0)()
+    kinds: list[Parameterization] = [Eps(), V(), X0(), EDMPreconditioning(0.5), Velocity()]
+    networks = [Denoiser(Optimal(kind, noise_path, sigmas[:-1]), noise_path, kind) for kind in kinds]
+    expected = last(ALL[name](MIXTURE.denoise, sigmas, start, gaussian_noise(start, 1))).x
+    for denoiser in networks:
+        found = last(ALL[name](denoiser, sigmas, start, gaussian_noise(start, 1))).x
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -145,39 +255,76 @@ def test_ddpm_is_ddim_with_eta_1(grid: str) -> None:
 
 
 def test_ddim_without_noise_is_eulers_method() -> None:
-    sigmas, x = grids.karras(9, 0.01, 10.0), torch.full((1, 2), 7.0, dtype=torch.float64)
-    expected = x
-    for sigma, sigma_next in pairwise(sigmas):
-        slope = (expected - bent_denoiser(expected, sigma[None])) / sigma
-        expected = expected + (sigma_next - sigma) * slope
-    torch.testing.assert_close(last(samplers.ddim(bent_denoiser, sigmas, x, no_noise)).x, expected)
+    sigmas = grids.karras(9, 0.01, 10.0)
+    x = torch.tensor([[7.0, -3.0]], dtype=torch.float64)
+    for a, b in zip(
+        samplers.ddim(bent_denoiser, sigmas, x, no_noise),
+        samplers.euler(bent_denoiser, sigmas, x, no_noise),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.x, b.x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("second", "first"), [("dpmpp-2m", "ddim"), ("dpmpp-2m-sde", "ddim eta 1")])
+def test_multistep_samplers_begin_and_end_as_their_first_order_ones(second: str, first: str) -> None:
+    """Two intervals have no estimate to extrapolate from: the first has none before it, the last goes to 0."""
+    sigmas = torch.tensor([10.0, 2.0, 0.0], dtype=torch.float64)
+    x = torch.tensor([[7.0, -3.0]], dtype=torch.float64)
+    for a, b in zip(*(ALL[n](bent_denoiser, sigmas, x, gaussian_noise(x, 3)) for n in (second, first)), strict=True):
+        torch.testing.assert_close(a.x, b.x, rtol=1e-12, atol=1e-12)
 
 
 def test_the_large_variance_is_ddpms_beta() -> None:
-    """One step from t to t - 1, with a denoiser that finds nothing, in DDPM's own frame."""
-    path = VPLinear()
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    """One step from t to t - 1, with a denoiser that finds nothing, in DDPM's own frame, on every path with betas."""
     one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for t in (1, 500, 999):
-        sigmas = path.sigmas[[t, t - 1]]
-        drawn = last(samplers.ddpm(lambda x, sigma: nothing, sigmas, nothing, lambda: one, "large")).x
-        torch.testing.assert_close(path.alpha(sigmas[1]) ** 2 * drawn**2, betas[t : t + 1], rtol=1e-8, atol=0.0)
+    for path in (VPLinear(), VPCosine(), VPSigmoid()):
+        betas = torch.tensor(path.betas(), dtype=torch.float64)
+        for t in (1, 500, 999):
+            sigmas = path.sigmas[[t, t - 1]]
+            drawn = last(samplers.ddpm(lambda x, sigma: nothing, sigmas, nothing, lambda: one, "large")).x
+            torch.testing.assert_close(path.alpha(sigmas[1]) ** 2 * drawn**2, betas[t : t + 1], rtol=1e-6, atol=0.0)
+
+
+def test_churn_is_edms() -> None:
+    """2206.00364, algorithm 2, lines 4 to 6: gamma, where it acts, and its limit."""
+    churn = Churn(s_churn=4.0, s_tmin=0.5, s_tmax=10.0, s_noise=1.1)
+    assert churn.raised(5.0, 20) == pytest.approx(5.0 * 1.2)
+    assert churn.raised(5.0, 2) == pytest.approx(5.0 * math.sqrt(2))
+    assert (churn.raised(0.4, 20), churn.raised(11.0, 20), Churn().raised(5.0, 20)) == (0.4, 11.0, 5.0)
+    x, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    added = churn.add(x, 5.0, 6.0, lambda: one).item()
+    assert added == pytest.approx(1.1 * math.sqrt(36 - 25))
+    assert churn.add(x, 5.0, 5.0, no_noise) is x
 
 
 # --------------------------------------------------------------------------------- bookkeeping
 
 CONFIGS = [
-    SamplerConfig("heun", 6, "karras"),
-    SamplerConfig("ddim", 6, "karras"),
+    *(SamplerConfig(name, steps, "karras") for name in ("heun", "ddim", "ddpm", "euler") for steps in (6, 1)),
     SamplerConfig("ddim", 6, "karras", eta=0.5),
-    SamplerConfig("ddpm", 6, "karras", variance="small"),
     SamplerConfig("ddpm", 6, "karras", variance="large"),
-    SamplerConfig("heun", 1, "karras"),
-    SamplerConfig("ddpm", 1, "karras"),
+    SamplerConfig("heun", 6, "karras", s_churn=2.0, s_tmin=1.0, s_tmax=50.0),
+    SamplerConfig("euler", 6, "karras", s_churn=2.0),
+    SamplerConfig("euler-maruyama", 6, "karras"),
+    SamplerConfig("predictor-corrector", 6, "karras"),
+    SamplerConfig("predictor-corrector", 6, "karras", corrector_steps=3),
+    SamplerConfig("dpmpp-2m", 6, "karras"),
+    SamplerConfig("dpmpp-2m-sde", 6, "karras"),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def draws(config: SamplerConfig, sigmas: list[float]) -> int:
+    """How often a sampler draws noise."""
+    between = config.steps - 1
+    if config.s_churn:
+        return sum(config.s_tmin <= sigma <= config.s_tmax for sigma in sigmas[:-1])
+    if config.sampler == "predictor-corrector":
+        return between * (1 + config.corrector_steps)
+    stochastic = config.sampler in ("ddpm", "euler-maruyama", "dpmpp-2m-sde") or config.eta > 0
+    return between if stochastic else 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.sampler} {c.steps} {c.s_churn} {c.corrector_steps}")
 def test_evaluations_and_noise_are_counted(config: SamplerConfig) -> None:
     sigmas = grids.karras(config.steps, 0.002, 80.0)
     asked: list[float] = []
@@ -191,7 +338,7 @@ def test_evaluations_and_noise_are_counted(config: SamplerConfig) -> None:
     def noise() -> Tensor:
         nonlocal drawn
         drawn += 1
-        return torch.zeros(2, dtype=torch.float64)
+        return torch.full((2,), 0.5, dtype=torch.float64)
 
     x = torch.tensor([5.0, -5.0], dtype=torch.float64)
     reached = []
@@ -201,132 +348,34 @@ def test_evaluations_and_noise_are_counted(config: SamplerConfig) -> None:
         assert step.x.shape == step.denoised.shape == x.shape
     assert reached == sigmas[1:].tolist()
     assert len(asked) == config.nfe
-    assert set(asked) <= set(sigmas[:-1].tolist())  # never at 0, where there is nothing to ask
-    assert drawn == (config.steps - 1 if config.sampler == "ddpm" or config.eta > 0 else 0)
+    assert min(asked) > 0  # never at 0, where there is nothing to ask
+    assert drawn == draws(config, sigmas.tolist())
+    if not config.s_churn:
+        assert set(asked) <= set(sigmas[:-1].tolist())
+
+
+def test_rk45_counts_the_evaluations_of_the_image_that_needs_most() -> None:
+    asked = 0
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return MIXTURE.denoise(x, sigma)
+
+    x = 40.0 * gaussian_noise(torch.empty(6, 3, 2, dtype=torch.float64), 0)()
+    config = SamplerConfig("rk45", 4, "karras", sigma_min=0.01, sigma_max=40.0)
+    sigmas = grids.karras(4, 0.01, 40.0)
+    together = list(run_sampler(config, denoiser, sigmas, x, no_noise))
+    assert config.nfe is None
+    assert together[-1].nfe == asked and [step.sigma for step in together] == [pytest.approx(0.01), 0.0]
+    alone = [last(run_sampler(config, MIXTURE.denoise, sigmas, image[None], no_noise)) for image in x]
+    assert max(step.nfe for step in alone) == together[-1].nfe > min(step.nfe for step in alone)
+    torch.testing.assert_close(torch.cat([step.x for step in alone]), together[-1].x, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_start_is_left_as_it_was(name: str) -> None:
-    x = torch.full((2,), 80.0)
-    step = last(ALL[name](GAUSSIAN, grids.karras(3, 0.002, 80.0), x, lambda: torch.ones(2)))
-    assert x.tolist() == [80.0, 80.0]
+    x = torch.full((2, 1), 80.0)
+    step = last(ALL[name](GAUSSIAN, grids.karras(3, 0.002, 80.0), x, lambda: torch.ones(2, 1)))
+    assert x.tolist() == [[80.0], [80.0]]
     assert step.x.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm small", "heun"])
-def test_clipped_estimates_end_in_range(name: str) -> None:
-    def far(x: Tensor, sigma: Tensor) -> Tensor:
-        return 3 * x.sign()
-
-    x = torch.tensor([-50.0, 50.0])
-    step = last(ALL[name](samplers.clipped(far), grids.karras(5, 0.002, 80.0), x, lambda: torch.zeros(2)))
-    torch.testing.assert_close(step.x, torch.tensor([-1.0, 1.0]))
-    assert step.denoised.tolist() == [-1.0, 1.0]
-    config = SamplerConfig("ddim", 5, "karras", clip_denoised=True)
-    assert torch.equal(last(run_sampler(config, far, grids.karras(5, 0.002, 80.0), x, no_noise)).x, x.sign())
-
-
-# ------------------------------------------------------------------------------------- peers
-
-
-class BentNoise(nn.Module):
-    """About the noise in data of unit variance, bent: a smooth function of the image and of the timestep."""
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        share = expand(t, x) / 1000
-        strength = (1 - (-0.1 * share - 10 * share**2).exp()).sqrt()
-        return strength * (x + 0.3 * (x + x.roll(1, -1)).sin() + 0.1 * (5 * share).cos())
-
-
-def theirs(scheduler: DDIMScheduler | DDPMScheduler, start: Tensor, steps: int, **options: Any) -> Iterator[Tensor]:
-    """Images ``x_t`` of diffusers' loop, in DDPM's frame."""
-    network, x = BentNoise(), start
-    scheduler.set_timesteps(steps)
-    if x.dtype == torch.float64:  # their table is float32, where 1 - alpha_bar has lost half of its digits at t = 0
-        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
-    for t in scheduler.timesteps:
-        predicted = network(x, t.expand(len(x)).to(x.dtype))
-        x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
-        yield x
-
-
-def ours(sampler: Sampler, sigmas: Tensor, path: VPLinear, start: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
-    """The same in our frame, brought back to DDPM's by alpha."""
-    x = start * path.start_scale(sigmas[0]).to(start.dtype)
-    for step in sampler(Denoiser(BentNoise(), path, Eps()), sigmas, x, noise):
-        yield step.x * path.alpha(torch.tensor(step.sigma, dtype=torch.float64)).to(start.dtype)
-
-
-def start(dtype: torch.dtype) -> Tensor:
-    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(7)).to(dtype)
-
-
-def compare(expected: Iterator[Tensor], found: Iterator[Tensor], steps: int) -> None:
-    count = 0
-    for theirs_x, ours_x in zip(expected, found, strict=True):
-        tolerance = 1e-10 if ours_x.dtype == torch.float64 else 1e-4
-        torch.testing.assert_close(ours_x, theirs_x, rtol=tolerance, atol=tolerance)
-        count += 1
-    assert count == steps
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(
-    # At fewer steps, diffusers' linspace visits timesteps that are not the ones it steps to.
-    ("spacing", "steps"),
-    [("leading", 1), ("leading", 50), ("leading", 33), ("trailing", 50), ("trailing", 20), ("linspace", 1000)],
-)
-def test_ddim_is_diffusers(spacing: str, steps: int, eta: float, dtype: torch.dtype) -> None:
-    path = VPLinear()
-    scheduler = DDIMScheduler(
-        1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=0,
-        timestep_spacing=spacing,
-    )
-    x = start(dtype)
-    expected = theirs(scheduler, x, steps, eta=eta, generator=torch.Generator().manual_seed(5))
-    sampler = partial(samplers.ddim, eta=eta)
-    found = ours(sampler, grids.ddim(steps, path, spacing), path, x, gaussian_noise(x, 5))
-    compare(expected, found, steps)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("steps", [1000, 100, 33])
-def test_ddpm_is_diffusers(steps: int, variance: Literal["small", "large"], dtype: torch.dtype) -> None:
-    path = VPLinear()
-    scheduler = DDPMScheduler(
-        1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        variance_type=f"fixed_{variance}",
-        clip_sample=False,
-        timestep_spacing="leading",
-        steps_offset=0,
-    )
-    x = start(dtype)
-    expected = theirs(scheduler, x, steps, generator=torch.Generator().manual_seed(5))
-    sampler: Sampler = partial(samplers.ddpm, variance=variance)
-    found = ours(sampler, grids.ddim(steps, path, "leading"), path, x, gaussian_noise(x, 5))
-    compare(expected, found, steps)
-
-
-def test_ddpm_is_diffusers_with_clipping() -> None:
-    path = VPLinear()
-    scheduler = DDPMScheduler(1000, variance_type="fixed_small", clip_sample=True, timestep_spacing="leading")
-    x = start(torch.float64)
-    expected = theirs(scheduler, x, 100, generator=torch.Generator().manual_seed(5))
-
-    def clipped_ddpm(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource):
-        return samplers.ddpm(samplers.clipped(denoiser), sigmas, x, noise, "small")
-
-    found = ours(clipped_ddpm, grids.ddim(100, path, "leading"), path, x, gaussian_noise(x, 5))
-    compare(expected, found, 100)

@@ -13,17 +13,35 @@ from torch import Tensor
 from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
-from unveil.diffusion.paths import EDM, Flow, NoisePath, VPLinear
+from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, _image_seed, build_grid, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
 
 SHAPE = (3, 8, 8)
-SAMPLERS = [
+
+
+def name(config: SamplerConfig) -> str:
+    return f"{config.sampler} eta {config.eta} churn {config.s_churn}"
+
+
+PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(), EDM(), Flow()]
+DETERMINISTIC = [
     SamplerConfig("heun", 3, "karras"),
     SamplerConfig("ddim", 4, "karras", eta=0.0),
+    SamplerConfig("euler", 4, "karras"),
+    SamplerConfig("dpmpp-2m", 4, "karras"),
+    SamplerConfig("rk45", 2, "karras", sigma_min=2.0, rtol=0.05, atol=0.05),
+]
+STOCHASTIC = [
     SamplerConfig("ddim", 4, "karras", eta=1.0),
     SamplerConfig("ddpm", 4, "karras"),
+    SamplerConfig("heun", 3, "karras", s_churn=1.0),
+    SamplerConfig("euler", 4, "karras", s_churn=1.0),
+    SamplerConfig("euler-maruyama", 4, "karras"),
+    SamplerConfig("predictor-corrector", 3, "karras"),
+    SamplerConfig("dpmpp-2m-sde", 4, "karras"),
 ]
+SAMPLERS = DETERMINISTIC + STOCHASTIC
 
 
 # ------------------------------------------------------------------------------------- noise
@@ -75,25 +93,23 @@ def test_images_whose_seeds_share_their_low_bits_do_not_share_their_noise() -> N
 # ------------------------------------------------------------------------------------- grids
 
 
-@pytest.mark.parametrize("path", [VPLinear(), EDM(), Flow()], ids=str)
-def test_karras_fits_every_path(path: NoisePath) -> None:
-    config = SamplerConfig("heun", 7, "karras", sigma_min=0.02, sigma_max=60.0, rho=5.0)
-    assert torch.equal(build_grid(config, path), grids.karras(7, 0.02, 60.0, 5.0))
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_three_grids_fit_every_path(path: NoisePath) -> None:
+    config = SamplerConfig("heun", 7, "karras", sigma_min=0.02, sigma_max=40.0, rho=5.0)
+    assert torch.equal(build_grid(config, path), grids.karras(7, 0.02, 40.0, 5.0))
+    assert torch.equal(build_grid(replace(config, grid="log-linear"), path), grids.log_linear(7, 0.02, 40.0))
+    assert torch.equal(build_grid(replace(config, grid="uniform-t"), path), grids.uniform_t(7, 40.0, path))
 
 
-def test_the_other_grids_belong_to_their_paths() -> None:
-    uniform = SamplerConfig("ddim", 7, "uniform-t", sigma_max=60.0)
-    assert torch.equal(build_grid(uniform, Flow()), grids.uniform_t(7, 60.0))
-    others: list[NoisePath] = [VPLinear(), EDM()]
-    for path in others:
-        with pytest.raises(ValueError, match="uniform-t is even in the time of path flow"):
-            build_grid(uniform, path)
-    for spacing in ("leading", "trailing", "linspace"):
-        config = SamplerConfig("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
-        assert torch.equal(build_grid(config, VPLinear(500)), grids.ddim(7, VPLinear(500), spacing))
-        others = [EDM(), Flow()]
-        for path in others:
-            with pytest.raises(ValueError, match=f"ddim-{spacing} visits timesteps of path vp-linear"):
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
+    config = SamplerConfig("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
+    for path in PATHS:
+        if isinstance(path, DiscreteVP):
+            assert torch.equal(build_grid(config, path), grids.ddim(7, path, spacing))
+        else:
+            words = f"ddim-{spacing} visits the timesteps .* {type(path).__name__}, whose time is continuous"
+            with pytest.raises(ValueError, match=words):
                 build_grid(config, path)
 
 
@@ -156,7 +172,7 @@ def _images(config: SamplerConfig, seed: int, batches: Sequence[Sequence[int]]) 
     return images
 
 
-@pytest.mark.parametrize("config", SAMPLERS, ids=str)
+@pytest.mark.parametrize("config", SAMPLERS, ids=name)
 def test_an_image_depends_on_the_seed_and_its_number_alone(config: SamplerConfig) -> None:
     whole = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
     again = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
@@ -172,7 +188,17 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(config: SamplerConfig
         assert all((one - two).abs().max() > 1e-3 for two in different[:i])
 
 
-@pytest.mark.parametrize("config", SAMPLERS[2:], ids=str)
+@pytest.mark.parametrize("config", STOCHASTIC, ids=name)
 def test_stochastic_samplers_depend_on_their_later_noise_too(config: SamplerConfig) -> None:
-    deterministic = _images(replace(config, sampler="ddim", eta=0.0), 0, [[0]])
-    assert (_images(config, 0, [[0]])[0] - deterministic[0]).abs().max() > 1e-3
+    """Their first draw is the start; with another source for the rest, the image is another."""
+
+    class Replaced(SampleNoise):
+        drawn = 0
+
+        def __call__(self) -> Tensor:
+            self.drawn += 1
+            return super().__call__() if self.drawn == 1 else torch.zeros(1, *SHAPE)
+
+    denoiser = Denoiser(_network(), Flow(), X0())
+    quiet = last(sample_steps(denoiser, denoiser.path, config, Replaced(0, [0], SHAPE)))
+    assert (_images(config, 0, [[0]])[0] - quiet.x[0]).abs().max() > 1e-3

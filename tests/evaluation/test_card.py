@@ -65,7 +65,7 @@ def _facts(features: FeatureSet = LITE) -> CardFacts:
             "nfe": 35,
             "seed": 11,
             "precision": "bf16",
-            "clip_denoised": False,
+            "threshold": "none",
             "model": "9876",
             "config": {
                 "network": {"channels": 128, "channel_multipliers": [1, 2]},
@@ -116,7 +116,7 @@ def test_holds_everything_that_made_the_number() -> None:
         ("precision", "bf16"),
     ):
         assert rows[key] == [value]
-    assert rows["clip_denoised"] == ["no"]
+    assert rows["threshold"] == ["none"]
     assert rows["images"] == ["2000 of 2500, those with the smallest ids"]
     assert rows["bytes of the images"] == [f"sha256 `{'ef01' * 16}`"]
     assert rows["weights"] == ["sha256 `9876`"]

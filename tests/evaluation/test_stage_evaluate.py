@@ -1,6 +1,7 @@
 """The stage itself, on small shards and samples: its files, its bytes, its refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ from torch.nn.functional import interpolate
 from typer.testing import CliRunner, Result
 
 from unveil.data.shards import ShardIndex, write_shard
+from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
+from unveil.files import file_digest
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = (
@@ -167,4 +173,64 @@ def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken
     assert done.exit_code == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
+    assert not any((project / name).exists() for name in (*OUTPUTS, "metrics/run.json"))
+
+
+def _model(folder: Path, index: ShardIndex) -> str:
+    """Save a small model trained on the shards, so to speak; the digest of its weights."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (), 32, stem=4))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    data = {"source": index.source, "protocol": index.protocol, "image_size": SIZE, "shards": index.digest()}
+    save_model(folder / "models", network, ModelConfig(network.config, DiffusionConfig("edm", "edm", "edm"), data, {}))
+    return file_digest(folder / "models" / "model.safetensors")
+
+
+def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> None:
+    index = ShardIndex.load(project / "data" / "shards")
+    _samples(project / "samples", index, _images(30, 99), model=_model(project, index))
+    _params(project, likelihood_images=3, likelihood_probes=2, seed=5)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    held_out = _images(30, 45)[[0, 10, 20]]  # evenly spread; the split's ids start at 45
+    config = LikelihoodConfig(seed=5, probes=2)
+    denoiser = load_denoiser(project / "models")
+    expected = bits_per_dim(denoiser, denoiser.path, held_out, config)
+    assert metrics["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-5)
+    assert metrics["bits_per_dim_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
+    assert metrics["bits_per_dim_nfe"] == pytest.approx(expected.nfe.double().mean().item(), rel=1e-5)
+    assert metrics["num_likelihood"] == 3
+    assert f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f}" in done.output
+    card = (project / "reports" / "card.md").read_text()
+    assert "## Likelihood" in card and "over 3 images of the test split" in card
+    record = json.loads((project / "metrics" / "run.json").read_text())
+    assert record["metrics"]["bits_per_dim"] == metrics["bits_per_dim"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("other", "not the model that samples/samples.safetensors is of"),
+        ("none", "models/config.json: not there"),
+        ("many", "the test split has 30 images, expected 31"),
+        ("infinite", "likelihood of the held-out images 0 to 1: no step is short enough"),
+    ],
+)
+def test_likelihood_that_cannot_be_measured_is_one_line(project: Path, broken: str, said: str) -> None:
+    index = ShardIndex.load(project / "data" / "shards")
+    model = _model(project, index)
+    if broken == "infinite":
+        weights = load_denoiser(project / "models").network.state_dict()
+        save_file({name: tensor * torch.nan for name, tensor in weights.items()}, project / "models/model.safetensors")
+        model = file_digest(project / "models" / "model.safetensors")
+    _samples(project / "samples", index, _images(30, 99), model="bb" * 32 if broken == "other" else model)
+    if broken == "none":
+        shutil.rmtree(project / "models")
+    _params(project, likelihood_images=31 if broken == "many" else 2)
+    done = _run()
+    assert done.exit_code == 1
+    lines = [line for line in done.stderr.strip().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], done.stderr
     assert not any((project / name).exists() for name in (*OUTPUTS, "metrics/run.json"))

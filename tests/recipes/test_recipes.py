@@ -113,7 +113,7 @@ def test_celeba64_ddpm_is_ddims_published_configuration() -> None:
     assert train.ema_rampup == 0
     assert train.images / train.batch_size == 500_000
     sample = params.sample
-    assert (sample.sampler, sample.steps, sample.eta, sample.clip_denoised) == ("ddim", 100, 0.0, False)
+    assert (sample.sampler, sample.steps, sample.eta, sample.threshold) == ("ddim", 100, 0.0, "none")
     assert sample.grid == "ddim-leading"  # its range(0, 1000, 10)
     assert sample.num_samples == params.evaluate.num_images == 50_000
     evaluate = params.evaluate

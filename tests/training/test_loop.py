@@ -126,6 +126,29 @@ def test_every_step_has_its_own_noise_and_noise_levels() -> None:
         assert not torch.equal(sigma, other_sigma) and not torch.equal(noise, other_noise)
 
 
+def test_input_perturbation_adds_noise_and_changes_no_other_draw() -> None:
+    """What the network sees in its first step: the same noise levels and noise, and gamma of other noise more."""
+    seen: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def look(gamma: float) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+            seen[gamma] = inputs
+
+        return hook
+
+    for gamma in (0.0, 0.1, 0.2):
+        trainer = _trainer(replace(CONFIG, images=BATCH, input_perturbation=gamma))
+        trainer.network.register_forward_pre_hook(look(gamma))
+        list(trainer.run())
+    t = seen[0.0][1] / 1000
+    assert torch.equal(seen[0.1][1], seen[0.0][1])
+    one, two = seen[0.1][0] - seen[0.0][0], seen[0.2][0] - seen[0.0][0]
+    torch.testing.assert_close(two, 2 * one, rtol=1e-3, atol=1e-5)
+    scale = (t.square() + (1 - t).square()).rsqrt() * t  # of unit noise, as a network that predicts x0 sees it
+    extra = one / (0.1 * scale[:, None, None, None])
+    assert extra.std().item() == pytest.approx(1, abs=0.1)
+
+
 def test_other_peoples_random_numbers_are_left_alone() -> None:
     trainer = _trainer()
     torch.manual_seed(99)

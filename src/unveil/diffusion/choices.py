@@ -7,8 +7,26 @@ ParameterizationName = Literal["eps", "v", "x0", "edm", "velocity"]
 ObjectiveName = Literal["simple", "likelihood", "edm", "min-snr", "p2", "flow"]
 FlowTimes = Literal["uniform", "logit-normal"]
 
+SamplerName = Literal[
+    "ddpm",
+    "ddim",
+    "euler",
+    "heun",
+    "euler-maruyama",
+    "predictor-corrector",
+    "dpmpp-2m",
+    "dpmpp-2m-sde",
+    "rk45",
+]
+GridName = Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+Variance = Literal["small", "large"]
+Threshold = Literal["none", "clip", "dynamic"]
+
 DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
+
+UNBOUNDED_PATHS = ("edm", "flow")
+"""Paths that give a name to every sigma, so that a sampler may visit any."""
 
 NEEDS_ENDS = ("simple", "likelihood", "min-snr", "p2")
 """Objectives that draw times evenly between the ends of the path."""

@@ -3,10 +3,12 @@
 Each is a float64 tensor of ``steps + 1`` decreasing values, the last of which is 0 (the clean image).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from unveil.diffusion.paths import Flow, VPLinear
+from unveil.diffusion.paths import DiscreteVP, NoisePath
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -16,10 +18,19 @@ def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> 
     return _with_zero((high + ramp * (low - high)) ** rho)
 
 
-def uniform_t(steps: int, sigma_max: float, path: Flow | None = None) -> Tensor:
-    """Evenly spaced in rectified flow's time, from the time of ``sigma_max`` down to 0."""
-    path = path or Flow()
+def log_linear(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Evenly spaced in ln(sigma): a geometric sequence, as the noise levels of NCSN (1907.05600, sec. 4.3)."""
+    return _with_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp())
+
+
+def uniform_t(steps: int, sigma_max: float, path: NoisePath) -> Tensor:
+    """Evenly spaced in the path's own time, from the time of ``sigma_max`` down to 0.
+
+    Where time 0 still has noise (all paths but edm, flow and sub-vp), it is visited too, before the clean image.
+    """
     start = float(path.t(torch.tensor(sigma_max, dtype=torch.float64)))
+    if float(path.sigma(torch.zeros((), dtype=torch.float64))) > 0:
+        return _with_zero(path.sigma(torch.linspace(start, 0, steps, dtype=torch.float64)))
     return path.sigma(torch.linspace(start, 0, steps + 1, dtype=torch.float64))
 
 
@@ -31,7 +42,15 @@ def ddim_timesteps(steps: int, timesteps: int, spacing: str) -> Tensor:
         timesteps: T of the path.
         spacing: ``leading`` 0, T//n, 2 T//n ... (DDIM's code, 2010.02502); ``trailing`` ends at T - 1
             (2305.08891, table 2); ``linspace`` both ends.
+
+    Raises:
+        ValueError: for another spacing, for more steps than timesteps, or for one step of a spacing that holds t = 0:
+            sampling would start there, where there is no noise.
     """
+    if steps > timesteps:
+        raise ValueError(f"{steps} steps, but the path has {timesteps} timesteps")
+    if steps == 1 and spacing in ("leading", "linspace"):
+        raise ValueError(f"1 step of spacing {spacing} is t = 0, where there is no noise to start from; take 2 or more")
     if spacing == "leading":
         chosen = torch.arange(steps) * (timesteps // steps)
     elif spacing == "trailing":
@@ -43,7 +62,7 @@ def ddim_timesteps(steps: int, timesteps: int, spacing: str) -> Tensor:
     return chosen.flip(0)
 
 
-def ddim(steps: int, path: VPLinear, spacing: str) -> Tensor:
+def ddim(steps: int, path: DiscreteVP, spacing: str) -> Tensor:
     """The noise levels of DDIM's timesteps; see :func:`ddim_timesteps`."""
     return _with_zero(path.sigmas[ddim_timesteps(steps, path.timesteps, spacing)])
 

@@ -2,8 +2,24 @@
 
 All have one signature: ``sampler(denoiser, sigmas, x, noise, ...)``, and yield a :class:`Step` after every
 interval of the grid; the last one's ``x`` is the result. Memory and arithmetic are those of ``x``'s dtype.
+
+| sampler | solves | order | evaluations on n intervals |
+| --- | --- | --- | --- |
+| ddim | ODE (eta 0) or SDE | 1 | n |
+| ddpm | SDE | 1 | n |
+| euler | ODE | 1 | n |
+| heun | ODE | 2 | 2 n - 1 |
+| dpmpp_2m | ODE | 2 | n |
+| dpmpp_2m_sde | SDE | 2 (measured on Gaussian data) | n |
+| euler_maruyama | SDE | 1 | n |
+| predictor_corrector | SDE, with Langevin steps at every level | 1 | n + corrector_steps (n - 1) |
+| rk45 | ODE | 5, steps chosen by the error | as many as it needs |
+
+ODE is the probability-flow equation ``dx/dsigma = (x - D) / sigma``, SDE the reverse stochastic one (2011.13456), for
+which the order is the weak one, that of the distribution.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +28,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.diffusion.denoiser import DenoiserFunction
+from unveil.diffusion import ode
+from unveil.diffusion.denoiser import DenoiserFunction, expand
+from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
 
 NoiseSource = Callable[[], Tensor]
 """Gives fresh unit Gaussian noise of x's shape at every call."""
@@ -33,6 +51,42 @@ class Step:
     denoised: Tensor
     sigma: float
     nfe: int
+
+
+Sampler = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
+"""A sampler of this module, its own parameters bound."""
+
+
+@dataclass(frozen=True)
+class Churn:
+    """EDM's stochasticity (2206.00364, algorithm 2): before a step some noise is added, and removed with the rest.
+
+    Attributes:
+        s_churn: how much, over all steps; 0 = none.
+        s_tmin: least sigma at which noise is added.
+        s_tmax: greatest sigma at which noise is added.
+        s_noise: standard deviation of the added noise; a little above 1 makes up for what the network removes too much.
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+    def raised(self, sigma: float, steps: int) -> float:
+        """The noise level to which a step of so many starts from sigma; sigma itself where nothing is added."""
+        if not self.s_tmin <= sigma <= self.s_tmax:
+            return sigma
+        return sigma * (1 + min(self.s_churn / steps, math.sqrt(2) - 1))
+
+    def add(self, x: Tensor, sigma: float, raised: float, noise: NoiseSource) -> Tensor:
+        """x with noise that brings it from level sigma to ``raised``."""
+        if raised == sigma:
+            return x
+        return x + math.sqrt(raised**2 - sigma**2) * self.s_noise * noise()
+
+
+NO_CHURN = Churn()
 
 
 def ddim(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, eta: float = 0.0) -> Iterator[Step]:
@@ -75,29 +129,171 @@ def ddpm(
         yield Step(x, denoised, sigma_next, nfe)
 
 
-def heun(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
-    """Heun's second-order method on the probability-flow ODE (2206.00364, algorithm 1); noise is not used.
+def euler(
+    denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN
+) -> Iterator[Step]:
+    """Euler's method on the probability-flow ODE; with ``churn`` as EDM's algorithm 2 without its correction."""
+    steps = len(sigmas) - 1
+    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+        raised = churn.raised(sigma, steps)
+        x = churn.add(x, sigma, raised, noise)
+        denoised = denoiser(x, _levels(x, raised))
+        x = x + (sigma_next - raised) * (x - denoised) / raised
+        yield Step(x, denoised, sigma_next, nfe)
+
+
+def heun(
+    denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN
+) -> Iterator[Step]:
+    """Heun's second-order method on the probability-flow ODE (2206.00364, algorithm 1; with ``churn`` algorithm 2).
 
     ``dx/dsigma = (x - D) / sigma``. The last interval, to 0, is an Euler step: 2 steps - 1 evaluations.
     """
-    nfe = 0
+    nfe, steps = 0, len(sigmas) - 1
     for sigma, sigma_next in _intervals(sigmas):
-        denoised = denoiser(x, _levels(x, sigma))
-        slope = (x - denoised) / sigma
-        euler = x + (sigma_next - sigma) * slope
+        raised = churn.raised(sigma, steps)
+        x = churn.add(x, sigma, raised, noise)
+        denoised = denoiser(x, _levels(x, raised))
+        slope = (x - denoised) / raised
+        euler = x + (sigma_next - raised) * slope
         nfe += 1
         if sigma_next > 0:
             slope_next = (euler - denoiser(euler, _levels(x, sigma_next))) / sigma_next
-            x = x + (sigma_next - sigma) * (slope + slope_next) / 2
+            x = x + (sigma_next - raised) * (slope + slope_next) / 2
             nfe += 1
         else:
             x = euler
         yield Step(x, denoised, sigma_next, nfe)
 
 
-def clipped(denoiser: DenoiserFunction) -> DenoiserFunction:
-    """A denoiser whose estimates are clipped to [-1, 1], as DDPM's code does in every step."""
-    return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
+def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+    """DPM-Solver++(2M) (2211.01095, algorithm 2): a second-order multistep method, one evaluation a step.
+
+    In ``lambda = -ln sigma`` the linear part of the ODE is solved exactly, and D is extrapolated from the last two
+    estimates to the middle of the step. The first interval, and the last, to 0, which is infinitely long, have no use
+    for the estimate before: there it is DDIM. Noise is not used.
+    """
+    before: tuple[float, Tensor] | None = None  # length in lambda of the interval before, and its estimate
+    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+        denoised = denoiser(x, _levels(x, sigma))
+        target, before = _extrapolated(denoised, before, sigma, sigma_next)
+        x = target + (sigma_next / sigma) * (x - target)
+        yield Step(x, denoised, sigma_next, nfe)
+
+
+def dpmpp_2m_sde(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+    """SDE-DPM-Solver++(2M) (2211.01095, appendix D): DPM-Solver++(2M) on the reverse SDE.
+
+    In the common frame it is DDPM with the small variance and the extrapolated estimate in the place of D.
+    """
+    before: tuple[float, Tensor] | None = None
+    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+        denoised = denoiser(x, _levels(x, sigma))
+        target, before = _extrapolated(denoised, before, sigma, sigma_next)
+        ratio = (sigma_next / sigma) ** 2
+        x = target + ratio * (x - target)
+        if sigma_next > 0:
+            x = x + sigma_next * (1 - ratio) ** 0.5 * noise()
+        yield Step(x, denoised, sigma_next, nfe)
+
+
+def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+    """Euler-Maruyama's method on the reverse SDE (2011.13456, eq. 6), with sigma as the time.
+
+    The last interval, to 0, where the drift has no limit, returns the denoised image (2009.05475).
+    """
+    score_of = score(denoiser)
+    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+        gradient = score_of(x, _levels(x, sigma))
+        denoised = x + sigma**2 * gradient
+        if sigma_next > 0:
+            change = sigma_next - sigma
+            x = x + change * reverse_drift(gradient, sigma) + diffusion(sigma) * math.sqrt(-change) * noise()
+        else:
+            x = denoised
+        yield Step(x, denoised, sigma_next, nfe)
+
+
+def predictor_corrector(
+    denoiser: DenoiserFunction,
+    sigmas: Tensor,
+    x: Tensor,
+    noise: NoiseSource,
+    snr: float = 0.16,
+    corrector_steps: int = 1,
+) -> Iterator[Step]:
+    """Predictor-corrector sampling (2011.13456, algorithm 2): go down one level, then mix within it.
+
+    The predictor is the paper's reverse diffusion (eq. 46): the reverse SDE with the variance as its time, so that
+    the step to 0 returns D. The corrector is Langevin dynamics with the step size of ``snr``.
+    """
+    score_of, nfe = score(denoiser), 0
+    for sigma, sigma_next in _intervals(sigmas):
+        gradient = score_of(x, _levels(x, sigma))
+        denoised, removed = x + sigma**2 * gradient, sigma**2 - sigma_next**2
+        x = x + removed * gradient
+        nfe += 1
+        if sigma_next > 0:
+            x = x + math.sqrt(removed) * noise()
+            for _ in range(corrector_steps):
+                x = langevin_step(x, score_of(x, _levels(x, sigma_next)), noise(), snr)
+                nfe += 1
+        yield Step(x, denoised, sigma_next, nfe)
+
+
+def rk45(
+    denoiser: DenoiserFunction,
+    sigmas: Tensor,
+    x: Tensor,
+    noise: NoiseSource,
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+) -> Iterator[Step]:
+    """Dormand and Prince's adaptive method on the probability-flow ODE (2011.13456, sec. 4.3); noise is not used.
+
+    Of the grid only the two ends above 0 count: between them each image has steps of its own, as long as the
+    tolerances allow, so that its result depends on no other image. Two steps are yielded, the state at the lower end
+    and the denoised image. Their NFE is that of the image that needed most.
+
+    Args:
+        denoiser: see above.
+        sigmas: a grid of at least two intervals.
+        x: the start.
+        noise: not used.
+        rtol: error a step, relative to x.
+        atol: error a step, in units of x.
+
+    Raises:
+        ValueError: if the grid has no two ends above 0.
+        ArithmeticError: if the denoiser's estimates are not finite.
+    """
+    if len(sigmas) < 3:
+        raise ValueError("rk45 goes from the largest to the smallest sigma of the grid, which needs 2 steps or more")
+
+    def slope(sigma: Tensor, x: Tensor) -> Tensor:
+        levels = sigma.to(x.dtype)
+        return (x - denoiser(x, levels)) / expand(levels, x)
+
+    start, end = float(sigmas[0]), float(sigmas[-2])
+    solution = ode.rk45(slope, x, start, end, rtol, atol)
+    nfe = int(solution.nfe.max()) + 1
+    denoised = denoiser(solution.y, _levels(x, end))
+    yield Step(solution.y, denoised, end, nfe)
+    yield Step(denoised, denoised, 0.0, nfe)
+
+
+def _extrapolated(
+    denoised: Tensor, before: tuple[float, Tensor] | None, sigma: float, sigma_next: float
+) -> tuple[Tensor, tuple[float, Tensor] | None]:
+    """The estimate in the middle of an interval (2211.01095, algorithm 2, line 6), and what the next one needs."""
+    if sigma_next == 0:
+        return denoised, None
+    length = math.log(sigma / sigma_next)
+    if before is None:
+        return denoised, (length, denoised)
+    length_before, denoised_before = before
+    share = length / (2 * length_before)
+    return denoised + share * (denoised - denoised_before), (length, denoised)
 
 
 def _intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:

@@ -1,69 +1,107 @@
 """Sampling many images: noise that belongs to an image, not to a batch, and samplers by name."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers
+from unveil.diffusion.choices import GridName, SamplerName, Threshold, Variance
 from unveil.diffusion.denoiser import DenoiserFunction
-from unveil.diffusion.paths import Flow, NoisePath, VPLinear
-from unveil.diffusion.samplers import NoiseSource, Step
+from unveil.diffusion.paths import DiscreteVP, NoisePath
+from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
+from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """A sampler, its grid and their numbers; see params.yaml for each."""
 
-    sampler: Literal["ddpm", "ddim", "heun"]
+    sampler: SamplerName
     steps: int
-    grid: Literal["karras", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+    grid: GridName
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
     eta: float = 0.0
-    variance: Literal["small", "large"] = "small"
-    clip_denoised: bool = False
+    variance: Variance = "small"
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+    snr: float = 0.16
+    corrector_steps: int = 1
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    threshold: Threshold = "none"
+    threshold_percentile: float = 0.995
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations for an image."""
-        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+    def nfe(self) -> int | None:
+        """Network evaluations for an image; None where they depend on the image."""
+        if self.sampler == "rk45":
+            return None
+        if self.sampler == "heun":
+            return 2 * self.steps - 1
+        if self.sampler == "predictor-corrector":
+            return self.steps + self.corrector_steps * (self.steps - 1)
+        return self.steps
 
 
 def build_grid(config: SamplerConfig, path: NoisePath) -> Tensor:
     """The noise levels that ``config`` names: float64 [steps + 1], decreasing to 0.
 
     Raises:
-        ValueError: if the grid belongs to another path.
+        ValueError: if the grid belongs to another path, or starts where there is no noise.
     """
     if config.grid == "karras":
         return grids.karras(config.steps, config.sigma_min, config.sigma_max, config.rho)
+    if config.grid == "log-linear":
+        return grids.log_linear(config.steps, config.sigma_min, config.sigma_max)
     if config.grid == "uniform-t":
-        if not isinstance(path, Flow):
-            raise ValueError("grid uniform-t is even in the time of path flow; the model was trained on another path")
         return grids.uniform_t(config.steps, config.sigma_max, path)
-    if not isinstance(path, VPLinear):
-        raise ValueError(f"grid {config.grid} visits timesteps of path vp-linear; the model was trained on another")
+    if not isinstance(path, DiscreteVP):
+        raise ValueError(
+            f"grid {config.grid} visits the timesteps of a path that has T of them; "
+            f"the model was trained on {type(path).__name__}, whose time is continuous"
+        )
     return grids.ddim(config.steps, path, config.grid.removeprefix("ddim-"))
+
+
+def build_sampler(config: SamplerConfig) -> Sampler:
+    """The sampler that ``config`` names, with its own numbers."""
+    churn = Churn(config.s_churn, config.s_tmin, config.s_tmax, config.s_noise)
+    built: dict[SamplerName, Sampler] = {
+        "ddpm": partial(samplers.ddpm, variance=config.variance),
+        "ddim": partial(samplers.ddim, eta=config.eta),
+        "euler": partial(samplers.euler, churn=churn),
+        "heun": partial(samplers.heun, churn=churn),
+        "euler-maruyama": samplers.euler_maruyama,
+        "predictor-corrector": partial(
+            samplers.predictor_corrector, snr=config.snr, corrector_steps=config.corrector_steps
+        ),
+        "dpmpp-2m": samplers.dpmpp_2m,
+        "dpmpp-2m-sde": samplers.dpmpp_2m_sde,
+        "rk45": partial(samplers.rk45, rtol=config.rtol, atol=config.atol),
+    }
+    return built[config.sampler]
 
 
 def run_sampler(
     config: SamplerConfig, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
     """Run the sampler that ``config`` names from ``x`` at noise level ``sigmas[0]``."""
-    if config.clip_denoised:
-        denoiser = samplers.clipped(denoiser)
-    if config.sampler == "heun":
-        return samplers.heun(denoiser, sigmas, x, noise)
-    if config.sampler == "ddim":
-        return samplers.ddim(denoiser, sigmas, x, noise, config.eta)
-    return samplers.ddpm(denoiser, sigmas, x, noise, config.variance)
+    if config.threshold == "clip":
+        denoiser = clipped(denoiser)
+    elif config.threshold == "dynamic":
+        denoiser = dynamically_thresholded(denoiser, config.threshold_percentile)
+    return build_sampler(config)(denoiser, sigmas, x, noise)
 
 
 class SampleNoise:

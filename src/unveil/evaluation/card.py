@@ -142,6 +142,7 @@ def render(facts: CardFacts) -> str:
     """The card, in Markdown."""
     sections = (
         _distances(facts),
+        _likelihood(facts),
         _notes(facts),
         _data(facts),
         _measurement(facts),
@@ -177,6 +178,19 @@ def _distances(facts: CardFacts) -> str:
         f"{facts.num_images:,} images of uniform noise; the fraction is 0 at the floor and 1 at the scale."
     )
     return _section("Distances", text + "\n\n" + _table(header, rows))
+
+
+def _likelihood(facts: CardFacts) -> str:
+    metrics = facts.metrics
+    if "bits_per_dim" not in metrics:
+        return ""
+    text = (
+        f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits per dimension, an upper bound, "
+        f"lower is better: mean and standard error over {metrics['num_likelihood']:,} images of the "
+        f"{facts.held_out.name} split, by the probability-flow ODE (2011.13456) with uniform dequantization, "
+        f"{_number(metrics['bits_per_dim_nfe'])} network evaluations an image."
+    )
+    return _section("Likelihood", text)
 
 
 def _notes(facts: CardFacts) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.likelihood import BitsPerDim, LikelihoodConfig, bits_per_dim
 from unveil.errors import UnveilError
+from unveil.evaluation.distances import significant
 
 CPU_BATCH = 8  # more gain nothing there, and the values do not depend on it
 
@@ -21,7 +22,7 @@ def measure_likelihood(
     device: torch.device,
     say: Callable[[str], None],
 ) -> dict[str, float | int]:
-    """The metrics ``bits_per_dim``, ``bits_per_dim_stderr`` and ``bits_per_dim_nfe`` (mean over the images).
+    """The metrics ``bits_per_dim``, ``bits_per_dim_stderr``, ``bits_per_dim_nfe`` (a mean) and ``num_likelihood``.
 
     Args:
         denoiser: of the trained model, on ``device``.
@@ -50,7 +51,8 @@ def measure_likelihood(
         say(f"likelihood of {start + len(batch)} of {len(images)} images")
     found = BitsPerDim(torch.cat([part.values for part in parts]), torch.cat([part.nfe for part in parts]))
     return {
-        "bits_per_dim": found.mean,
-        "bits_per_dim_stderr": found.stderr,
-        "bits_per_dim_nfe": float(found.nfe.double().mean()),
+        "bits_per_dim": significant(found.mean),
+        "bits_per_dim_stderr": significant(found.stderr),
+        "bits_per_dim_nfe": significant(float(found.nfe.double().mean())),
+        "num_likelihood": len(images),
     }

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from unveil.diffusion.choices import SamplerName
 from unveil.errors import UnveilError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Studies behind REPORT.md.")
@@ -15,6 +16,40 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Studies behi
 @app.callback()
 def main() -> None:
     """Studies behind REPORT.md."""
+
+
+@app.command()
+def nfe(
+    images: Annotated[int, typer.Option(min=2, help="Samples of each point.")] = 1000,
+    reference_images: Annotated[int, typer.Option(min=2, help="Real images they are compared with.")] = 2000,
+    samplers: Annotated[str, typer.Option(help="Names with commas between them.")] = ",".join(get_args(SamplerName)),
+    grids: Annotated[str, typer.Option(help="Names with commas between them.")] = "karras",
+    evaluations: Annotated[str, typer.Option(help="Network evaluations, with commas.")] = "5,9,15,23,35,51",
+    sigma_min: Annotated[float, typer.Option(min=1e-8, help="Smallest sigma of the grids.")] = 0.1,
+    sigma_max: Annotated[float, typer.Option(min=1e-8, help="Largest sigma of the grids.")] = 80.0,
+    reference: Annotated[bool, typer.Option(help="Measure DDPM with 1000 steps too, at the end.")] = True,
+    budget: Annotated[float, typer.Option(min=0, help="Minutes; points that would end later are left out.")] = 240.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 100,
+    models: Annotated[Path, typer.Option(help="Folder of the model.")] = Path("models"),
+    shards: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("data/shards"),
+    out: Annotated[Path, typer.Option(help="Folder of the study; points that are there are kept.")] = Path(
+        "reports/nfe"
+    ),
+) -> None:
+    """Distance against network evaluations, for every sampler, on one trained model."""
+    from unveil.studies import nfe as study_of
+
+    with _one_line_errors():
+        settings = study_of.Settings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
+        study = study_of.Study(models, shards, out, settings, say=typer.echo)
+        configs = list(
+            study_of.cases(_names(samplers), _names(grids), study.sigma_min, study.sigma_max, _numbers(evaluations))
+        )
+        if reference:
+            configs.append(study_of.reference_case(study.sigma_min, study.sigma_max))
+        study.run(configs, 60 * budget)
+        typer.echo(study_of.write_report(study))
 
 
 @app.command()
@@ -45,6 +80,20 @@ def tutorials(
         typer.echo(table)
         if report is not None:
             study_of.fill_report(report, table)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = sorted({int(part) for part in _names(text)})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 2:
+        raise UnveilError(f"--evaluations: found {text!r}, expected whole numbers >= 2 with commas between them")
+    return numbers
 
 
 @contextmanager

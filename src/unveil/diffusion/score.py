@@ -1,0 +1,62 @@
+"""The score view of a denoiser: reverse stochastic differential equation and Langevin dynamics (2011.13456).
+
+The score of the noisy images, ``grad_x ln p(x; sigma)``, is the direction to the denoised image: ``(D - x) /
+sigma^2`` (Tweedie; Vincent 2011). In the common frame with sigma as its time the noising process is
+``dx = sqrt(2 sigma) dw``: no drift, and a variance of sigma^2 gathered until sigma.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from unveil.diffusion.denoiser import DenoiserFunction, expand
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+"""Maps noisy images [B, ...] and noise levels [B] to the gradient of their log density [B, ...]."""
+
+
+def score(denoiser: DenoiserFunction) -> ScoreFunction:
+    """The score function of a denoiser, ``(D(x; sigma) - x) / sigma^2``, for sigma above 0."""
+    return lambda x, sigma: (denoiser(x, sigma) - x) / expand(sigma, x).square()
+
+
+def reverse_drift(gradient: Tensor, sigma: float) -> Tensor:
+    """Drift of the reverse process, ``f x - g^2 score`` (2011.13456, eq. 6) with f = 0 and g^2 = 2 sigma.
+
+    Args:
+        gradient: the score at x, [B, ...].
+        sigma: the noise level of x.
+
+    Returns:
+        ``dx / dsigma`` of the mean, [B, ...]; sigma falls, so it is followed backwards.
+    """
+    return -2 * sigma * gradient
+
+
+def diffusion(sigma: float) -> float:
+    """Diffusion coefficient of both processes, ``g = sqrt(2 sigma)``: ``g^2 = d(sigma^2) / dsigma``."""
+    return math.sqrt(2 * sigma)
+
+
+def langevin_step(x: Tensor, gradient: Tensor, noise: Tensor, snr: float) -> Tensor:
+    """One step of Langevin dynamics at a constant noise level (2011.13456, algorithm 4): the corrector.
+
+    ``x + e score + sqrt(2 e) z`` with the step size ``e = 2 (snr |z| / |score|)^2``, which makes ``snr`` the ratio
+    of the norms of the two changes, but for a factor. Its norms are those of each image, as the algorithm says
+    (the paper's code takes the mean over a batch, which ties an image to its neighbours).
+
+    Args:
+        x: [B, ...].
+        gradient: the score at x, not zero everywhere.
+        noise: unit Gaussian, of x's shape.
+        snr: r of the paper, 0.16 there on CIFAR-10.
+    """
+    ratio = _norm(noise) / _norm(gradient)
+    size = expand(2 * (snr * ratio).square(), x)
+    return x + size * gradient + (2 * size).sqrt() * noise
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each image: [B, ...] to [B]."""
+    return x.reshape(len(x), -1).norm(dim=1)

@@ -1,0 +1,74 @@
+"""The score view: the gradient of the log density, the reverse process, and Langevin dynamics that keep a density."""
+
+import math
+
+import pytest
+import torch
+from tests.diffusion.closed_forms import gaussian_denoiser
+
+from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
+
+MEAN, STD = 0.3, 0.6
+
+
+def test_the_score_is_the_gradient_of_the_log_density() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sigma = torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64)
+    density = torch.distributions.Normal(MEAN, (STD**2 + sigma**2).sqrt()[:, None])
+    (gradient,) = torch.autograd.grad(density.log_prob(x).sum(), x)
+    found = score(gaussian_denoiser(MEAN, STD))(x, sigma)
+    torch.testing.assert_close(found, gradient)
+
+
+def test_the_reverse_process_undoes_the_variance_of_the_forward_one() -> None:
+    """Of Gaussian data: ``d var / dsigma`` is g^2 forward, and ``2 drift' var - g^2`` backward; they are the same."""
+    sigma, var = 1.7, STD**2 + 1.7**2
+    x = torch.tensor([[MEAN], [MEAN + 1.0]], dtype=torch.float64)
+    gradient = score(gaussian_denoiser(MEAN, STD))(x, torch.full((2,), sigma, dtype=torch.float64))
+    drift = reverse_drift(gradient, sigma)
+    slope = float(drift[1] - drift[0])
+    assert float(drift[0]) == pytest.approx(0.0)
+    assert 2 * slope * var - diffusion(sigma) ** 2 == pytest.approx(diffusion(sigma) ** 2)
+    assert diffusion(sigma) ** 2 == pytest.approx(2 * sigma)  # d(sigma^2) / dsigma
+
+
+def test_langevin_steps_have_the_papers_size() -> None:
+    """2011.13456, algorithm 4: ``e = 2 (r |z| / |g|)^2``, with the norms of each image."""
+    generator = torch.Generator().manual_seed(0)
+    x, gradient, noise = torch.randn(3, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    found = langevin_step(x, gradient, noise, 0.16)
+    for image in range(2):
+        size = 2 * (0.16 * noise[image].square().sum().sqrt() / gradient[image].square().sum().sqrt()) ** 2
+        expected = x[image] + size * gradient[image] + (2 * size).sqrt() * noise[image]
+        torch.testing.assert_close(found[image], expected)
+
+
+@pytest.mark.parametrize("snr", [0.05, 0.16, 0.3])
+def test_langevin_dynamics_come_to_rest_at_the_density(snr: float) -> None:
+    """From a wrong spread, at one noise level, to the variance S / (1 - snr^2) that steps of this size have.
+
+    In many dimensions |z|^2 / |g|^2 is the variance V of x, nearly a constant, so that a step is
+    ``V <- (1 - e / S)^2 V + 2 e`` with ``e = 2 snr^2 S^2 / V``; at rest ``V (1 - snr^2) = S``, up to snr^4.
+    """
+    sigma, count, size = 0.8, 40, 400
+    generator = torch.Generator().manual_seed(0)
+    level = torch.full((count,), sigma, dtype=torch.float64)
+    gradient_of = score(gaussian_denoiser(MEAN, STD))
+    x = 3 * torch.randn(count, size, generator=generator, dtype=torch.float64)
+    steps = round(4 / snr**2)
+    for _ in range(steps):
+        noise = torch.randn(count, size, generator=generator, dtype=torch.float64)
+        x = langevin_step(x, gradient_of(x, level), noise, snr)
+    exact = STD**2 + sigma**2
+    assert float(x.mean()) == pytest.approx(MEAN, abs=5 * math.sqrt(exact / (count * size)) + 3 * math.exp(-4))
+    assert float(x.var()) / exact == pytest.approx(1 / (1 - snr**2), rel=0.04)
+
+
+def test_an_images_langevin_step_does_not_depend_on_its_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient, noise = torch.randn(3, 5, 3, 4, 4, generator=generator)
+    together = langevin_step(x, gradient, noise, 0.2)
+    for image in range(5):
+        only = slice(image, image + 1)
+        alone = langevin_step(x[only], gradient[only], noise[only], 0.2)
+        torch.testing.assert_close(alone[0], together[image])
