@@ -124,7 +124,7 @@ def test_every_mistake_changes_one_thing() -> None:
 
 
 def test_every_field_is_used_and_every_name_and_change_is_there_once() -> None:
-    changed = {name for case in MISTAKES for name in case.setup.changes}
+    changed = {name for case in (*MISTAKES, *CONTROLS) for name in case.setup.changes}
     assert changed == {field.name for field in fields(Setup)} - {"seed"}
     assert len({case.name for case in CASES}) == len({case.title for case in CASES}) == len(CASES)
     assert len({case.setup for case in CASES}) == len(CASES)
@@ -139,6 +139,7 @@ def test_mistakes_of_sampling_share_the_training_of_the_run_without_them() -> No
         "place-as-timestep",
         "no-clipping",
         "noise-read-as-image",
+        "ddim",
     }
     trainings = {case.name: case.setup.training for case in CASES}
     assert trainings["unit-pixels"] == trainings["unit-pixels-shown-as-signed"] != Setup()

@@ -1,9 +1,9 @@
 """Why tutorials fail: each classic mistake of a first diffusion model alone, against the same run without it.
 
 The run without a mistake is what most tutorials teach: DDPM's linear schedule, a U-Net that predicts the noise,
-L_simple, averaged weights and DDIM, small enough for minutes on two cores. A :class:`Setup` says everything in
-which the runs differ, and a mistake replaces one field of it. What the library refuses to build is built here, of
-the library's own parts put together wrongly. Every finished run is kept, and is not made again.
+L_simple, averaged weights and DDPM's sampler, small enough for minutes on two cores. A :class:`Setup` says
+everything in which the runs differ, and a mistake replaces one field of it. What the library refuses to build is
+built here, of the library's own parts put together wrongly. Every finished run is kept, and is not made again.
 """
 
 import json
@@ -77,6 +77,7 @@ class Setup:
         timesteps: T; the betas rise from 1e-4 to 0.02 whatever it is.
         target: what the loss compares the network's output with.
         read_as: what the sampler takes the network's output for.
+        sampler: ``ddpm`` draws fresh noise in every step (the posterior's variance), ``ddim`` none.
         spacing: the timesteps that the sampler visits: ``trailing`` and ``leading`` as in ``grids.ddim_timesteps``,
             or the ``first`` ones, 0 to ``steps`` - 1.
         told: whether the sampler tells the network the timestep, or its place among the timesteps visited.
@@ -93,6 +94,7 @@ class Setup:
     timesteps: int = 1000
     target: Literal["noise", "image"] = "noise"
     read_as: Literal["noise", "image"] = "noise"
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
     spacing: Literal["trailing", "leading", "first"] = "trailing"
     told: Literal["timestep", "place"] = "timestep"
     clip: bool = True
@@ -101,7 +103,7 @@ class Setup:
     @property
     def training(self) -> "Setup":
         """The setup of the training that this run needs: runs that differ only in sampling share one."""
-        shared = {name: getattr(Setup, name) for name in ("read_as", "spacing", "told", "clip", "weights")}
+        shared = {name: getattr(Setup, name) for name in ("read_as", "sampler", "spacing", "told", "clip", "weights")}
         pixels: Any = self.pixels.removesuffix("-shown-as-signed")
         return replace(self, pixels=pixels, **shared)
 
@@ -149,7 +151,10 @@ MISTAKES = (
     Case("image-loss", "loss on the image, read as noise", Setup(target="image")),
     Case("noise-read-as-image", "loss on the noise, read as image", Setup(read_as="image")),
 )
-CONTROLS = (Case("image-prediction", "no mistake: loss on the image, read so", Setup(target="image", read_as="image")),)
+CONTROLS = (
+    Case("image-prediction", "no mistake: loss on the image, read so", Setup(target="image", read_as="image")),
+    Case("ddim", "no mistake: DDIM in place of DDPM", Setup(sampler="ddim")),
+)
 CASES = (*BASELINES, *MISTAKES, *CONTROLS)
 
 
@@ -347,7 +352,8 @@ def sample(network: nn.Module, setup: Setup, budget: Budget, precision: str, dev
                 x = iterate(evaluate, sigmas, noise())
             else:
                 x = noise() * path.start_scale(sigmas[0]).item()
-                *_, last = samplers.ddim(evaluate, sigmas, x, noise)
+                run = samplers.ddpm if setup.sampler == "ddpm" else samplers.ddim
+                *_, last = run(evaluate, sigmas, x, noise)
                 x = last.x
         yield shown(x, setup.pixels).cpu()
 
