@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -55,11 +55,20 @@ def batches(
         noise = SampleNoise(settings.seed, ids, shape, device)
         strip: list[Step] = []
         steps = sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device))
-        for step in reported(steps, f"samples {start:,} to {ids[-1]:,}: step {{:,}} of {config.steps:,}", say):
-            if start == 0:  # a thousand steps of a whole batch would not fit into memory
-                shown = slice(None, TRAJECTORY_FACES)
-                strip.append(replace(step, x=step.x[shown].cpu(), denoised=step.denoised[shown].cpu()))
+        try:
+            for step in reported(steps, f"samples {start:,} to {ids[-1]:,}: step {{:,}} of {config.steps:,}", say):
+                if start == 0:  # a thousand steps of a whole batch would not fit into memory
+                    shown = slice(None, TRAJECTORY_FACES)
+                    strip.append(replace(step, x=step.x[shown].cpu(), denoised=step.denoised[shown].cpu()))
+        except ArithmeticError as error:  # of rk45, whose steps find out first
+            raise _not_finite(ids, f"cannot be drawn by rk45 ({error})") from None
         yield ids, strip, step
+
+
+def _not_finite(ids: Sequence[int], why: str = "are not finite numbers") -> UnveilError:
+    return UnveilError(
+        f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} {why}; train again, or set sample.precision to fp32"
+    )
 
 
 def reported(steps: Iterator[Step], line: str, say: Callable[[str], None]) -> Iterator[Step]:
@@ -110,10 +119,7 @@ def main(
         nfe, started = 0, time.perf_counter()
         for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say):
             if not torch.isfinite(last.x).all():
-                raise UnveilError(
-                    f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} are not finite numbers; "
-                    "train again, or set sample.precision to fp32"
-                )
+                raise _not_finite(ids)
             if not images:
                 faces = min(TRAJECTORY_FACES, len(ids))
                 columns = min(TRAJECTORY_COLUMNS, len(strip))

@@ -6,8 +6,8 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import log, pi, sqrt
+from functools import cache, partial
+from math import log, log10, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, TypeAlias
@@ -22,15 +22,25 @@ from torch import Tensor
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import expand
-from unveil.diffusion.objectives import EDMObjective, FlowMatching, Objective, Simple, UniformTimes
-from unveil.diffusion.paths import EDM, DiscreteVP, Flow, NoisePath, VPLinear
-from unveil.diffusion.samplers import NoiseSource, Step
+from unveil.diffusion.objectives import (
+    P2,
+    EDMObjective,
+    FlowMatching,
+    Likelihood,
+    MinSNR,
+    Objective,
+    Simple,
+    UniformTimes,
+)
+from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
 from unveil.files import atomic_path
 
 FIGURES = Path("docs/figures")
 DPI = 110
 COLORS = 128  # of a figure's palette: they are lines on flat grounds, and a palette makes the files small
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#222222"
+SKY, YELLOW, RED = "#56b4e9", "#c9a227", "#882255"
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 20.0
 """Noise levels between which the samplers of the figures go, before the last interval to 0."""
@@ -85,16 +95,53 @@ class Mixture:
         return x.new_tensor(self.weights) * (-squares / 2).exp() / (2 * pi * variances).sqrt()
 
 
+@dataclass(frozen=True)
+class Ring:
+    """A mixture of round Gaussians on a circle in the plane; x is [B, ..., 2], independent points of the plane.
+
+    Attributes:
+        weights: of the components, sum 1.
+        radius: of the circle.
+        std: of every component.
+    """
+
+    weights: tuple[float, ...] = (0.3, 0.1, 0.25, 0.1, 0.25)
+    radius: float = 1.2
+    std: float = 0.1
+
+    @property
+    def means(self) -> Tensor:
+        """Evenly around the circle: float64 [K, 2]."""
+        angles = 2 * pi * torch.arange(len(self.weights), dtype=torch.float64) / len(self.weights) + pi / 2
+        return self.radius * torch.stack([angles.cos(), angles.sin()], -1)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``E[x0 | x]`` for x [B, ..., 2] and sigma [B], as of :class:`Mixture`."""
+        level = expand(sigma, x[..., 0])
+        gain = self.std**2 / (self.std**2 + level.square())[..., None, None]
+        parts = self.means + gain * (x[..., None, :] - self.means)
+        return (self._log_joint(x, level).softmax(-1)[..., None] * parts).sum(-2)
+
+    def _log_joint(self, x: Tensor, level: Tensor) -> Tensor:
+        variance = (self.std**2 + level.square())[..., None]
+        squares = (x[..., None, :] - self.means).square().sum(-1) / variance
+        return x.new_tensor(self.weights).log() - squares / 2 - (2 * pi * variance).log()
+
+
 def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
     """Density of ln(sigma) in training: noise levels and the density at each, float64, rising in sigma.
 
     Raises:
         TypeError: for an objective whose density is not known here.
     """
+    if isinstance(objective, Likelihood):
+        least, greatest = objective.path.sigma_range()
+        sigmas = torch.logspace(log10(least), log10(greatest), 401, dtype=torch.float64)
+        return sigmas, torch.full_like(sigmas, 1 / float((sigmas[-1] / sigmas[0]).log()))
     if isinstance(objective, UniformTimes):
-        sigmas = _levels_of(objective.path)
-        (spacing,) = torch.gradient(sigmas.log())  # equal times have equal probabilities
-        return sigmas, 1 / (len(sigmas) * spacing)
+        return _density_of_uniform_times(objective.path)
+    if isinstance(objective, FlowMatching) and objective.times == "uniform":
+        return _density_of_uniform_times(Flow())
     if isinstance(objective, EDMObjective):
         mean, std = objective.p_mean, objective.p_std
     elif isinstance(objective, FlowMatching):
@@ -136,6 +183,11 @@ def heun_solver(mixture: Mixture) -> Solver:
     return lambda sigmas, x: samplers.heun(mixture.denoise, sigmas, x, _no_noise)
 
 
+def dpmpp_2m_solver(mixture: Mixture) -> Solver:
+    """DPM-Solver++(2M) on the mixture."""
+    return lambda sigmas, x: samplers.dpmpp_2m(mixture.denoise, sigmas, x, _no_noise)
+
+
 def ddpm_solver(mixture: Mixture, seed: int) -> Solver:
     """DDPM with the posterior's variance on the mixture."""
 
@@ -145,78 +197,115 @@ def ddpm_solver(mixture: Mixture, seed: int) -> Solver:
     return solve
 
 
+@dataclass(frozen=True)
+class _Line:
+    """How one curve is drawn and named."""
+
+    name: str
+    color: str
+    style: str | tuple[int, tuple[float, ...]] = "-"
+
+
+def _paths() -> list[tuple[_Line, NoisePath, Tensor]]:
+    """The noise paths, and noise levels along each: at 401 equal steps of its own time."""
+    shown: list[tuple[_Line, NoisePath]] = [
+        (_Line("vp-linear, T = 1000", BLUE), VPLinear()),
+        (_Line("vp-linear, T = 500", BLUE, "--"), VPLinear(500)),
+        (_Line("vp-cosine", SKY), VPCosine()),
+        (_Line("vp-sigmoid", PURPLE), VPSigmoid()),
+        (_Line("sub-vp", YELLOW, (0, (4, 2))), SubVP()),
+        (_Line("ve", RED), VE()),
+        (_Line("flow", GREEN), Flow()),
+    ]
+    curves = []
+    for line, path in shown:
+        times = torch.linspace(*path.t_range(), 401, dtype=torch.float64)
+        curves.append((line, path, path.sigma(times)))
+    levels = grids.karras(401, *EDM().sigma_range())[:-1].flip(0)  # time is sigma itself, so its sampler's steps
+    return [*curves, (_Line("edm, along its sampler's grid", ORANGE), EDM(), levels)]
+
+
 def draw_paths() -> Figure:
     """The noise paths side by side: alpha, s and sigma over normalised time."""
-    unit = torch.linspace(0, 1, 401, dtype=torch.float64)
-    curves: list[tuple[str, str, str, NoisePath, Tensor]] = []
-    for timesteps, color, style in ((1000, BLUE, "-"), (500, BLUE, "--")):
-        vp = VPLinear(timesteps)
-        name = f"vp-linear, T = {timesteps}: time t / (T − 1)"
-        curves.append((name, color, style, vp, vp.sigma(unit * (timesteps - 1))))
-    curves.append(("flow: time t", GREEN, "-", Flow(), Flow().sigma(unit[:-1])))
-    levels = grids.karras(len(unit), 0.002, 80.0)[:-1].flip(0)
-    curves.append(("edm: along the sampler's grid, ρ = 7", ORANGE, "-", EDM(), levels))
-
-    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
     signal, noise, level = figure.subplots(1, 3)
-    for name, color, style, path, sigma in curves:
-        time, alpha = unit[: len(sigma)], path.alpha(sigma)
+    for line, path, sigma in _paths():
+        time, alpha = torch.linspace(0, 1, len(sigma), dtype=torch.float64), path.alpha(sigma)
         for axes, values in ((signal, alpha), (noise, alpha * sigma), (level, sigma)):
-            axes.plot(time, values, color=color, linestyle=style, label=name, linewidth=1.6)
+            axes.plot(time, values, color=line.color, linestyle=line.style, label=line.name, linewidth=1.5)
     for axes, title in ((signal, "α: share of the image"), (noise, "s: share of the noise"), (level, "σ = s / α")):
         axes.set_title(title, fontsize=11)
-        axes.set_xlabel("normalised time", fontsize=9)
+        axes.set_xlabel("time, from end to end of training", fontsize=9)
         axes.set_xlim(0, 1)
         _tidy(axes)
-    signal.set_ylim(-0.03, 1.08)
+    signal.set_ylim(-0.03, 1.1)
+    signal.text(0.62, 1.03, "ve and edm", color=ORANGE, fontsize=8)
+    signal.text(0.03, 0.06, "sub-vp: as vp-linear,\nless noise", color=YELLOW, fontsize=8)
     noise.set_ylim(-0.03, 1.5)
-    noise.text(0.6, 1.4, "edm: s = σ, up to 80", color=ORANGE, fontsize=8, va="center")
+    noise.text(0.6, 1.4, "ve: s = σ, to 50", color=RED, fontsize=8, va="center")
+    noise.text(0.42, 1.4, "edm: s = σ, to 80", color=ORANGE, fontsize=8, va="center", ha="right")
     level.set_yscale("log")
-    level.set_ylim(1e-3, 1e3)
-    for timesteps, above in ((1000, 1.35), (500, 0.42)):
-        last = float(VPLinear(timesteps).sigmas[-1])
-        level.text(0.985, last * above, f"{last:.1f}", color=BLUE, fontsize=8, ha="right")
-    level.text(0.72, 92, "80", color=ORANGE, fontsize=8, ha="right")
-    level.plot([0.73, 1], [80, 80], color=ORANGE, linewidth=0.6, linestyle=":")
+    level.set_ylim(1e-3, 1e5)
+    for timesteps, height in ((1000, 400), (500, 0.6)):
+        last = VPLinear(timesteps).sigma_range()[1]
+        level.annotate(
+            f"{last:.1f}",
+            (1, last),
+            (0.86, height),
+            color=BLUE,
+            fontsize=8,
+            ha="right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": BLUE, "linewidth": 0.6},
+        )
     figure.legend(*level.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
+def _objectives() -> list[tuple[_Line, Objective]]:
+    path = VPLinear()
+    return [
+        (_Line("simple", BLUE), Simple(path)),
+        (_Line("min-snr, γ = 5", SKY), MinSNR(path)),
+        (_Line("p2, k = γ = 1", PURPLE), P2(path)),
+        (_Line("likelihood", BLACK, "-."), Likelihood(path)),
+        (_Line("edm, ln σ = −1.2 + 1.2 n", ORANGE), EDMObjective()),
+        (_Line("flow, t = sigmoid(n)", GREEN), FlowMatching()),
+        (_Line("flow, t uniform", GREEN, "--"), FlowMatching(times="uniform")),
+    ]
+
+
 def draw_objectives() -> Figure:
     """The objectives: where they train, what an error counts there, and both together."""
-    shown: list[tuple[str, str, str, Objective]] = [
-        ("simple, vp-linear T = 1000", BLUE, "-", Simple(VPLinear())),
-        ("edm, ln σ = −1.2 + 1.2 n", ORANGE, "-", EDMObjective()),
-        ("flow, t = sigmoid(n)", GREEN, "--", FlowMatching()),
-        ("flow, t = sigmoid(0.8 + 0.8 n)", GREEN, "-", FlowMatching(0.8, 0.8)),
-    ]
     levels = torch.logspace(-2.5, 2.5, 401, dtype=torch.float64)
-    figure = Figure(figsize=(10, 3.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=DPI, layout="constrained")
     density, weight, both = figure.subplots(1, 3)
-    for name, color, style, objective in shown:
+    for line, objective in _objectives():
+        look = {"color": line.color, "linestyle": line.style, "linewidth": 1.5, "label": line.name}
         sigmas, values = log_sigma_density(objective)
-        density.plot(sigmas, values, color=color, linestyle=style, label=name, linewidth=1.6)
-        weight.plot(levels, objective.weight(levels), color=color, linestyle=style, linewidth=1.6)
+        if not isinstance(objective, MinSNR | P2):  # these draw as simple does
+            density.plot(sigmas, values, **look)
+        weight.plot(levels, objective.weight(levels), **look)
         emphasis = values * objective.weight(sigmas) * sigmas.square()
-        both.plot(sigmas, emphasis / emphasis.max(), color=color, linestyle=style, linewidth=1.6)
+        inside = (sigmas > levels[0]) & (sigmas < levels[-1])
+        both.plot(sigmas, emphasis / emphasis[inside].max(), **look)
     density.set_title("density of ln σ in training", fontsize=11)
     weight.set_title("weight λ(σ) of |D − x₀|²", fontsize=11)
     both.set_title("density · λ · σ², largest value 1", fontsize=11)
-    both.axhline(1, color=BLACK, linestyle=":", linewidth=1)
-    both.text(0.0035, 1.03, "likelihood bound", fontsize=8, color=BLACK)
     both.set_ylim(0, 1.14)
-    density.set_ylim(bottom=0)
+    density.set_ylim(0, 0.42)
+    density.text(0.0036, 0.113, "likelihood", fontsize=8, color=BLACK)
+    density.text(6.5, 0.225, "simple, min-snr\nand p2 draw alike", fontsize=8, color=BLUE, va="top")
+    both.text(0.0036, 1.03, "likelihood: the bound", fontsize=8, color=BLACK)
     weight.set_yscale("log")
-    weight.set_ylim(0.3, 3e5)
+    weight.set_ylim(1e-4, 3e5)
+    weight.text(0.035, 6e3, "simple, likelihood: 1/σ²", color=BLUE, fontsize=8)
     for axes in (density, weight, both):
         axes.set_xscale("log")
         axes.set_xlim(10**-2.5, 10**2.5)
         axes.set_xlabel("σ", fontsize=9)
         _tidy(axes)
-    weight.text(0.004, 1.6e5, "simple: 1/σ²", color=BLUE, fontsize=8)
-    weight.text(0.004, 110, "flow:\n1/max(t, 0.05)²", color=GREEN, fontsize=8, va="top")
-    weight.text(12, 5.5, "edm → 1/0.5²", color=ORANGE, fontsize=8)
-    figure.legend(*density.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(*weight.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -258,16 +347,70 @@ def draw_samplers() -> Figure:
     return figure
 
 
+def draw_trajectories() -> Figure:
+    """Every sampler on a mixture in the plane, at about the same number of network evaluations."""
+    ring, steps = Ring(), 24
+    churn = Churn(s_churn=0.2 * steps, s_tmin=0.05, s_tmax=10.0)
+    shown: list[tuple[str, str, int, Sampler]] = [
+        ("ddim, euler", BLUE, steps, samplers.euler),
+        ("heun", GREEN, steps // 2, samplers.heun),
+        ("dpmpp-2m", PURPLE, steps, samplers.dpmpp_2m),
+        ("rk45", BLACK, steps, partial(samplers.rk45, rtol=1e-3, atol=1e-3)),
+        ("ddpm", ORANGE, steps, samplers.ddpm),
+        ("euler-maruyama", BLUE, steps, samplers.euler_maruyama),
+        ("predictor-corrector", BLACK, steps // 2, samplers.predictor_corrector),
+        ("dpmpp-2m-sde", PURPLE, steps, samplers.dpmpp_2m_sde),
+        ("heun, churned", GREEN, steps // 2, partial(samplers.heun, churn=churn)),
+    ]
+    figure = Figure(figsize=(10, 4.5), dpi=DPI, layout="constrained")
+    upper, lower = figure.subplots(2, 5, sharex=True, sharey=True)
+    points = SIGMA_MAX * torch.randn(1500, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for axes, (name, color, count, sampler) in zip([*upper[:4], *lower], shown, strict=True):
+        # The corrector takes the norms of its step over an image, here of all points; rk45's steps are an image's own.
+        start = points[None] if name == "predictor-corrector" else points[:, None]
+        sigmas = grids.karras(count, SIGMA_MIN, SIGMA_MAX)
+        walk = list(sampler(ring.denoise, sigmas, start, _noise_like(start, 1)))
+        steps_taken = _followed(sampler, ring, sigmas, start) if name == "rk45" else walk
+        levels = [SIGMA_MAX] + [step.sigma for step in steps_taken]
+        states = [
+            x.reshape(-1, 2) / sqrt(1 + sigma**2)
+            for x, sigma in zip([start, *(s.x for s in steps_taken)], levels, strict=True)
+        ]
+        lines = torch.stack(states)[:, : 36 if axes in upper else 6]
+        axes.plot(lines[..., 0], lines[..., 1], color=color, linewidth=0.7, alpha=0.7)
+        result = walk[-1].x.reshape(-1, 2)
+        axes.scatter(
+            result[:, 0], result[:, 1], s=0.8, color=ORANGE if color != ORANGE else BLACK, linewidths=0, zorder=3
+        )
+        axes.set_title(f"{name}: {walk[-1].nfe}", fontsize=9)
+    generator = torch.Generator().manual_seed(4)
+    which = torch.multinomial(torch.tensor(ring.weights), 1500, replacement=True, generator=generator)
+    data = ring.means[which] + ring.std * torch.randn(1500, 2, generator=generator, dtype=torch.float64)
+    upper[4].scatter(data[:, 0], data[:, 1], s=0.8, color=ORANGE, linewidths=0)
+    upper[4].set_title("the data", fontsize=9)
+    for axes in figure.axes:
+        axes.set_aspect("equal")
+        axes.set_xlim(-2.4, 2.4)
+        axes.set_ylim(-2.2, 2.2)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
 def draw_orders() -> Figure:
-    """Error of two solvers of the probability-flow ODE against the number of network evaluations."""
+    """Error of three solvers of the probability-flow ODE against the number of network evaluations."""
     mixture = Mixture()
     figure = Figure(figsize=(5, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    shown = (("ddim, η = 0 (Euler)", BLUE, "o", 1, ddim_solver), ("heun", GREEN, "s", 2, heun_solver))
-    for name, color, marker, order, solver in shown:
-        steps = [2**k // order for k in range(3, 11)]
+    shown = (
+        ("ddim, η = 0 (euler)", BLUE, "o", 1, 1, ddim_solver),
+        ("heun", GREEN, "s", 2, 2, heun_solver),
+        ("dpmpp-2m", PURPLE, "^", 2, 1, dpmpp_2m_solver),
+    )
+    for name, color, marker, order, cost, solver in shown:
+        steps = [2**k // cost for k in range(3, 11)]
         errors = solution_errors(solver(mixture), mixture, steps)
-        evaluations = [order * count for count in steps]
+        evaluations = [cost * count for count in steps]
         axes.plot(evaluations, errors, color=color, marker=marker, markersize=4, label=name, linewidth=1.4)
         last, error = evaluations[-1], errors[-1]
         guide = [16, last]
@@ -287,6 +430,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "paths.png": draw_paths,
     "objectives.png": draw_objectives,
     "samplers.png": draw_samplers,
+    "trajectories.png": draw_trajectories,
     "orders.png": draw_orders,
 }
 
@@ -304,12 +448,15 @@ def draw_all(out: Path) -> list[Path]:
     return written
 
 
-def _levels_of(path: NoisePath) -> Tensor:
-    """Noise levels at the timesteps of a discrete path, or at many equal steps of a continuous one's time."""
-    if isinstance(path, DiscreteVP):
-        return path.sigmas
-    least, greatest = path.t_range()
-    edges = torch.linspace(least, greatest, 2001, dtype=torch.float64)
+def _density_of_uniform_times(path: NoisePath) -> tuple[Tensor, Tensor]:
+    """At the timesteps of a discrete path, or at the middles of many equal intervals of a continuous one's time."""
+    sigmas = path.sigmas if isinstance(path, DiscreteVP) else _middles(path)
+    (spacing,) = torch.gradient(sigmas.log())  # equal times have equal probabilities
+    return sigmas, 1 / (len(sigmas) * spacing)
+
+
+def _middles(path: NoisePath) -> Tensor:
+    edges = torch.linspace(*path.t_range(), 2001, dtype=torch.float64)
     return path.sigma((edges[1:] + edges[:-1]) / 2)
 
 
@@ -320,6 +467,12 @@ def _no_noise() -> Tensor:
 def _noise_like(x: Tensor, seed: int) -> NoiseSource:
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def _followed(sampler: Sampler, ring: Ring, sigmas: Tensor, start: Tensor) -> list[Step]:
+    """Where a sampler that yields only its ends is between them: run to each noise level of the grid."""
+    between = [torch.stack([sigmas[0], level, torch.zeros_like(level)]) for level in sigmas[1:-1]]
+    return [next(sampler(ring.denoise, grid, start, _no_noise)) for grid in between]
 
 
 @cache

@@ -189,7 +189,7 @@ def test_min_snr_is_the_papers_weight_of_each_prediction() -> None:
 def test_p2_is_the_papers_factor_on_the_error_of_the_noise() -> None:
     sigma = torch.logspace(-2, 2, 9, dtype=torch.float64)
     alpha_bar = 1 / (1 + sigma**2)
-    factor = 1 / (0.7 + alpha_bar / (1 - alpha_bar)) ** 0.5  # 2204.00227, eq. 8, on Simple's weight
+    factor = 1 / (0.7 + alpha_bar / (1 - alpha_bar)) ** 0.5  # 2204.00227, on Simple's weight
     torch.testing.assert_close(P2(VPLinear(), 0.7, 0.5).weight(sigma) * sigma**2, factor)
     torch.testing.assert_close(P2(VPLinear(), 1.0, 0.0).weight(sigma), Simple(VPLinear()).weight(sigma))
 

@@ -92,7 +92,17 @@ def test_the_same_seed_is_the_same_bytes(project: Path) -> None:
     assert first == second and first[0] == 0
 
 
-@pytest.mark.parametrize("sampler", [{"sampler": "heun"}, {"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.7}])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"sampler": "heun"},
+        {"sampler": "ddim", "eta": 0.7},
+        {"sampler": "predictor-corrector", "threshold": "dynamic"},
+        {"sampler": "dpmpp-2m-sde"},
+        {"sampler": "rk45", "rtol": 0.1, "atol": 0.1, "sigma_min": 2.0},
+    ],
+    ids=lambda sampler: str(sampler["sampler"]),
+)
 def test_the_batch_size_and_the_number_of_samples_leave_no_trace(project: Path, sampler: dict[str, Any]) -> None:
     results = []
     for batch_size, count in ((5, 11), (11, 11), (3, 8), (1, 9)):
@@ -107,11 +117,33 @@ def test_the_batch_size_and_the_number_of_samples_leave_no_trace(project: Path, 
     assert (_samples()[0].int() - results[0][:9]).abs().max() > 1
 
 
-def test_a_model_that_went_wrong_is_one_line(project: Path) -> None:
+def test_rk45_reports_the_evaluations_of_the_sample_that_needed_most(project: Path) -> None:
+    counts = set()
+    for batch_size in (4, 11):
+        _set(project, sampler="rk45", rtol=0.1, atol=0.1, sigma_min=2.0, batch_size=batch_size)
+        done = _run()
+        assert done.exit_code == 0, done.output
+        counts.add(_samples()[2]["nfe"])
+    assert len(counts) == 1 and counts.pop() > 7
+    with Image.open("samples/trajectory.png") as strip:  # the start, the smallest sigma, the image
+        assert strip.size == (3 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2)
+
+
+def test_steps_of_a_long_batch_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "STEP_SECONDS", 0)
+    _set(project, num_samples=8, batch_size=8, steps=3)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    assert "samples 0 to 7: step 2 of 3" in done.output
+
+
+@pytest.mark.parametrize("sampler", ["heun", "rk45"])
+def test_a_model_that_went_wrong_is_one_line(project: Path, sampler: str) -> None:
     _save_model(project, weight=1e30)
+    _set(project, sampler=sampler)
     done = _run()
     assert done.exit_code == 1
-    assert "samples 0 to 4 are not finite numbers" in done.output and done.output.count("\n") == 1
+    assert "samples 0 to 4 " in done.output and "train again" in done.output and done.output.count("\n") == 1
     assert not (project / "samples" / "samples.safetensors").exists()
 
 

@@ -138,9 +138,9 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Bits per dimension of images, between the ends of the path.
 
-    With uniform dequantization the mean is an upper bound of the code length of the grey levels (1511.01844,
-    sec. 3.1): ``-log2 p(x + u) - log2(1 / 127.5)``, with u uniform in a cell of that width around each level, as
-    training scales them. (Score SDE's code lays cells of 1 / 128 side by side in [-1, 1] instead.)
+    With uniform dequantization the mean is an upper bound of the code length of the grey levels (1511.01844):
+    ``-log2 p(x + u) - log2(1 / 127.5)``, with u uniform in a cell of that width around each level, as training
+    scales them. (Score SDE's code lays cells of 1 / 128 side by side in [-1, 1] instead.)
 
     Args:
         denoiser: of float32 images in [-1, 1], differentiable in x.

@@ -76,7 +76,7 @@ class MinSNR(UniformTimes):
 
 @dataclass(frozen=True)
 class P2(UniformTimes):
-    """Perception-prioritised weighting (Choi et al., 2204.00227, eq. 8): less weight where only details are lost.
+    """Perception-prioritised weighting (Choi et al., 2204.00227): less weight where only details are lost.
 
     Attributes:
         k: keeps the weight finite at small SNR; the paper takes 1.
@@ -97,7 +97,7 @@ class Likelihood:
     """The likelihood bound itself (Song et al., 2101.09258, theorem 1), importance-sampled.
 
     In the common frame their weight g(t)^2 makes the bound ``integral of E|D - x0|^2 / sigma^2 d ln(sigma)`` on every
-    path, and their importance sampling (sec. 4.3; density of t as g^2 / s^2) draws ln(sigma) uniformly. The loss is
+    path, and their importance sampling (density of t as g^2 / s^2) draws ln(sigma) uniformly. The loss is
     the mean over ln(sigma), so the bound, in nats, is the loss times the pixels times ``ln(greatest / least)``.
     """
 

@@ -182,7 +182,7 @@ def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: Noise
 
 
 def dpmpp_2m_sde(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M) (2211.01095, appendix D): DPM-Solver++(2M) on the reverse SDE.
+    """SDE-DPM-Solver++(2M) (2211.01095): DPM-Solver++(2M) on the reverse SDE.
 
     In the common frame it is DDPM with the small variance and the extrapolated estimate in the place of D.
     """
@@ -285,7 +285,7 @@ def rk45(
 def _extrapolated(
     denoised: Tensor, before: tuple[float, Tensor] | None, sigma: float, sigma_next: float
 ) -> tuple[Tensor, tuple[float, Tensor] | None]:
-    """The estimate in the middle of an interval (2211.01095, algorithm 2, line 6), and what the next one needs."""
+    """The estimate in the middle of an interval (2211.01095, algorithm 2), and what the next one needs."""
     if sigma_next == 0:
         return denoised, None
     length = math.log(sigma / sigma_next)
