@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unveil.networks.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, group_norm, zero_init
+from unveil.networks.blocks import (
+    BINOMIAL,
+    BOX,
+    AttentionBlock,
+    Downsample,
+    Filter,
+    ResidualBlock,
+    Upsample,
+    group_norm,
+    zero_init,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -125,9 +135,62 @@ def test_downsampling_halves_and_looks_right_and_down() -> None:
                     assert touched[i, j] == (2 * i <= y <= 2 * i + 2 and 2 * j <= column <= 2 * j + 2)
 
 
-def test_upsampling_doubles_each_pixel_before_its_convolution() -> None:
-    up = Upsample(3)
-    nn.init.dirac_(up.conv.weight)
-    nn.init.zeros_(_bias(up.conv))
-    x = _input(2, 3, 3, 5)
-    torch.testing.assert_close(up(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (8, 8)])
+def test_upsampling_doubles_each_pixel_before_its_convolution(height: int, width: int) -> None:
+    up = Upsample(6).double()
+    x = _input(2, 6, height, width).double()
+    expected = up.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(up(x), expected)
+    found = torch.autograd.grad(up(x).square().sum(), list(up.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), list(up.parameters())))
+
+
+def test_symmetric_downsampling_looks_to_all_sides() -> None:
+    down = Downsample(1, symmetric=True)
+    nn.init.ones_(down.conv.weight)
+    nn.init.zeros_(_bias(down.conv))
+    ones = down(torch.ones(1, 1, 4, 4))[0, 0]
+    assert ones.tolist() == [[4.0, 6.0], [6.0, 9.0]]  # zeros at the left and above; the right and lower side are seen
+
+
+@pytest.mark.parametrize("taps", [BOX, BINOMIAL])
+@pytest.mark.parametrize("up", [False, True])
+def test_a_filter_is_separable_and_keeps_a_constant(taps: tuple[float, ...], up: bool) -> None:
+    """Against the definition: zeros between the pixels (up), filter by the normalised taps, every second (down)."""
+    x = _input(2, 3, 6, 8).double()
+    found = Filter(taps, up).double()(x)
+    row = torch.tensor(taps, dtype=torch.float64) / sum(taps)
+    kernel = (torch.outer(row, row) * (4 if up else 1)).expand(3, 1, -1, -1)
+    if up:
+        spaced = torch.zeros(2, 3, 12, 16, dtype=torch.float64)
+        spaced[:, :, ::2, ::2] = x
+        before = len(taps) // 2
+        expected = F.conv2d(F.pad(spaced, (before, len(taps) - 1 - before) * 2), kernel, groups=3)
+    else:
+        expected = F.conv2d(F.pad(x, ((len(taps) - 1) // 2,) * 4), kernel, groups=3)[:, :, ::2, ::2]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    constant = Filter(taps, up)(torch.ones(1, 1, 8, 8))[0, 0, 2:-2, 2:-2]
+    torch.testing.assert_close(constant, torch.ones_like(constant))
+    assert not Filter(taps, up).state_dict()
+
+
+def test_scale_and_shift_act_on_normalised_features() -> None:
+    """2105.05233, sec. 3: AdaGN(h, y) = y_s GroupNorm(h) + y_b, here with y_s = 1 + scale."""
+    block = _random(ResidualBlock(32, 32, 4, 0.0, scale_shift=True))
+    assert isinstance(block, ResidualBlock) and block.embedding is not None
+    x, embedding = _input(2, 32, 4, 4), _input(2, 4)
+    scale, shift = (part[:, :, None, None] for part in block.embedding(embedding).chunk(2, dim=1))
+    normed = block.norm2(block.conv1(F.silu(block.norm1(x))))
+    torch.testing.assert_close(block(x, embedding), x + block.conv2(F.silu(normed * (1 + scale) + shift)))
+
+
+@pytest.mark.parametrize("project", [False, True])
+def test_a_resampling_block_resamples_both_branches(project: bool) -> None:
+    for up, side in ((False, 2), (True, 8)):
+        block = ResidualBlock(32, 32, 0, 0.0, resample=Filter(BOX, up), project=project)
+        x = _input(2, 32, 4, 4)
+        around = Filter(BOX, up)(x)
+        out = block(x, None)
+        assert out.shape == (2, 32, side, side)
+        torch.testing.assert_close(out, block.skip(around))  # the branch starts at zero
+        assert isinstance(block.skip, nn.Conv2d) == project

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from unveil.networks.embedding import NoiseEmbedding, sinusoidal_embedding
+from unveil.networks.embedding import NoiseEmbedding, RandomFourier, sinusoidal_embedding
 
 POSITIONS = torch.tensor([-1.5, 0.0, 0.25, 1.0, 17.0, 500.5, 999.0])
 
@@ -18,6 +18,24 @@ def test_it_is_diffusers_in_ddpms_setting(dim: int, period: float) -> None:
     found = sinusoidal_embedding(POSITIONS, dim, period)
     assert found.shape == (len(POSITIONS), dim) and found.dtype == torch.float32
     torch.testing.assert_close(found, peer, rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [4, 128])
+def test_with_cosines_first_it_is_diffusers_in_adms_setting(dim: int) -> None:
+    peer = get_timestep_embedding(POSITIONS, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(sinusoidal_embedding(POSITIONS, dim, cosines_first=True), peer, rtol=0.0, atol=1e-4)
+
+
+def test_random_frequencies_are_kept_with_the_weights() -> None:
+    torch.manual_seed(0)
+    waves = RandomFourier(4096)
+    assert waves.frequencies.std().item() == pytest.approx(16, rel=0.05)
+    again = RandomFourier(4096)
+    again.load_state_dict(waves.state_dict())
+    assert torch.equal(again(POSITIONS), waves(POSITIONS))
+    sine, cosine = waves(POSITIONS[:3]).chunk(2, dim=1)
+    expected = torch.exp(2j * math.pi * POSITIONS[:3, None].double() * waves.frequencies.double())
+    torch.testing.assert_close(torch.complex(cosine, sine), expected.to(torch.complex64), rtol=0.0, atol=1e-3)
 
 
 def test_frequencies_fall_geometrically_from_one_to_the_longest_period() -> None:

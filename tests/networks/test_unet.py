@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +11,24 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from unveil.networks.blocks import AttentionBlock, ResidualBlock
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
+from unveil.networks.embedding import Sinusoids
+from unveil.networks.plain import PlainUNet
+from unveil.networks.unet import UNet
+from unveil.recipes import load_recipe
+
+
+class _Returns(nn.Module):
+    """Whatever it is given, one answer."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer
+
 
 DDIM_CELEBA = UNetConfig(64, 128, (1, 2, 2, 2, 4), 2, (16,), 0, 0.1)  # ermongroup/ddim, configs/celeba.yml
 DDPM_CIFAR10 = UNetConfig(32, 128, (1, 2, 2, 2), 2, (16,), 0, 0.1)  # 2006.11239, appendix B: 35.7 million
@@ -27,9 +44,10 @@ def _unet(config: UNetConfig, seed: int = 0) -> UNet:
     return UNet(config)
 
 
-def _awake(config: UNetConfig) -> UNet:
+def _awake(config: UNetConfig) -> Any:
     """A network with no zeros left, as after some training."""
-    network = _unet(config)
+    torch.manual_seed(0)
+    network = build_network(config)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.05)
     return network
@@ -41,10 +59,92 @@ def _input(config: UNetConfig, batch: int = 2) -> tuple[Tensor, Tensor]:
     return x, torch.linspace(0, 999, batch)
 
 
-@pytest.mark.parametrize(("config", "published"), [(DDIM_CELEBA, 78_700_803), (DDPM_CIFAR10, 35_746_307)])
-def test_the_published_networks_have_their_published_sizes(config: UNetConfig, published: int) -> None:
+def _preset(name: str, image_size: int, **changes: Any) -> UNetConfig:
+    """A published network by its recipe, or another of its family."""
+    values = load_recipe(f"unet-{name}").params.train.network.model_dump()
+    return replace(UNetConfig(image_size=image_size, **values), **changes)
+
+
+CIFAR10 = {"channel_multipliers": (2, 2, 2)}
+IMAGENET256 = {"channels": 256, "channel_multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2}
+# Published: 35.7 and 114 million in 2006.11239, appendix B; 296 and 553 million in 2105.05233 (552,814,086 and
+# 295,904,454 as guided-diffusion constructs its checkpoints' networks); DDPM++ and NCSN++ as NVlabs/edm constructs
+# SongUNet; DDIM's as ermongroup/ddim constructs configs/celeba.yml; the plain U-Net as 1505.04597, figure 1, with one
+# channel in and out and no noise level.
+PUBLISHED = [
+    ("ddpm", _preset("ddpm", 32), 35_746_307),
+    ("ddpm", _preset("ddpm", 64, channel_multipliers=(1, 2, 2, 2, 4)), 78_700_803),
+    ("ddpm", _preset("ddpm", 256, channel_multipliers=(1, 1, 2, 2, 4, 4)), 113_673_219),
+    # without labels (1000 x 768) and learned variances (3 x (9 x 192 + 1)), which are not here
+    ("adm", _preset("adm", 64), 295_904_454 - 1000 * 768 - 3 * (9 * 192 + 1)),
+    ("adm", _preset("adm", 256, **IMAGENET256), 552_814_086 - 3 * (9 * 256 + 1)),  # without learned variances
+    # without labels and the augmentation's embedding
+    ("ddpmpp", _preset("ddpmpp", 32, **CIFAR10), 55_732_739),
+    ("ncsnpp", _preset("ncsnpp", 32, **CIFAR10), 56_395_523),
+    ("ddpmpp", _preset("ddpmpp", 64), 61_804_419),
+    ("ncsnpp", _preset("ncsnpp", 64), 62_758_787),
+    ("plain", _preset("plain", 64, image_channels=1, noise_conditioning="none"), 31_030_593),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "published"), PUBLISHED, ids=lambda value: str(value)[:40])
+def test_the_published_networks_have_their_published_sizes(family: str, config: UNetConfig, published: int) -> None:
     with torch.device("meta"):
-        assert _size(UNet(config)) == published
+        assert _size(build_network(config)) == published
+
+
+SMALL_OF_EACH = {
+    family: replace(config, image_size=16, channels=64, channel_multipliers=(1, 2), blocks=2, attention_resolutions=at)
+    for family, config, _ in PUBLISHED
+    for at in [() if family == "plain" else (8,)]
+    if config.image_channels == 3 or family == "plain"
+}
+
+
+@pytest.mark.parametrize("config", SMALL_OF_EACH.values(), ids=SMALL_OF_EACH)
+def test_every_family_keeps_the_shape_and_hears_the_noise_level(config: UNetConfig) -> None:
+    for stem in (1, 2):
+        stemmed = replace(
+            config, stem=stem, image_size=16 * stem, image_channels=3, noise_conditioning="all", dropout=0.0
+        )
+        network = _awake(stemmed).eval()
+        x, _ = _input(stemmed)
+        low, high = network(x, torch.tensor([0.1, 0.1])), network(x, torch.tensor([0.7, 0.1]))
+        assert low.shape == x.shape
+        assert (low[0] - high[0]).abs().max() > 1e-4
+        torch.testing.assert_close(low[1], high[1])
+        untold = _awake(replace(stemmed, noise_conditioning="none")).eval()
+        assert torch.equal(untold(x, torch.tensor([0.1, 0.1])), untold(x, torch.tensor([0.7, 0.1])))
+
+
+@pytest.mark.parametrize("config", [SMALL_OF_EACH["adm"], SMALL_OF_EACH["ncsnpp"]], ids=["adm", "ncsnpp"])
+def test_families_start_with_branches_that_are_zero(config: UNetConfig) -> None:
+    x, c_noise = _input(config)
+    assert _unet(config)(x, c_noise).count_nonzero() == 0
+
+
+def test_skips_that_are_rescaled_keep_the_variance() -> None:
+    """Sums of two independent branches of variance one have variance one (2011.13456)."""
+    block = ResidualBlock(64, 64, 0, 0.0, project=True, skip_scale=0.5**0.5)
+    nn.init.dirac_(block.conv2.weight)
+    branch, around = torch.randn(2, 8, 64, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    block.skip = nn.Identity()
+    block.conv2 = _Returns(branch)
+    assert block(around, None).var() == pytest.approx(1.0, abs=0.02)
+
+
+def test_progressive_input_reaches_every_resolution() -> None:
+    """With the first convolution at zero, the image still reaches the middle."""
+    reached = {}
+    for progressive in (False, True):
+        network = _awake(replace(SMALL, progressive_input=progressive)).eval()
+        nn.init.zeros_(network.conv_in.weight)
+        seen: list[Tensor] = []
+        network.middle1.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0]))
+        x, c_noise = _input(SMALL)
+        network(x, c_noise), network(x + 1, c_noise)
+        reached[progressive] = bool((seen[0] - seen[1]).abs().max() > 1e-4)
+    assert reached == {False: False, True: True}
 
 
 @pytest.mark.parametrize("config", [DDIM_CELEBA, DDPM_CIFAR10, UNetConfig(64, 64, (1, 1, 2, 3), 3, (32, 8))], ids=str)
@@ -181,6 +281,22 @@ def test_channels_last_changes_the_memory_and_nothing_else(config: UNetConfig) -
     network.to(memory_format=torch.channels_last)
     found = network(x.to(memory_format=torch.channels_last), c_noise)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_network_has_no_more_than_ronnebergers() -> None:
+    network = build_network(SMALL_OF_EACH["plain"])
+    assert isinstance(network, PlainUNet)
+    kinds = {type(module) for module in network.modules() if not list(module.children())}
+    assert kinds <= {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.SiLU, Sinusoids}
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert len(convolutions) == 2 * 3 + 1 + 1  # pairs down, lowest and up; one up-convolution; the last
+    five = build_network(replace(network.config, channel_multipliers=(1, 2, 4, 8, 16)))
+    assert sum(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in five.modules()) == 23  # as the paper says
+
+
+def test_an_architecture_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="architecture is 'dit', expected residual or plain"):
+        build_network(replace(SMALL, architecture="dit"))  # type: ignore[arg-type]
 
 
 def test_what_does_not_divide_is_refused() -> None:

@@ -1,0 +1,199 @@
+"""diffusers' pipeline folders: ``model_index.json``, a U-Net and a scheduler, as JSON and safetensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unveil.data.shards import ShardIndex
+from unveil.diffusion.design import DiffusionConfig
+from unveil.errors import UnveilError
+from unveil.files import atomic_directory, file_digest, write_json
+from unveil.interchange import scheduler as schedulers
+from unveil.interchange import unet2d
+from unveil.interchange.scheduler import SchedulerName
+from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
+from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
+
+INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PICKLED = "diffusion_pytorch_model.bin"
+WRITTEN_FOR = "0.32.0"  # a version of diffusers that reads what is written; newer ones do too
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a pipeline folder holds, in our terms.
+
+    Attributes:
+        network: of the U-Net.
+        diffusion: path and parameterization.
+        weights: under our names, float32.
+        sampling: how its scheduler samples, as keys and values of params.yaml's section ``sample``.
+        weights_sha256: of the file of weights.
+    """
+
+    network: UNetConfig
+    diffusion: DiffusionConfig
+    weights: dict[str, Tensor]
+    sampling: dict[str, Any]
+    weights_sha256: str
+
+
+def read_pipeline(folder: Path) -> Pipeline:
+    """Read a pipeline folder; the U-Net and the scheduler may lie in folders of their own or beside the index.
+
+    Raises:
+        UnveilError: if something is missing or damaged, or is what this project has not; the line names it.
+    """
+    if not folder.is_dir():
+        raise UnveilError(f"{folder}: no such folder, expected one with diffusers' {INDEX}")
+    parts = _read_json(folder / INDEX)
+    for part, classes in (("unet", ("UNet2DModel",)), ("scheduler", tuple(schedulers.CLASSES.values()))):
+        found = parts.get(part)
+        if not isinstance(found, list) or found[-1] not in classes:
+            raise UnveilError(f"{folder / INDEX}: {part}: found {found!r}, expected {' or '.join(classes)}")
+    if others := [key for key in parts if not key.startswith("_") and key not in ("unet", "scheduler")]:
+        raise UnveilError(f"{folder / INDEX}: found a {others[0]}, expected a unet and a scheduler alone")
+
+    unet_folder, scheduler_folder = _part(folder, "unet"), _part(folder, "scheduler")
+    network = unet2d.to_config(_read_json(unet_folder / "config.json"), str(unet_folder / "config.json"))
+    scheduler_file = scheduler_folder / "scheduler_config.json"
+    scheduler = _read_json(scheduler_file)
+    diffusion = schedulers.to_diffusion(scheduler, str(scheduler_file))
+    weights = unet2d.to_weights(_load_weights(unet_folder), network)
+    _check_fit(weights, network, unet_folder)
+    digest = file_digest(unet_folder / WEIGHTS)
+    return Pipeline(network, diffusion, weights, schedulers.sampling_advice(scheduler), digest)
+
+
+def import_pipeline(folder: Path, models: Path, shards: Path) -> Pipeline:
+    """Make a pipeline folder the project's model: ``model.safetensors``, ``config.json`` and ``run.json``.
+
+    Args:
+        folder: of the pipeline.
+        models: where train writes.
+        shards: the images that the model's samples are to be compared with; their facts go into config.json.
+
+    Raises:
+        UnveilError: as :func:`read_pipeline`, or if the shards have another size.
+    """
+    pipeline = read_pipeline(folder)
+    index = ShardIndex.load(shards)
+    if index.image_size != pipeline.network.image_size:
+        raise UnveilError(
+            f"{shards}: images of {index.image_size} pixels, expected {pipeline.network.image_size}, the model's; "
+            f"set preprocess.image_size to {pipeline.network.image_size} and run `dvc repro preprocess`"
+        )
+    data = {
+        "source": index.source,
+        "protocol": index.protocol,
+        "image_size": index.image_size,
+        "shards": index.digest(),
+    }
+    origin = {"imported_from": folder.name, "weights_sha256": pipeline.weights_sha256}
+    network = build_network(pipeline.network)
+    network.load_state_dict(pipeline.weights)
+    save_model(models, network, ModelConfig(pipeline.network, pipeline.diffusion, data, origin))
+    write_json(models / "run.json", {"stage": "import", **origin})  # else the record of another model stayed there
+    return pipeline
+
+
+def export_pipeline(
+    models: Path,
+    folder: Path,
+    scheduler: SchedulerName = "ddpm",
+    *,
+    clip_denoised: bool = False,
+    variance: Literal["small", "large"] = "small",
+) -> None:
+    """Write a trained model as a folder that ``DDPMPipeline`` or ``DDIMPipeline`` opens.
+
+    Args:
+        models: where train wrote.
+        folder: to be made.
+        scheduler: which of the two.
+        clip_denoised: whether the scheduler is to clip the denoised image in every step.
+        variance: of ddpm.
+
+    Raises:
+        UnveilError: if the folder is there already, or if diffusers cannot represent the model.
+    """
+    if folder.exists():
+        raise UnveilError(f"{folder}: already there, expected a folder to be made")
+    model = ModelConfig.load(models)
+    unet_config = unet2d.from_config(model.network)
+    scheduler_config = schedulers.from_diffusion(
+        model.diffusion, scheduler, clip_denoised=clip_denoised, variance=variance
+    )
+    weights = unet2d.from_weights(load_denoiser(models).network.state_dict(), model.network)
+    version = {"_diffusers_version": WRITTEN_FOR}
+    pipeline_class = schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline")
+    with atomic_directory(folder) as temporary:
+        (temporary / "unet").mkdir()
+        (temporary / "scheduler").mkdir()
+        write_json(
+            temporary / INDEX,
+            {
+                "_class_name": pipeline_class,
+                **version,
+                "scheduler": ["diffusers", scheduler_config["_class_name"]],
+                "unet": ["diffusers", "UNet2DModel"],
+            },
+        )
+        write_json(temporary / "unet" / "config.json", unet_config | version)
+        save_file(weights, temporary / "unet" / WEIGHTS, {"format": "pt"})
+        write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config | version)
+
+
+def _part(folder: Path, name: str) -> Path:
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there, expected as diffusers writes it") from None
+    except (OSError, ValueError) as error:
+        raise UnveilError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UnveilError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
+
+
+def _load_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        if (folder / PICKLED).exists():
+            raise UnveilError(
+                f"{folder / PICKLED}: a pickle, which can run any code and is never opened here; expected {WEIGHTS}. "
+                "Where you trust it, convert it with diffusers: "
+                "DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)"
+            ) from None
+        raise UnveilError(f"{path}: not there, expected the weights in one file") from None
+    except SafetensorError as error:
+        raise UnveilError(f"{path}: damaged ({error}); take it from its source again") from None
+
+
+def _check_fit(weights: dict[str, Tensor], config: UNetConfig, folder: Path) -> None:
+    """Raise UnveilError if the weights have other shapes than the configuration says."""
+    try:
+        with torch.device("meta"):
+            expected = build_network(config).state_dict()
+    except ValueError as error:
+        raise UnveilError(f"{folder / 'config.json'}: {error}") from None
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise UnveilError(
+                f"{folder / WEIGHTS}: {name} is {list(weights[name].shape)}, expected {list(tensor.shape)} "
+                "by its config.json"
+            )

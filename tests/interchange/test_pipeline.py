@@ -1,0 +1,280 @@
+"""Pipeline folders: diffusers opens ours and makes the same images, and ours are theirs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers import DDIMScheduler, DDPMScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from unveil.data.shards import Shard, ShardIndex
+from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.grids import ddim_timesteps
+from unveil.diffusion.paths import DiscreteVP
+from unveil.diffusion.sampling import SamplerConfig, run_sampler
+from unveil.errors import UnveilError
+from unveil.interchange.__main__ import app
+from unveil.interchange.pipeline import export_pipeline, import_pipeline, read_pipeline
+from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
+from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
+
+SIZE = 16
+NETWORK = UNetConfig(SIZE, 64, (1, 2), 1, (8,), 32)
+STEPS = 12
+
+
+def _awake(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.06)
+    return network
+
+
+def _model(folder: Path, path: Any = "vp-linear", parameterization: Any = "eps", network: Any = NETWORK) -> Path:
+    diffusion = DiffusionConfig(path, parameterization, "simple", timesteps=60, beta_end=0.2)
+    data = {"source": "cartoon", "protocol": "ddim", "image_size": SIZE, "shards": "0" * 64}
+    save_model(folder, _awake(build_network(network)), ModelConfig(network, diffusion, data, {"images": 1}))
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return _model(tmp_path / "models")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """An index alone: no image of it is read."""
+    index = ShardIndex(
+        source="cartoon",
+        protocol="score-sde",
+        image_size=SIZE,
+        attributes=(),
+        splits={"train": (Shard("train-00000.safetensors", 4, "1" * 64),)},
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    index.save(tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+class _TheirNoise:
+    """The noise of a diffusers pipeline with this seed, draw by draw."""
+
+    def __init__(self, count: int) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+        self.shape = (count, 3, SIZE, SIZE)
+
+    def __call__(self) -> Tensor:
+        return torch.randn(self.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("path", ["vp-linear", "vp-cosine"])
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+@pytest.mark.parametrize(("scheduler", "clip"), [("ddpm", True), ("ddim", False)])
+def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
+    path: str, parameterization: str, scheduler: Any, clip: bool, tmp_path: Path
+) -> None:
+    models = _model(tmp_path / "models", path, parameterization)
+    export_pipeline(models, tmp_path / "out", scheduler, clip_denoised=clip)
+    generator = torch.Generator().manual_seed(7)
+    opened = (DDPMPipeline if scheduler == "ddpm" else DDIMPipeline).from_pretrained(tmp_path / "out")
+    opened.set_progress_bar_config(disable=True)
+    theirs = opened(2, generator=generator, num_inference_steps=STEPS, output_type="np").images
+
+    denoiser = load_denoiser(models)
+    config = SamplerConfig(scheduler, STEPS, "ddim-leading", clip_denoised=clip)
+    assert isinstance(denoiser.path, DiscreteVP)
+    timesteps = ddim_timesteps(STEPS, denoiser.path.timesteps, "leading")
+    sigmas = torch.cat([denoiser.path.sigmas[timesteps], torch.zeros(1)])
+    noise = _TheirNoise(2)
+    with torch.inference_mode():
+        start = noise() * denoiser.path.start_scale(sigmas[0]).item()
+        *_, last = run_sampler(config, denoiser, sigmas, start, noise)
+    ours = (last.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert theirs.std() > 0.01
+    assert abs(ours - theirs).max() < 1e-4
+
+
+def test_import_of_an_export_is_the_model(models: Path, shards: Path, tmp_path: Path) -> None:
+    export_pipeline(models, tmp_path / "out")
+    import_pipeline(tmp_path / "out", tmp_path / "again", shards)
+    before, after = load_file(models / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    config, again = ModelConfig.load(models), ModelConfig.load(tmp_path / "again")
+    assert (again.network, again.diffusion) == (config.network, config.diffusion)
+    index = ShardIndex.load(shards)
+    assert again.data == {
+        "source": "cartoon",
+        "protocol": "score-sde",
+        "image_size": SIZE,
+        "shards": index.digest(),
+    }
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["stage"] == "import"
+
+
+def _their_pipeline(folder: Path, **unet: Any) -> Path:
+    """As diffusers' example of unconditional training saves it."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=SIZE,
+        layers_per_block=1,
+        block_out_channels=(64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **unet,
+    )
+    DDPMPipeline(network, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_of_diffusers_becomes_our_denoiser(shards: Path, tmp_path: Path) -> None:
+    folder = _their_pipeline(tmp_path / "theirs")
+    import_pipeline(folder, tmp_path / "models", shards)
+    denoiser = load_denoiser(tmp_path / "models")
+    peer = DDPMPipeline.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, 3, SIZE, SIZE, generator=generator) for _ in range(2))
+    t = torch.tensor([10, 800])
+    noisy = peer.scheduler.add_noise(x0, noise, t)
+    alpha_bar = peer.scheduler.alphas_cumprod[t].double()
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    with torch.no_grad():
+        predicted = peer.unet(noisy, t).sample
+        expected = (noisy - (1 - alpha_bar).sqrt().float()[:, None, None, None] * predicted) / alpha_bar.sqrt().float()[
+            :, None, None, None
+        ]
+        found = denoiser(noisy / alpha_bar.sqrt().float()[:, None, None, None], sigma)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_the_flat_layout_of_the_first_repositories_is_read(tmp_path: Path) -> None:
+    folder = _their_pipeline(tmp_path / "theirs")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        shutil.copy(folder / file, flat)
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", flat)
+    flattened, nested = read_pipeline(flat), read_pipeline(folder)
+    assert (flattened.network, flattened.diffusion) == (nested.network, nested.diffusion)
+    assert flattened.weights.keys() == nested.weights.keys()
+
+
+def test_half_precision_weights_are_taken_as_float32(tmp_path: Path) -> None:
+    folder = _their_pipeline(tmp_path / "theirs")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    assert {tensor.dtype for tensor in read_pipeline(folder).weights.values()} == {torch.float32}
+
+
+# What is refused
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _refusal(folder: Path) -> str:
+    with pytest.raises(UnveilError) as caught:
+        read_pipeline(folder)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _their_pipeline(tmp_path_factory.mktemp("saved") / "theirs")
+
+
+@pytest.fixture
+def theirs(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def test_a_pickle_is_never_opened(theirs: Path) -> None:
+    weights = theirs / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), theirs / "unet" / "diffusion_pytorch_model.bin")
+    weights.unlink()
+    message = _refusal(theirs)
+    assert "diffusion_pytorch_model.bin: a pickle" in message and "save_pretrained" in message
+
+
+def test_what_is_missing_or_damaged_is_named(theirs: Path, tmp_path: Path) -> None:
+    assert "no such folder" in _refusal(tmp_path / "none")
+    weights = theirs / "unet" / "diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-100])
+    assert "diffusion_pytorch_model.safetensors: damaged" in _refusal(theirs)
+    weights.unlink()
+    assert "diffusion_pytorch_model.safetensors: not there" in _refusal(theirs)
+    config = theirs / "unet" / "config.json"
+    config.write_text("{")
+    assert "config.json: cannot be read as JSON" in _refusal(theirs)
+    config.write_text("[]")
+    assert "config.json: expected an object" in _refusal(theirs)
+    (theirs / "model_index.json").unlink()
+    assert "model_index.json: not there" in _refusal(theirs)
+
+
+def test_another_pipeline_is_refused(theirs: Path) -> None:
+    index = theirs / "model_index.json"
+    _edit(index, vqvae=["diffusers", "VQModel"])
+    assert "model_index.json: found a vqvae, expected a unet and a scheduler alone" in _refusal(theirs)
+    _edit(index, unet=["diffusers", "UNet2DConditionModel"])
+    assert "unet: found ['diffusers', 'UNet2DConditionModel'], expected UNet2DModel" in _refusal(theirs)
+
+
+def test_weights_of_another_shape_are_refused(theirs: Path) -> None:
+    _edit(theirs / "unet" / "config.json", block_out_channels=[128, 128])
+    assert "expected" in _refusal(theirs) and "by its config.json" in _refusal(theirs)
+
+
+def test_heads_and_sizes_that_cannot_be_are_one_line(theirs: Path) -> None:
+    _edit(theirs / "unet" / "config.json", attention_head_dim=48)
+    assert "cannot be divided into heads of 48" in _refusal(theirs)
+    _edit(theirs / "unet" / "config.json", attention_head_dim=8, sample_size=17)
+    assert "image_size 17 is not divisible" in _refusal(theirs)
+
+
+def test_images_of_another_size_are_refused_and_nothing_is_written(theirs: Path, shards: Path, tmp_path: Path) -> None:
+    _edit(theirs / "unet" / "config.json", sample_size=32)
+    with pytest.raises(UnveilError, match=r"images of 16 pixels, expected 32, the model's; set preprocess\.image_size"):
+        import_pipeline(theirs, tmp_path / "models", shards)
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_export_replaces_nothing_and_leaves_nothing_half_done(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UnveilError, match="already there"):
+        export_pipeline(models, tmp_path / "there")
+    stemmed = _model(tmp_path / "stemmed", network=UNetConfig(SIZE, 32, (1,), 1, (), stem=2), parameterization="x0")
+    with pytest.raises(UnveilError, match=r"train.network.stem: found 2, expected 1"):
+        export_pipeline(stemmed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# The command
+
+
+def test_the_command_says_what_it_did_and_what_comes_next(models: Path, shards: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    out = str(tmp_path / "out")
+    done = run(app, ["export", out, "--models", str(models), "--scheduler", "ddim", "--clip-denoised"])
+    assert (done.exit_code, done.stdout) == (0, f"{out}: open it with DDIMPipeline.from_pretrained\n")
+    assert isinstance(DDIMPipeline.from_pretrained(out).scheduler, DDIMScheduler)
+    done = run(app, ["import", out, "--models", str(tmp_path / "again"), "--shards", str(shards)])
+    assert done.exit_code == 0
+    assert "sample.sampler ddim, sample.grid ddim-leading, sample.clip_denoised true" in done.stdout
+    assert "dvc repro sample evaluate" in done.stdout
+    done = run(app, ["import", str(tmp_path / "none")])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
