@@ -92,7 +92,7 @@ def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
     theirs = opened(2, generator=generator, num_inference_steps=STEPS, output_type="np").images
 
     denoiser = load_denoiser(models)
-    config = SamplerConfig(scheduler, STEPS, "ddim-leading", clip_denoised=clip)
+    config = SamplerConfig(scheduler, STEPS, "ddim-leading", threshold="clip" if clip else "none")
     assert isinstance(denoiser.path, DiscreteVP)
     timesteps = ddim_timesteps(STEPS, denoiser.path.timesteps, "leading")
     sigmas = torch.cat([denoiser.path.sigmas[timesteps], torch.zeros(1)])
