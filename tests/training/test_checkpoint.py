@@ -136,8 +136,8 @@ def test_keys_from_elsewhere_are_one_line(model: Path, section: str, values: dic
         ("network", {"channel_multipliers": []}, ""),
         ("network", {"attention_head_channels": 128}, "64 channels"),
         ("network", {"dropout": 7}, ""),
-        ("diffusion", {"path": "ve"}, "'ve'"),
-        ("diffusion", {"parameterization": "v"}, "'v'"),
+        ("diffusion", {"path": "vee"}, "'vee'"),
+        ("diffusion", {"parameterization": "w"}, "'w'"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_one_line(
