@@ -208,7 +208,7 @@ def test_report_says_how_large_the_networks_are(report):
     for name in ("demo", "celeba256-ddpm"):
         params = load_recipe(name).params
         network = UNet(UNetConfig(image_size=params.preprocess.image_size, **params.train.network.model_dump()))
-        assert f"{sum(weights.numel() for weights in network.parameters()):,} parameters" in report
+        assert f" {sum(weights.numel() for weights in network.parameters()):,} " in report
 
 
 def test_report_shows_the_committed_figures(report):

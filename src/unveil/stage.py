@@ -108,7 +108,8 @@ class Run:
         """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
         if path is None or path.expanduser().exists():
             return path
-        return self.project / path.expanduser()
+        elsewhere = self.project / path.expanduser()
+        return elsewhere if elsewhere.exists() else path
 
     def follow(self, record: Path) -> None:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.

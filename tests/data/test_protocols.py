@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unveil.data.protocols import PROTOCOLS, Protocol, crop, resize
+from unveil.data.protocols import PROTOCOLS, Protocol
+from unveil.data.resampling import crop, resize
 
 CROPS = {  # left, upper, right, lower, as the published code of each has it
     "ddim": (25, 57, 153, 185),

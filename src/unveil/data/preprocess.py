@@ -19,7 +19,6 @@ from numba import njit
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from unveil.data import protocols
 from unveil.data.celeba import (
     ATTRIBUTES,
     ATTRIBUTES_FILE,
@@ -31,6 +30,7 @@ from unveil.data.celeba import (
     read_partition,
 )
 from unveil.data.protocols import PROTOCOLS, Protocol
+from unveil.data.resampling import crop, resize
 from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
@@ -273,11 +273,11 @@ def _decode_some(archive: _Archive, names: list[str], rows: np.ndarray, protocol
     corrupt: list[tuple[int, str]] = []
     for row in rows.tolist():
         try:
-            image = protocols.crop(decode(archive.read(image_member(names[row]))), protocol)
+            image = crop(decode(archive.read(image_member(names[row]))), protocol)
         except ValueError as error:
             corrupt.append((row, str(error)))
             continue
-        images[len(kept)] = protocols.resize(image, image_size, protocol.resize)
+        images[len(kept)] = resize(image, image_size, protocol.resize)
         kept.append(row)
     return _Batch(images[: len(kept)], np.array(kept, dtype=np.int64), corrupt)
 

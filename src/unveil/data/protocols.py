@@ -17,12 +17,7 @@ the GAN and VAE literature, ADM-IP (2301.11706) by its published code, squash by
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from unveil.data.celeba import CANVAS
-from unveil.data.resampling import resample_8bit, resample_float
 
 Resize = Literal["pil", "float", "aliased"]
 
@@ -71,35 +66,3 @@ PROTOCOLS = {
         Protocol("squash", None, "pil"),
     )
 }
-
-
-def crop(image: NDArray[np.uint8], protocol: Protocol) -> NDArray[np.uint8]:
-    """The protocol's part of an image, as a view: uint8 [H, W, 3] -> uint8 [h, w, 3].
-
-    Raises:
-        ValueError: if the protocol crops CelebA's canvas and the image has another size.
-    """
-    if protocol.crop is None:
-        return image
-    width, height = CANVAS
-    if image.shape[:2] != (height, width):
-        whole = " and ".join(name for name, other in PROTOCOLS.items() if other.crop is None)
-        raise ValueError(
-            f"found {image.shape[1]} x {image.shape[0]} pixels, expected {width} x {height}, "
-            f"of which protocol {protocol.name} takes a part; {whole} take any size"
-        )
-    left, top, crop_width, crop_height = protocol.crop
-    return image[top : top + crop_height, left : left + crop_width]
-
-
-def resize(image: NDArray[np.uint8], size: int, how: Resize) -> NDArray[np.uint8]:
-    """Resize an image to a square: uint8 [h, w, 3] -> uint8 [3, size, size].
-
-    ``pil`` gives Pillow's pixels and ``aliased`` OpenCV's, ``float`` the exact sum to the nearest level.
-    """
-    if how == "pil":
-        return resample_8bit(image, size)
-    if how == "float":
-        return resample_float(image, size)
-    smaller: NDArray[np.uint8] = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return smaller.transpose(2, 0, 1)

@@ -1,7 +1,8 @@
-"""Antialiased bilinear resampling of a decoded image: Pillow's, bit for bit, and the same filter in float.
+"""From a decoded image to a training image: a protocol's crop and its resize.
 
-Both mix rows: a new row is a sum of a few old ones. Columns are mixed as the rows of the transposed image, so that
-every inner loop runs over neighbours in memory. The loops are compiled (numba) and hold no lock of Python's.
+Antialiased bilinear is written here, as Pillow's, bit for bit, and as the same filter in float. Both mix rows: a new
+row is a sum of a few old ones. Columns are mixed as the rows of the transposed image, so that every inner loop runs
+over neighbours in memory. The loops are compiled (numba) and hold no lock of Python's.
 """
 
 from functools import cache
@@ -13,8 +14,43 @@ from numba import njit
 from numpy.typing import NDArray
 from PIL import Image
 
+from unveil.data.celeba import CANVAS
+from unveil.data.protocols import PROTOCOLS, Protocol, Resize
+
 PRECISION = 22
 """Bits behind the point of Pillow's 8-bit weights: 32 less 8 for the level and 2 to spare."""
+
+
+def crop(image: NDArray[np.uint8], protocol: Protocol) -> NDArray[np.uint8]:
+    """The protocol's part of an image, as a view: uint8 [H, W, 3] -> uint8 [h, w, 3].
+
+    Raises:
+        ValueError: if the protocol crops CelebA's canvas and the image has another size.
+    """
+    if protocol.crop is None:
+        return image
+    width, height = CANVAS
+    if image.shape[:2] != (height, width):
+        whole = " and ".join(name for name, other in PROTOCOLS.items() if other.crop is None)
+        raise ValueError(
+            f"found {image.shape[1]} x {image.shape[0]} pixels, expected {width} x {height}, "
+            f"of which protocol {protocol.name} takes a part; {whole} take any size"
+        )
+    left, top, crop_width, crop_height = protocol.crop
+    return image[top : top + crop_height, left : left + crop_width]
+
+
+def resize(image: NDArray[np.uint8], size: int, how: Resize) -> NDArray[np.uint8]:
+    """Resize an image to a square: uint8 [h, w, 3] -> uint8 [3, size, size].
+
+    ``pil`` gives Pillow's pixels and ``aliased`` OpenCV's, ``float`` the exact sum to the nearest level.
+    """
+    if how == "pil":
+        return resample_8bit(image, size)
+    if how == "float":
+        return resample_float(image, size)
+    smaller: NDArray[np.uint8] = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return smaller.transpose(2, 0, 1)
 
 
 def resample_8bit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
