@@ -22,6 +22,8 @@ from unveil.params import flatten, load_params
 from unveil.stage import STAGES, Run, declared_paths, paths_digest, stage
 from unveil.tracking import Store
 
+REPOSITORY = Path(__file__).parents[1]
+
 PARAMS = Path("params.yaml")
 
 
@@ -399,3 +401,21 @@ def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
     assert digest("nothing", files, "b") is None
     # as sha256sum prints it, so that a reader can check a file by hand
     assert digest("file", files, "a/x") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+
+
+def test_a_relative_path_is_found_from_a_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy = tmp_path / "main" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpcopy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for folder, name in ((copy, "both"), (tmp_path / "main", "both"), (tmp_path / "main", "one"), (tmp_path, "mine")):
+        (folder / name).touch()
+    run = Run("train", load_params(REPOSITORY / "params.yaml"), copy)
+    assert run.project == tmp_path / "main"
+    assert run.locate(None) is None
+    assert run.locate(Path("both")) == Path("both")
+    assert run.locate(Path("one")) == tmp_path / "main" / "one"
+    assert run.locate(Path("~/mine")) == tmp_path / "mine"
+    assert run.locate(Path("nowhere")) == Path("nowhere")
+    assert run.locate(tmp_path / "mine") == tmp_path / "mine"

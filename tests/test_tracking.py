@@ -197,13 +197,30 @@ def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: p
     assert "\n" not in str(caught.value)
 
 
-def test_a_password_is_shown_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hidden@127.0.0.1:1/runs")
-    store = Store.locate(tmp_path)
-    assert store.shown == "postgresql://127.0.0.1:1/runs"
-    error = store.cannot_open(OSError(f"no answer from {store.uri}"))
-    assert "no answer from postgresql://127.0.0.1:1/runs;" in str(error)
-    assert "hidden" not in str(error)
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:hidden@127.0.0.1:1/runs", "postgresql://127.0.0.1:1/runs"),
+        ("postgresql://db/runs?user=me&password=hidden", "postgresql://db/runs?user=***&password=***"),
+        ("sqlite:////home/me@corp/mlflow.db", "sqlite:////home/me@corp/mlflow.db"),
+        ("http://127.0.0.1:1/team@home", "http://127.0.0.1:1/team@home"),
+        ("http://me:hidden@127.0.0.1:1/a@b", "http://127.0.0.1:1/a@b"),
+    ],
+)
+def test_a_password_is_shown_to_nobody(uri: str, shown: str) -> None:
+    store = Store(uri, None, None, False)
+    assert store.shown == shown
+    for error in (OSError(f"no answer from {uri}"), OSError(f"out-of-date database schema in {uri}")):
+        assert "hidden" not in str(store.cannot_open(error))
+        assert shown in str(store.cannot_open(error))
+
+
+@pytest.mark.parametrize("uri", ["nosuchdatabase://db/runs", "postgresql://me:x@[bad/x", "postgresql://h:notaport/x"])
+def test_an_address_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UnveilError, match="MLFLOW_TRACKING_URI") as caught:
+        Store.locate(tmp_path).open()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_store_that_cannot_be_created_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

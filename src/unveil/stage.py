@@ -106,10 +106,11 @@ class Run:
 
     def locate(self, path: Path | None) -> Path | None:
         """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
-        if path is None or path.expanduser().exists():
-            return path
-        elsewhere = self.project / path.expanduser()
-        return elsewhere if elsewhere.exists() else path
+        if path is None:
+            return None
+        path = path.expanduser()
+        elsewhere = self.project / path
+        return elsewhere if elsewhere.exists() and not path.exists() else path
 
     def follow(self, record: Path) -> None:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.

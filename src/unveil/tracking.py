@@ -129,8 +129,12 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI for people and records: without user and password."""
-        scheme, separator, rest = self.uri.partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else self.uri
+        return without_secrets(self.uri)
+
+    @property
+    def _named(self) -> str:
+        """The URI in a command that is to be typed."""
+        return self.uri if self.uri == self.shown else '"$MLFLOW_TRACKING_URI"'
 
     @classmethod
     def locate(cls, start: Path) -> Self:
@@ -173,6 +177,8 @@ class Store:
                 try:
                     client = MlflowClient(self.uri)
                     return client, self._experiment(client)
+                except (ImportError, ValueError) as error:  # no driver for such a database, or no such address
+                    raise self.cannot_open(error) from error
                 except failures as error:
                     # The lock binds only our own processes: MLflow's server may be creating it too.
                     if attempt == attempts or "out-of-date database schema" in str(error):
@@ -218,11 +224,10 @@ class Store:
         if "out-of-date database schema" in str(error):
             return UnveilError(
                 f"{self.shown}: made by another version of MLflow; copy the file and run "
-                f"`mlflow db upgrade {self.shown}`, or move it away to start a new store"
+                f"`mlflow db upgrade {self._named}`, or move it away to start a new store"
             )
-        reason = one_line(error).replace(self.uri, self.shown)
         return UnveilError(
-            f"MLflow's store {self.shown} cannot be opened: {reason}; mend MLFLOW_TRACKING_URI, "
+            f"MLflow's store {self.shown} cannot be opened: {one_line(error)}; mend MLFLOW_TRACKING_URI, "
             "or set UNVEIL_TRACKING=off to run without tracking"
         )
 
@@ -252,7 +257,13 @@ def _import_mlflow() -> "tuple[type[MlflowClient], tuple[type[Exception], ...]]"
 
 def one_line(error: BaseException) -> str:
     """An exception as one line of text; its type's name if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """The text with user and password cut out of its URIs, and what a query calls a secret masked."""
+    text = re.sub(r"(?<=://)[^/\s@]+@", "", text)
+    return re.sub(r"(?i)\b(user|password|passwd|pwd|token|secret)=[^&\s]+", r"\1=***", text)
 
 
 def git_tags(root: Path) -> dict[str, str]:

@@ -209,6 +209,21 @@ def test_what_is_broken_is_named(tmp_path: Path, reader: Reader, file: str, cont
         assert word in line
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("text", ["-", "+", "9" * 25, "1.0", "0x1", ""])
+def test_what_is_no_number_is_found_in_any_row(tmp_path: Path, text: str, place: int) -> None:
+    values = ["0", "1", "2"]
+    values[place] = text
+    lines = [f"{number}.jpg {value}" for number, value in enumerate(values)]
+    for file, reader in (
+        (celeba.PARTITION_FILE, celeba.read_partition),
+        (celeba.IDENTITY_FILE, celeba.read_identities),
+    ):
+        (tmp_path / file).write_text("\n".join(lines))
+        with pytest.raises(UnveilError, match=f"{file}, line {place + 1}: found '{place}.jpg"):
+            reader(tmp_path)
+
+
 def test_a_missing_file_and_a_file_that_is_no_text_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=f"{celeba.PARTITION_FILE}: not there"):
         celeba.read_partition(tmp_path)

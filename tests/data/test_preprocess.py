@@ -155,6 +155,10 @@ BROKEN: dict[str, Callable[[bytes], bytes | None]] = {
     "a web page": lambda data: b"<html>quota exceeded</html>",
     "another size": lambda data: encoded(Image.new("RGB", (64, 64))),
     "missing": lambda data: None,
+    "too large to decode": lambda data: (
+        data[: data.index(b"\xff\xc0") + 5] + b"\xff\xdc\xff\xdc" + data[data.index(b"\xff\xc0") + 9 :]
+    ),
+    "16 bits": lambda data: encoded(Image.fromarray(np.zeros((218, 178), np.uint16)), "PNG"),
 }
 
 

@@ -4,7 +4,7 @@ Every source of ``download`` writes this layout, and everything after it reads o
 The set is that of Liu et al., "Deep Learning Face Attributes in the Wild", 1411.7766.
 """
 
-import warnings
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -185,7 +185,7 @@ def write_annotations(
 def read_attributes(folder: Path) -> tuple[list[str], NDArray[np.bool_]]:
     """Read ``list_attr_celeba.txt``: the N file names and bool [N, 40], in the order of ``ATTRIBUTES``."""
     path = folder / ATTRIBUTES_FILE
-    names, values = _read(path, ATTRIBUTES, heading=True, expected="-1 or 1", allowed={-1, 1})
+    names, values = _read(path, ATTRIBUTES, heading=True, expected="-1 or 1", allowed={"-1": -1, "1": 1})
     return names, values == 1
 
 
@@ -193,7 +193,7 @@ def read_partition(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
     """Read ``list_eval_partition.txt``: the N file names and int64 [N]: 0 train, 1 valid, 2 test."""
     path = folder / PARTITION_FILE
     expected = "0 (train), 1 (valid) or 2 (test)"
-    names, values = _read(path, ("split",), heading=False, expected=expected, allowed={0, 1, 2})
+    names, values = _read(path, ("split",), heading=False, expected=expected, allowed={"0": 0, "1": 1, "2": 2})
     return names, values[:, 0]
 
 
@@ -240,7 +240,7 @@ def _read(
     *,
     heading: bool,
     expected: str = "whole numbers",
-    allowed: set[int] | None = None,
+    allowed: Mapping[str, int] | None = None,
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Read one annotation file: N names and int64 [N, len(columns)].
 
@@ -248,25 +248,24 @@ def _read(
     """
     lines = _lines(path)
     count = _read_heading(path, lines, columns) if heading else None
-    what = f"{len(columns)} values, each {expected}" if len(columns) > 1 else f"one value, {expected}"
-    rows: list[tuple[int, str]] = []
+    number_of = int if allowed is None else allowed.__getitem__
     names: list[str] = []
-    texts: list[str] = []
+    values = array("q")
     seen: dict[str, int] = {}
     for number, line in lines:
         name, *fields = line.split()
-        if len(fields) != len(columns):
+        try:
+            values.extend(map(number_of, fields))
+            wrong = len(fields) != len(columns)
+        except (ValueError, KeyError, OverflowError):
+            wrong = True
+        if wrong:
+            what = f"{len(columns)} values, each {expected}" if len(columns) > 1 else f"one value, {expected}"
             raise _broken(path, number, line, f"a file name and {what}")
         if name in seen:
             raise _broken(path, number, line, f"each name once, but line {seen[name]} has {name} too")
         seen[name] = number
-        rows.append((number, line))
         names.append(name)
-        texts += fields
-    values = _whole_numbers(texts)
-    wrong = _first_wrong(texts) if values is None else _first_outside(values, allowed)
-    if wrong is not None:
-        raise _broken(path, *rows[wrong // len(columns)], f"a file name and {what}")
     if count is not None and count != len(names):
         raise UnveilError(
             f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
@@ -274,8 +273,7 @@ def _read(
         )
     if not names:
         raise UnveilError(f"{path}: found no rows, expected one for each image; put the complete file in its place")
-    assert values is not None
-    return names, values.reshape(len(names), len(columns))
+    return names, np.frombuffer(values, dtype=np.int64).reshape(len(names), len(columns))
 
 
 def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:
@@ -289,7 +287,7 @@ def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequenc
         names = names[1:]
     if names != list(columns):
         raise _broken(path, number, line, _heading_difference(names, columns))
-    return int(count[0])
+    return count[0]
 
 
 def _heading_difference(names: Sequence[str], columns: Sequence[str]) -> str:
@@ -314,26 +312,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def _whole_numbers(fields: Sequence[str]) -> NDArray[np.int64] | None:
-    """The fields as int64, or None if one is no whole number; millions of them, so NumPy reads them."""
+def _whole_numbers(fields: Sequence[str]) -> list[int] | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # so does NumPy say that it stopped before the end
-            values = np.fromstring(" ".join(fields), dtype=np.int64, sep=" ")
-    except (ValueError, DeprecationWarning):
+        return list(map(int, fields))
+    except ValueError:
         return None
-    return values if len(values) == len(fields) else None
-
-
-def _first_wrong(fields: Sequence[str]) -> int | None:
-    return next((place for place, field in enumerate(fields) if _whole_numbers([field]) is None), None)
-
-
-def _first_outside(values: NDArray[np.int64], allowed: set[int] | None) -> int | None:
-    if allowed is None:
-        return None
-    outside = ~np.isin(values, list(allowed))
-    return int(outside.argmax()) if outside.any() else None
 
 
 def _broken(path: Path, number: int, line: str, expected: str) -> UnveilError:

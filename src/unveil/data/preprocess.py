@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -29,6 +28,7 @@ from unveil.data.celeba import (
     read_attributes,
     read_partition,
 )
+from unveil.data.compiled import compiled
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
 from unveil.data.shards import Shard, ShardIndex, write_shard
@@ -39,6 +39,7 @@ from unveil.files import atomic_directory
 IMAGES_PER_TASK = 32
 TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,19 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     """
     if data.startswith(JPEG_MAGIC):
         try:
-            return simplejpeg.decode_jpeg(data, "RGB")
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if height * width <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             pass  # Pillow decodes rare kinds too, or says better what is wrong
     if not data:
         raise ValueError("an empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"found {image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,}")
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would make most of it white
+                raise ValueError(f"found pixels of mode {image.mode}, expected 8 bits a colour")
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:  # its message is an address in memory
         raise ValueError(f"not an image, it begins with {data[:16]!r}") from None
@@ -206,7 +213,7 @@ class _Moments:
         return tuple(round(x / 127.5 - 1, 6) for x in mean.tolist()), tuple(round(x / 127.5, 6) for x in std.tolist())
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:  # pragma: no cover - compiled
     """Of the levels of each channel, how many there are, their sum and that of their squares: int64 [3, channels]."""
     sums = np.zeros((3, images.shape[1]), np.int64)
@@ -257,10 +264,11 @@ class _Archive:
             start = info.header_offset + 30 + sum(struct.unpack_from("<HH", self._bytes, info.header_offset + 26))
             content = self._bytes[start : start + info.compress_size]
             if info.compress_type == zipfile.ZIP_DEFLATED:
-                content = zlib.decompress(content, -zlib.MAX_WBITS, max(1, info.file_size))
+                # A byte more than there should be, so that a longer one is found without inflating all of it.
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, info.file_size + 1)
         except KeyError:
             raise ValueError("not in the archive") from None
-        except (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, EOFError, OverflowError) as error:
             raise ValueError(f"cannot be taken from the archive: {error}") from None
         if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
             raise ValueError("damaged in the archive: another checksum (CRC-32) than written there")

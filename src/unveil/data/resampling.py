@@ -5,16 +5,16 @@ row is a sum of a few old ones. Columns are mixed as the rows of the transposed 
 over neighbours in memory. The loops are compiled (numba) and hold no lock of Python's.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.celeba import CANVAS
+from unveil.data.compiled import compiled
 from unveil.data.protocols import PROTOCOLS, Protocol, Resize
 
 PRECISION = 22
@@ -84,7 +84,7 @@ def _transpose(image: Any) -> NDArray[Any]:
     return cv2.transpose(image)
 
 
-@cache
+@lru_cache(256)
 def _triangles(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Antialiased bilinear from ``length`` to ``size`` pixels: the first old pixel of each new one, and the weights.
 
@@ -104,19 +104,19 @@ def _triangles(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.fl
     return first, weights / weights.sum(axis=1, keepdims=True)
 
 
-@cache
+@lru_cache(256)
 def _weights_8bit(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     first, weights = _triangles(length, size)
     return first, (weights * (1 << PRECISION) + 0.5).astype(np.int32)
 
 
-@cache
+@lru_cache(256)
 def _weights_float(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     first, weights = _triangles(length, size)
     return first, weights.astype(np.float32)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mix_8bit(rows: Any, first: NDArray[np.int64], weights: NDArray[np.int32]) -> Any:  # pragma: no cover - compiled
     """Rows uint8 [h, n] -> uint8 [size, n]: ``round(sum_k weights[i, k] rows[first[i] + k])``, in whole numbers."""
     taps = weights.shape[1]
@@ -143,7 +143,7 @@ def _mix_8bit(rows: Any, first: NDArray[np.int64], weights: NDArray[np.int32]) -
     return mixed
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mix_float(rows: Any, first: NDArray[np.int64], weights: NDArray[np.float32]) -> Any:  # pragma: no cover - compiled
     """Rows [h, n] of any type -> float32 [size, n]: ``sum_k weights[i, k] rows[first[i] + k]``."""
     taps = weights.shape[1]
@@ -170,7 +170,7 @@ def _mix_float(rows: Any, first: NDArray[np.int64], weights: NDArray[np.float32]
     return mixed
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _round(values: NDArray[np.float32]) -> NDArray[np.uint8]:  # pragma: no cover - compiled
     """To the nearest level, halves to even; the filter has no weight below zero, so none lies outside [0, 255]."""
     levels = np.empty(values.shape, np.uint8)
