@@ -388,6 +388,10 @@ def test_the_command_says_what_it_did_and_what_comes_next(models: Path, shards: 
         run(app, ["import", out, "--models", str(tmp_path / "again"), "--shards", str(shards), "--force"]).exit_code
         == 0
     )
+    (tmp_path / "file").write_text("")
+    done = run(app, ["import", out, "--models", str(tmp_path / "other"), "--shards", str(tmp_path / "file")])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"{tmp_path / 'file' / 'index.json'}: Not a directory")
     done = run(app, ["import", str(tmp_path / "none"), "--models", str(tmp_path / "other")])
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 

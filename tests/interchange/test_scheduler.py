@@ -94,7 +94,7 @@ def test_diffusers_dynamic_threshold_is_clipping_unless_its_limit_is_raised() ->
         ({"clip_sample_range": 2.0}, "clip_sample_range 2.0: clipping here is to [-1, 1]"),
         ({"thresholding": True, "sample_max_value": 9.0}, "sample_max_value 9.0: "),
         ({"steps_offset": 1}, "steps_offset 1: "),
-        ({"variance_type": "learned_range"}, "variance_type learned_range: "),
+        ({"variance_type": "learned_range"}, "variance_type 'learned_range': "),
         ({"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}, "set_alpha_to_one false: "),
         ({"_class_name": "DDIMScheduler"}, "clip_sample true: diffusers' DDIM limits the image but keeps"),
         ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding true: diffusers' DDIM"),

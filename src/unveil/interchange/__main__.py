@@ -109,6 +109,9 @@ def _one_line_errors() -> Iterator[None]:
     except UnveilError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+    except OSError as error:  # a file where a folder belongs, no right to read ...
+        typer.echo(f"{error.filename}: {error.strerror}; expected a path that can be read; give another", err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

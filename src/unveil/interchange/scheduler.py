@@ -162,7 +162,7 @@ def _not_represented(used: Mapping[str, Any], kind: SchedulerName) -> Iterator[s
     if used["timestep_spacing"] == "leading" and used["steps_offset"]:
         yield f"steps_offset {used['steps_offset']}: the timesteps here are not shifted"
     if kind == "ddpm" and used["variance_type"] not in VARIANCES:
-        yield f"variance_type {used['variance_type']}: expected {', '.join(VARIANCES)}; small is nearest"
+        yield f"variance_type {used['variance_type']!r}: expected {', '.join(VARIANCES)}; small is nearest"
     if kind == "ddim" and not used["set_alpha_to_one"]:
         yield "set_alpha_to_one false: the last step here leads to no noise, theirs to that of timestep 0"
     if kind == "ddim" and _threshold(used) != "none":
