@@ -1,6 +1,8 @@
 """Pipeline folders: diffusers opens ours and makes the same images, and ours are theirs."""
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
+ROOT = Path(__file__).parents[2]
 SIZE = 16
 NETWORK = UNetConfig(SIZE, 64, (1, 2), 1, (8,), 32)
 STEPS = 12
@@ -78,21 +81,16 @@ class _TheirNoise:
         return torch.randn(self.shape, generator=self.generator)
 
 
-@pytest.mark.parametrize("path", ["vp-linear", "vp-cosine"])
-@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-@pytest.mark.parametrize(("scheduler", "clip"), [("ddpm", True), ("ddim", False)])
-def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
-    path: str, parameterization: str, scheduler: Any, clip: bool, tmp_path: Path
-) -> None:
-    models = _model(tmp_path / "models", path, parameterization)
-    export_pipeline(models, tmp_path / "out", scheduler, clip_denoised=clip)
-    generator = torch.Generator().manual_seed(7)
-    opened: Any = (DDPMPipeline if scheduler == "ddpm" else DDIMPipeline).from_pretrained(tmp_path / "out")
+def _their_images(folder: Path, scheduler: str, **call: Any) -> Any:
+    opened: Any = (DDPMPipeline if scheduler == "ddpm" else DDIMPipeline).from_pretrained(folder)
     opened.set_progress_bar_config(disable=True)
-    theirs = opened(2, generator=generator, num_inference_steps=STEPS, output_type="np").images
+    generator = torch.Generator().manual_seed(7)
+    return opened(2, generator=generator, num_inference_steps=STEPS, output_type="np", **call).images
 
+
+def _our_images(models: Path, scheduler: Any, threshold: Any) -> Any:
     denoiser = load_denoiser(models)
-    config = SamplerConfig(scheduler, STEPS, "ddim-leading", threshold="clip" if clip else "none")
+    config = SamplerConfig(scheduler, STEPS, "ddim-leading", threshold=threshold)
     assert isinstance(denoiser.path, DiscreteVP)
     timesteps = ddim_timesteps(STEPS, denoiser.path.timesteps, "leading")
     sigmas = torch.cat([denoiser.path.sigmas[timesteps], torch.zeros(1)])
@@ -100,9 +98,33 @@ def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
     with torch.inference_mode():
         start = noise() * denoiser.path.start_scale(sigmas[0]).item()
         *_, last = run_sampler(config, denoiser, sigmas, start, noise)
-    ours = (last.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return (last.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("path", ["vp-linear", "vp-cosine"])
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+@pytest.mark.parametrize(("scheduler", "threshold"), [("ddpm", "clip"), ("ddim", "none")])
+def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
+    path: str, parameterization: str, scheduler: Any, threshold: Any, tmp_path: Path
+) -> None:
+    models = _model(tmp_path / "models", path, parameterization)
+    export_pipeline(models, tmp_path / "out", scheduler, threshold=threshold)
+    theirs = _their_images(tmp_path / "out", scheduler)
     assert theirs.std() > 0.01
-    assert abs(ours - theirs).max() < 1e-4
+    assert abs(_our_images(models, scheduler, threshold) - theirs).max() < 1e-4
+
+
+def test_their_ddim_with_clipping_is_ours_if_its_noise_follows_from_the_clipped_image(
+    models: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnveilError, match=r"^--threshold: found clip with --scheduler ddim"):
+        export_pipeline(models, tmp_path / "out", "ddim", threshold="clip")
+    assert not (tmp_path / "out").exists()
+    export_pipeline(models, tmp_path / "out", "ddim")
+    _edit(tmp_path / "out" / "scheduler" / "scheduler_config.json", clip_sample=True)
+    ours = _our_images(models, "ddim", "clip")
+    assert abs(ours - _their_images(tmp_path / "out", "ddim", use_clipped_model_output=True)).max() < 1e-4
+    assert abs(ours - _their_images(tmp_path / "out", "ddim")).max() > 0.1  # why it is refused
 
 
 def test_import_of_an_export_is_the_model(models: Path, shards: Path, tmp_path: Path) -> None:
@@ -255,12 +277,94 @@ def test_images_of_another_size_are_refused_and_nothing_is_written(theirs: Path,
 
 def test_an_export_replaces_nothing_and_leaves_nothing_half_done(models: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(UnveilError, match="already there"):
-        export_pipeline(models, tmp_path / "there")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("there", "dangling"):
+        with pytest.raises(
+            UnveilError, match="already there, expected a folder to be made; give another, or remove it"
+        ):
+            export_pipeline(models, tmp_path / name)
     stemmed = _model(tmp_path / "stemmed", network=UNetConfig(SIZE, 32, (1,), 1, (), stem=2), parameterization="x0")
     with pytest.raises(UnveilError, match=r"train.network.stem: found 2, expected 1"):
         export_pipeline(stemmed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_index_without_a_class_and_images_without_colour_are_refused(theirs: Path) -> None:
+    _edit(theirs / "unet" / "config.json", in_channels=1, out_channels=1)
+    assert "config.json: in_channels: found 1, expected 3" in _refusal(theirs)
+    _edit(theirs / "model_index.json", unet=[])
+    assert "model_index.json: unet: found [], expected UNet2DModel" in _refusal(theirs)
+
+
+def test_paths_that_cannot_be_written_or_read_are_one_line(
+    models: Path, theirs: Path, shards: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UnveilError, match=r"file/out: cannot be written"):
+        export_pipeline(models, file / "out")
+    with pytest.raises(UnveilError, match=r"file: cannot be written"):
+        import_pipeline(theirs, file, shards)
+    assert file.read_text() == "mine"
+    weights = theirs / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.mkdir()
+    assert "diffusion_pytorch_model.safetensors: cannot be read" in _refusal(theirs)
+
+
+def test_a_damaged_configuration_is_not_exported(models: Path, tmp_path: Path) -> None:
+    config = json.loads((models / "config.json").read_text())
+    _edit(models / "config.json", diffusion=config["diffusion"] | {"beta_end": "x"})
+    with pytest.raises(UnveilError, match=r"beta_end: found 'x', expected a number in \(0, 1\)"):
+        export_pipeline(models, tmp_path / "out")
+
+
+# What was there
+
+
+def test_a_trained_model_is_replaced_only_by_force(models: Path, theirs: Path, shards: Path) -> None:
+    (models / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in models.iterdir()}
+    with pytest.raises(UnveilError, match=r"config\.json: there already; give --force .*another --models"):
+        import_pipeline(theirs, models, shards)
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == before
+    import_pipeline(theirs, models, shards, force=True)
+    assert {path.name for path in models.iterdir()} == before.keys() | {"run.json"}
+    assert (models / "notes.txt").read_text() == "mine"
+    assert (models / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert ModelConfig.load(models).training["imported_from"] == "theirs"
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_an_import_that_is_cut_short_leaves_one_model_or_none(
+    moves: int, models: Path, theirs: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = os.replace, iter(range(100))
+
+    def replace(source: Path, target: Path) -> None:
+        if target.parent == models and next(count) >= moves:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        import_pipeline(theirs, models, shards, force=True)
+    with pytest.raises(UnveilError, match=r"config\.json: not there"):
+        load_denoiser(models)
+
+
+def test_an_import_that_cannot_be_written_leaves_the_model_that_was_there(
+    models: Path, theirs: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in models.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unveil.interchange.pipeline.save_model", full)
+    with pytest.raises(UnveilError, match=r"cannot be written \(No space left on device\)"):
+        import_pipeline(theirs, models, shards, force=True)
+    assert {path.name: path.read_bytes() for path in models.iterdir()} == before
 
 
 # The command
@@ -269,12 +373,66 @@ def test_an_export_replaces_nothing_and_leaves_nothing_half_done(models: Path, t
 def test_the_command_says_what_it_did_and_what_comes_next(models: Path, shards: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     out = str(tmp_path / "out")
-    done = run(app, ["export", out, "--models", str(models), "--scheduler", "ddim", "--clip-denoised"])
+    done = run(app, ["export", out, "--models", str(models), "--scheduler", "ddim"])
     assert (done.exit_code, done.stdout) == (0, f"{out}: open it with DDIMPipeline.from_pretrained\n")
     assert isinstance(DDIMPipeline.from_pretrained(out).scheduler, DDIMScheduler)
+    _edit(tmp_path / "out" / "scheduler" / "scheduler_config.json", clip_sample=True)
     done = run(app, ["import", out, "--models", str(tmp_path / "again"), "--shards", str(shards)])
     assert done.exit_code == 0
-    assert "sample.sampler ddim, sample.grid ddim-leading, sample.clip_denoised true" in done.stdout
+    assert "sample.sampler: ddim, sample.grid: ddim-leading, sample.threshold: clip" in done.stdout
+    assert "not represented: clip_sample true: diffusers' DDIM" in done.stdout
     assert "dvc repro sample evaluate" in done.stdout
-    done = run(app, ["import", str(tmp_path / "none")])
+    done = run(app, ["import", out, "--models", str(tmp_path / "again"), "--shards", str(shards)])
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert (
+        run(app, ["import", out, "--models", str(tmp_path / "again"), "--shards", str(shards), "--force"]).exit_code
+        == 0
+    )
+    (tmp_path / "file").write_text("")
+    done = run(app, ["import", out, "--models", str(tmp_path / "other"), "--shards", str(tmp_path / "file")])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"{tmp_path / 'file' / 'index.json'}: Not a directory")
+    done = run(app, ["import", str(tmp_path / "none"), "--models", str(tmp_path / "other")])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_the_command_says_how_many_steps_a_short_chain_has(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export", str(out), "--models", str(models), "--threshold", "clip"])
+    assert (
+        done.stdout
+        == f"{out}: open it with DDPMPipeline.from_pretrained and call it with num_inference_steps=60 or fewer\n"
+    )
+    assert DDPMPipeline.from_pretrained(out).scheduler.config["clip_sample"] is True
+
+
+def test_what_params_yaml_must_say_of_an_imported_model_is_printed(theirs: Path, shards: Path, tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    params = tmp_path / "params.yaml"
+    arguments = [
+        "import",
+        str(theirs),
+        "--shards",
+        str(shards),
+        "--params",
+        str(params),
+        "--models",
+        str(tmp_path / "m"),
+    ]
+    params.write_text(text, encoding="utf-8")
+    done = CliRunner().invoke(app, arguments)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("train.")]
+    assert {"train.network.stem: 1", "train.network.attention_resolutions: [8]"} & set(lines) == {
+        "train.network.stem: 1"
+    }
+    assert {"train.network.channel_multipliers: [1, 1]", "train.diffusion.path: vp-linear"} <= set(lines)
+    assert not any("timesteps" in line for line in lines)  # they agree
+    for line in lines:  # what is printed, once it is set, is all
+        key, value = line.split(": ")
+        name = key.rpartition(".")[2]
+        section = text.index("\ntrain:")
+        text = text[:section] + re.sub(rf"(?m)^(    {name}:).*$", rf"\1 {value}", text[section:], count=1)
+    params.write_text(text.replace("image_size: 64", f"image_size: {SIZE}"), encoding="utf-8")
+    done = CliRunner().invoke(app, [*arguments, "--force"])
+    assert done.exit_code == 0, done.stderr
+    assert "train." not in done.stdout

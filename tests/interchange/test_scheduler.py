@@ -1,6 +1,7 @@
 """Schedulers of diffusers are noise paths and parameterizations of ours."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from diffusers.schedulers import DDIMScheduler, DDPMScheduler
 
 from unveil.diffusion.design import DiffusionConfig, build_path
 from unveil.diffusion.paths import DiscreteVP
+from unveil.diffusion.thresholding import dynamically_thresholded
 from unveil.errors import UnveilError
-from unveil.interchange.scheduler import from_diffusion, sampling_advice, to_diffusion
+from unveil.interchange.scheduler import from_diffusion, to_diffusion, to_sampling
+from unveil.params import Sample, load_params
 
 GOOGLE = {  # scheduler_config.json of google/ddpm-celebahq-256
     "_class_name": "DDPMScheduler",
@@ -39,11 +42,88 @@ def test_the_noise_levels_are_the_schedulers(schedule: str, kind: Any) -> None:
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
 def test_there_and_back_is_the_same(path: Any, parameterization: Any, scheduler: Any) -> None:
     config = DiffusionConfig(path, parameterization, "simple", timesteps=500, beta_start=2e-4, beta_end=0.01)
-    written = from_diffusion(config, scheduler, clip_denoised=True, variance="large")
+    threshold: Any = "clip" if scheduler == "ddpm" else "none"
+    written = from_diffusion(config, scheduler, threshold=threshold, variance="large")
     assert to_diffusion(written, "scheduler_config.json") == config
-    assert sampling_advice(written) == {"sampler": scheduler, "grid": "ddim-leading", "clip_denoised": True} | (
+    sampling = to_sampling(written, "scheduler_config.json")
+    assert sampling.settings == {"sampler": scheduler, "grid": "ddim-leading", "threshold": threshold} | (
         {"variance": "large"} if scheduler == "ddpm" else {}
     )
+    assert sampling.not_represented == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {"sampler": "ddpm", "grid": "ddim-leading", "threshold": "clip", "variance": "small"}),
+        ({"clip_sample": False}, {"threshold": "none"}),
+        ({"thresholding": True}, {"threshold": "clip"}),
+        (
+            {"thresholding": True, "sample_max_value": 9, "dynamic_thresholding_ratio": 0.9},
+            {"threshold": "dynamic", "threshold_percentile": 0.9},
+        ),
+        ({"timestep_spacing": "trailing"}, {"grid": "ddim-trailing"}),
+        (
+            {"timestep_spacing": "linspace", "variance_type": "fixed_large"},
+            {"grid": "ddim-linspace", "variance": "large"},
+        ),
+        ({"_class_name": "DDIMScheduler"}, {"sampler": "ddim", "threshold": "clip"}),
+    ],
+)
+def test_every_advised_setting_is_one_of_params_yaml(changes: dict[str, Any], settings: dict[str, Any]) -> None:
+    found = to_sampling(GOOGLE | changes, "scheduler_config.json").settings
+    assert found == found | settings
+    current = load_params(Path(__file__).parents[2] / "params.yaml").sample.model_dump()
+    sample = Sample.model_validate(current | found).model_dump()
+    assert {key: sample[key] for key in found} == found
+
+
+def test_diffusers_dynamic_threshold_is_clipping_unless_its_limit_is_raised() -> None:
+    images = 3 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    peer: Any = DDPMScheduler(thresholding=True)
+    torch.testing.assert_close(peer._threshold_sample(images), images.clamp(-1, 1))
+    peer = DDPMScheduler(thresholding=True, sample_max_value=100.0)
+    dynamic = peer._threshold_sample(images)
+    ours = dynamically_thresholded(lambda x, _: x, 0.995)(images, torch.ones(2))
+    torch.testing.assert_close(dynamic, ours)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clip_sample_range": 2.0}, "clip_sample_range 2.0: clipping here is to [-1, 1]"),
+        ({"thresholding": True, "sample_max_value": 9.0}, "sample_max_value 9.0: "),
+        ({"steps_offset": 1}, "steps_offset 1: "),
+        ({"variance_type": "learned_range"}, "variance_type 'learned_range': "),
+        ({"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}, "set_alpha_to_one false: "),
+        ({"_class_name": "DDIMScheduler"}, "clip_sample true: diffusers' DDIM limits the image but keeps"),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding true: diffusers' DDIM"),
+    ],
+)
+def test_settings_that_change_the_images_and_are_not_here_are_named(changes: dict[str, Any], words: str) -> None:
+    assert to_sampling(GOOGLE, "scheduler_config.json").not_represented == ()
+    (found,) = to_sampling(GOOGLE | changes, "scheduler_config.json").not_represented
+    assert found.startswith(words) and found.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"timestep_spacing": "logsnr"}, "timestep_spacing: found 'logsnr', expected leading, trailing, linspace"),
+        ({"timestep_spacing": []}, "timestep_spacing: found [], expected such as 'leading'"),
+        ({"clip_sample": "yes"}, "clip_sample: found 'yes', expected such as True"),
+        ({"clip_sample_range": None}, "clip_sample_range: found None"),
+        ({"clip_sample_range": 0}, "clip_sample_range: found 0, expected a number above 0"),
+        ({"dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio: found 2.0"),
+        ({"sample_max_value": 0.5}, "sample_max_value: found 0.5, expected 1 at least"),
+        ({"variance_type": ["fixed_small"]}, "variance_type: found ['fixed_small']"),
+        ({"steps_offset": "1"}, "steps_offset: found '1'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnveilError) as caught:
+        to_sampling(GOOGLE | changes, "scheduler_config.json")
+    assert str(caught.value).startswith(f"scheduler_config.json: {words}")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +135,19 @@ def test_there_and_back_is_the_same(path: Any, parameterization: Any, scheduler:
         ({"prediction_type": "flow"}, "prediction_type: found 'flow', expected epsilon, v_prediction, sample"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas: a list of betas"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr: found true"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps: found 1, expected a whole number from 2 to 100000"),
+        ({"num_train_timesteps": -5}, "num_train_timesteps: found -5"),
+        ({"num_train_timesteps": None}, "num_train_timesteps: found None"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps: found '1000'"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps: found 1000000000"),
+        ({"beta_start": "x"}, "beta_start: found 'x', expected a number in (0, 1)"),
+        ({"beta_start": None}, "beta_start: found None"),
+        ({"beta_start": 0.5}, "beta_end: found 0.02, expected a number above beta_start, 0.5"),
+        ({"beta_end": 3.0}, "beta_end: found 3.0, expected a number in (0, 1)"),
+        ({"beta_end": float("nan")}, "beta_end: found nan"),
+        ({"beta_end": 0.9}, "beta_end: found 0.9, expected one with which sigma, now"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule: found ['linear'], expected linear or"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type: found ['epsilon'], expected epsilon,"),
     ],
 )
 def test_other_schedules_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
@@ -73,9 +166,21 @@ def test_other_schedules_are_refused_by_name(changes: dict[str, Any], words: str
         ({"parameterization": "edm"}, "parameterization"),
         ({"parameterization": "velocity"}, "parameterization"),
         ({"path": "vp-cosine", "cosine_offset": 0.1}, "cosine_offset"),
+        ({"path": ["vp-linear"]}, "path"),
+        ({"beta_end": "x"}, "beta_end"),
+        ({"timesteps": 1}, "timesteps"),
     ],
 )
 def test_paths_that_diffusers_lacks_are_refused_by_name(changes: dict[str, Any], key: str) -> None:
     config = replace(DiffusionConfig("vp-linear", "eps", "simple"), **changes)
-    with pytest.raises(UnveilError, match=f"^train.diffusion.{key}: found .*DDIMScheduler .*cannot be exported"):
-        from_diffusion(config, "ddim", clip_denoised=False, variance="small")
+    with pytest.raises(
+        UnveilError, match=f"^train.diffusion.{key}: found .*(cannot be exported|is damaged, train again)$"
+    ):
+        from_diffusion(config, "ddim", threshold="none", variance="small")
+
+
+def test_ddim_with_clipping_is_refused_with_the_reason() -> None:
+    with pytest.raises(
+        UnveilError, match=r"^--threshold: found clip with --scheduler ddim, .* keeps .*--scheduler ddpm$"
+    ):
+        from_diffusion(DiffusionConfig("vp-linear", "eps", "simple"), "ddim", threshold="clip", variance="small")

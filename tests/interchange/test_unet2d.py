@@ -83,7 +83,7 @@ def test_the_same_weights_give_the_same_images(values: dict[str, Any]) -> None:
     peer = _peer(values).eval()
     config = to_config(values, "config.json")
     ours = build_network(config).eval()
-    ours.load_state_dict(to_weights(peer.state_dict(), config))
+    ours.load_state_dict(to_weights(peer.state_dict(), config, "weights"))
     x, t = torch.randn(2, 3, values["sample_size"], values["sample_size"]), torch.tensor([3, 970])
     with torch.no_grad():
         expected, found = peer(x, t).sample, ours(x, t.float())
@@ -99,7 +99,7 @@ def test_the_published_configurations_have_our_shapes_as_they_are(values: dict[s
         peer = _peer(values)
         config = to_config(values, "config.json")
         ours = build_network(config)
-    weights = to_weights(peer.state_dict(), config)
+    weights = to_weights(peer.state_dict(), config, "weights")
     assert {name: tensor.shape for name, tensor in weights.items()} == {
         name: tensor.shape for name, tensor in ours.state_dict().items()
     }
@@ -116,7 +116,7 @@ def test_there_and_back_is_the_same(values: dict[str, Any]) -> None:
     small = replace(config, channels=32, norm_groups=16, attention_head_channels=8)
     torch.manual_seed(1)
     weights = build_network(small).state_dict()
-    back = to_weights(from_weights(weights, small), small)
+    back = to_weights(from_weights(weights, small), small, "weights")
     assert weights.keys() == back.keys()
     assert all(torch.equal(weights[name], back[name]) for name in weights)
 
@@ -131,7 +131,7 @@ def test_the_old_names_of_attention_are_the_new_ones() -> None:
             name = name.replace(f".{new}.", f".{former}.")
         renamed[name] = tensor
     assert renamed.keys() != theirs.keys()
-    found, expected = to_weights(renamed, config), to_weights(theirs, config)
+    found, expected = to_weights(renamed, config, "weights"), to_weights(theirs, config, "weights")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -165,6 +165,21 @@ def test_the_old_names_of_attention_are_the_new_ones() -> None:
         ({"norm_eps": None}, "norm_eps: found None, expected such as 1e-05"),
         ({"block_out_channels": 128}, "block_out_channels: found 128, expected such as (224, 448, 672, 896)"),
         ({"up_block_types": []}, "up_block_types: found [], expected such as"),
+        ({"attention_head_dim": "8"}, "attention_head_dim: found '8', expected null or a whole number, 1 at least"),
+        ({"attention_head_dim": -8}, "attention_head_dim: found -8"),
+        ({"attention_head_dim": 8.0}, "attention_head_dim: found 8.0"),
+        ({"block_out_channels": [0, 64]}, "block_out_channels: found [0, 64], expected 1 at least in each"),
+        ({"sample_size": -16}, "sample_size: found -16, expected one number"),
+        ({"sample_size": True}, "sample_size: found True"),
+        ({"sample_size": 0}, "sample_size: found 0"),
+        ({"in_channels": 0, "out_channels": 0}, "in_channels: found 0"),
+        ({"layers_per_block": 0}, "layers_per_block: found 0"),
+        ({"norm_num_groups": 0}, "norm_num_groups: found 0"),
+        ({"attn_norm_num_groups": "32"}, "attn_norm_num_groups: found '32'"),
+        ({"norm_eps": -1}, "norm_eps: found -1, expected a number in (0, 0.01]"),
+        ({"norm_eps": float("nan")}, "norm_eps: found nan"),
+        ({"dropout": float("nan")}, "dropout: found nan, expected a number in [0, 1)"),
+        ({"dropout": 1.0}, "dropout: found 1.0"),
     ],
 )
 def test_what_is_not_here_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
@@ -200,7 +215,16 @@ def test_what_is_not_there_is_refused_by_name(changes: dict[str, Any], key: str)
 def test_weights_that_do_not_belong_to_the_configuration_are_named() -> None:
     config = to_config(RESIDUAL, "config.json")
     weights = from_weights(build_network(config).state_dict(), config)
-    with pytest.raises(UnveilError, match=r"lack conv_in\.bias"):
-        to_weights({name: tensor for name, tensor in weights.items() if name != "conv_in.bias"}, config)
-    with pytest.raises(UnveilError, match=r"do not belong to its config.json: class_embedding\.weight"):
-        to_weights(weights | {"class_embedding.weight": torch.zeros(1)}, config)
+    lacking = {name: tensor for name, tensor in weights.items() if name != "conv_in.bias"}
+    with pytest.raises(
+        UnveilError, match=r"^f\.safetensors: found no conv_in\.bias, expected one, .*; take both files"
+    ):
+        to_weights(lacking, config, "f.safetensors")
+    with pytest.raises(
+        UnveilError, match=r"^f\.safetensors: found class_embedding\.weight, expected .*; take both files"
+    ):
+        to_weights(weights | {"class_embedding.weight": torch.zeros(1)}, config, "f.safetensors")
+
+
+def test_a_square_size_of_two_equal_numbers_is_one() -> None:
+    assert to_config(CIFAR10 | {"sample_size": [32, 32]}, "config.json") == to_config(CIFAR10, "config.json")

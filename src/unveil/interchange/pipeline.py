@@ -1,9 +1,13 @@
 """diffusers' pipeline folders: ``model_index.json``, a U-Net and a scheduler, as JSON and safetensors."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,19 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil.data.shards import ShardIndex
+from unveil.diffusion.choices import Variance
 from unveil.diffusion.design import DiffusionConfig
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, write_json
 from unveil.interchange import scheduler as schedulers
 from unveil.interchange import unet2d
-from unveil.interchange.scheduler import SchedulerName
+from unveil.interchange.scheduler import Clipping, Sampling, SchedulerName
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
+from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLED = "diffusion_pytorch_model.bin"
+RECORD = "run.json"
 WRITTEN_FOR = "0.32.0"  # a version of diffusers that reads what is written; newer ones do too
 
 
@@ -35,14 +41,14 @@ class Pipeline:
         network: of the U-Net.
         diffusion: path and parameterization.
         weights: under our names, float32.
-        sampling: how its scheduler samples, as keys and values of params.yaml's section ``sample``.
+        sampling: how its scheduler samples.
         weights_sha256: of the file of weights.
     """
 
     network: UNetConfig
     diffusion: DiffusionConfig
     weights: dict[str, Tensor]
-    sampling: dict[str, Any]
+    sampling: Sampling
     weights_sha256: str
 
 
@@ -57,33 +63,43 @@ def read_pipeline(folder: Path) -> Pipeline:
     parts = _read_json(folder / INDEX)
     for part, classes in (("unet", ("UNet2DModel",)), ("scheduler", tuple(schedulers.CLASSES.values()))):
         found = parts.get(part)
-        if not isinstance(found, list) or found[-1] not in classes:
+        if not isinstance(found, list) or len(found) != 2 or found[1] not in classes:
             raise UnveilError(f"{folder / INDEX}: {part}: found {found!r}, expected {' or '.join(classes)}")
     if others := [key for key in parts if not key.startswith("_") and key not in ("unet", "scheduler")]:
         raise UnveilError(f"{folder / INDEX}: found a {others[0]}, expected a unet and a scheduler alone")
 
     unet_folder, scheduler_folder = _part(folder, "unet"), _part(folder, "scheduler")
-    network = unet2d.to_config(_read_json(unet_folder / "config.json"), str(unet_folder / "config.json"))
+    network_file = unet_folder / "config.json"
+    network = unet2d.to_config(_read_json(network_file), str(network_file))
+    if network.image_channels != 3:
+        raise UnveilError(
+            f"{network_file}: in_channels: found {network.image_channels}, expected 3: the images here are RGB"
+        )
     scheduler_file = scheduler_folder / "scheduler_config.json"
     scheduler = _read_json(scheduler_file)
     diffusion = schedulers.to_diffusion(scheduler, str(scheduler_file))
-    weights = unet2d.to_weights(_load_weights(unet_folder), network)
+    sampling = schedulers.to_sampling(scheduler, str(scheduler_file))
+    weights = unet2d.to_weights(_load_weights(unet_folder), network, str(unet_folder / WEIGHTS))
     _check_fit(weights, network, unet_folder)
     digest = file_digest(unet_folder / WEIGHTS)
-    return Pipeline(network, diffusion, weights, schedulers.sampling_advice(scheduler), digest)
+    return Pipeline(network, diffusion, weights, sampling, digest)
 
 
-def import_pipeline(folder: Path, models: Path, shards: Path) -> Pipeline:
+def import_pipeline(folder: Path, models: Path, shards: Path, *, force: bool = False) -> Pipeline:
     """Make a pipeline folder the project's model: ``model.safetensors``, ``config.json`` and ``run.json``.
 
     Args:
         folder: of the pipeline.
         models: where train writes.
         shards: the images that the model's samples are to be compared with; their facts go into config.json.
+        force: replace the model that is there.
 
     Raises:
-        UnveilError: as :func:`read_pipeline`, or if the shards have another size.
+        UnveilError: as :func:`read_pipeline`, or if a model is there already, or if the shards have another size.
     """
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if (models / file).exists() and not force:
+            raise UnveilError(f"{models / file}: there already; give --force to replace it, or another --models")
     pipeline = read_pipeline(folder)
     index = ShardIndex.load(shards)
     if index.image_size != pipeline.network.image_size:
@@ -100,9 +116,41 @@ def import_pipeline(folder: Path, models: Path, shards: Path) -> Pipeline:
     origin = {"imported_from": folder.name, "weights_sha256": pipeline.weights_sha256}
     network = build_network(pipeline.network)
     network.load_state_dict(pipeline.weights)
-    save_model(models, network, ModelConfig(pipeline.network, pipeline.diffusion, data, origin))
-    write_json(models / "run.json", {"stage": "import", **origin})  # else the record of another model stayed there
+    with _replacing(models) as temporary:
+        save_model(temporary, network, ModelConfig(pipeline.network, pipeline.diffusion, data, origin))
+        write_json(temporary / RECORD, {"stage": "import", **origin})  # else the record of another model stayed there
     return pipeline
+
+
+@contextmanager
+def _replacing(models: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``models``; if the block succeeds, its files replace the model's.
+
+    The configuration goes first and comes last: killed between, there is no model, rather than two halves of two.
+    Other files in ``models`` stay.
+    """
+    with _system_errors(models):
+        models.mkdir(parents=True, exist_ok=True)
+        temporary = models / f".import.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            (models / CONFIG_FILE).unlink(missing_ok=True)
+            for file in (WEIGHTS_FILE, RECORD, CONFIG_FILE):
+                os.replace(temporary / file, models / file)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """What the system refuses, in one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while weights are written
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UnveilError(f"{path}: cannot be written ({reason}), expected a folder that can; give another") from None
 
 
 def export_pipeline(
@@ -110,32 +158,34 @@ def export_pipeline(
     folder: Path,
     scheduler: SchedulerName = "ddpm",
     *,
-    clip_denoised: bool = False,
-    variance: Literal["small", "large"] = "small",
-) -> None:
+    threshold: Clipping = "none",
+    variance: Variance = "small",
+) -> ModelConfig:
     """Write a trained model as a folder that ``DDPMPipeline`` or ``DDIMPipeline`` opens.
 
     Args:
         models: where train wrote.
         folder: to be made.
         scheduler: which of the two.
-        clip_denoised: whether the scheduler is to clip the denoised image in every step.
+        threshold: whether the scheduler is to clip the denoised image in every step; ddpm alone.
         variance: of ddpm.
+
+    Returns:
+        what was exported.
 
     Raises:
         UnveilError: if the folder is there already, or if diffusers cannot represent the model.
     """
-    if folder.exists():
-        raise UnveilError(f"{folder}: already there, expected a folder to be made")
+    if folder.exists() or folder.is_symlink():
+        raise UnveilError(f"{folder}: already there, expected a folder to be made; give another, or remove it")
     model = ModelConfig.load(models)
+    denoiser = load_denoiser(models)  # and if it can, its configuration is that of a network
     unet_config = unet2d.from_config(model.network)
-    scheduler_config = schedulers.from_diffusion(
-        model.diffusion, scheduler, clip_denoised=clip_denoised, variance=variance
-    )
-    weights = unet2d.from_weights(load_denoiser(models).network.state_dict(), model.network)
+    scheduler_config = schedulers.from_diffusion(model.diffusion, scheduler, threshold=threshold, variance=variance)
+    weights = unet2d.from_weights(denoiser.network.state_dict(), model.network)
     version = {"_diffusers_version": WRITTEN_FOR}
     pipeline_class = schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline")
-    with atomic_directory(folder) as temporary:
+    with _system_errors(folder), atomic_directory(folder) as temporary:
         (temporary / "unet").mkdir()
         (temporary / "scheduler").mkdir()
         write_json(
@@ -150,6 +200,7 @@ def export_pipeline(
         write_json(temporary / "unet" / "config.json", unet_config | version)
         save_file(weights, temporary / "unet" / WEIGHTS, {"format": "pt"})
         write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config | version)
+    return model
 
 
 def _part(folder: Path, name: str) -> Path:
@@ -180,6 +231,8 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
                 "DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)"
             ) from None
         raise UnveilError(f"{path}: not there, expected the weights in one file") from None
+    except OSError as error:
+        raise UnveilError(f"{path}: cannot be read ({error.strerror or error}), expected a file of weights") from None
     except SafetensorError as error:
         raise UnveilError(f"{path}: damaged ({error}); take it from its source again") from None
 

@@ -30,7 +30,10 @@ DEFAULTS: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "add_attention": True,
 }
+COUNTS = ("sample_size", "in_channels", "out_channels", "layers_per_block", "norm_num_groups")
+OPTIONAL_COUNTS = ("attn_norm_num_groups", "attention_head_dim")
 HEAD_CHANNELS = 8  # of a config.json that lacks attention_head_dim; null there is one head
+GREATEST_EPS = 1e-2  # as params.yaml allows
 FIXED: dict[str, Any] = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -68,7 +71,11 @@ def to_config(values: Mapping[str, Any], name: str) -> UNetConfig:
     for key, value in values.items():
         if key in DEFAULTS and not _is_like(value, DEFAULTS[key]):
             raise UnveilError(f"{name}: {key}: found {value!r}, expected such as {DEFAULTS[key]!r}")
+    size = values.get("sample_size")
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        values["sample_size"] = size[0]
     try:
+        _check_numbers({**DEFAULTS, **values})
         return _config({**DEFAULTS, **values})
     except ValueError as error:
         raise UnveilError(f"{name}: {error}") from None
@@ -83,10 +90,29 @@ def _is_like(value: Any, default: Any) -> bool:
     return default is None or type(value) is type(default)
 
 
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise ValueError if a number is none, or is out of the range of any network."""
+    for key in COUNTS:
+        if not _is_count(values[key]):
+            size = " (or two equal ones): the side of a square image" if key == "sample_size" else ""
+            raise ValueError(f"{key}: found {values[key]!r}, expected one number, 1 at least{size}")
+    for key in OPTIONAL_COUNTS:
+        if (found := values.get(key)) is not None and not _is_count(found):
+            raise ValueError(f"{key}: found {found!r}, expected null or a whole number, 1 at least")
+    if not all(_is_count(width) for width in values["block_out_channels"]):
+        raise ValueError(f"block_out_channels: found {list(values['block_out_channels'])}, expected 1 at least in each")
+    if not 0 <= values["dropout"] < 1:
+        raise ValueError(f"dropout: found {values['dropout']}, expected a number in [0, 1)")
+    if not 0 < values["norm_eps"] <= GREATEST_EPS:
+        raise ValueError(f"norm_eps: found {values['norm_eps']}, expected a number in (0, {GREATEST_EPS}]")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
 def _config(values: Mapping[str, Any]) -> UNetConfig:
     widths = values["block_out_channels"]
-    if not isinstance(values["sample_size"], int):
-        raise ValueError(f"sample_size: found {values['sample_size']!r}, expected one number, of a square image")
     if values["in_channels"] != values["out_channels"]:
         raise ValueError(
             f"out_channels: found {values['out_channels']}, expected in_channels, {values['in_channels']}: "
@@ -238,12 +264,27 @@ def _not_theirs(setting: str, found: object, expected: object) -> UnveilError:
     )
 
 
-def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> dict[str, Tensor]:
     """Their weights under our names, float32; the old names of attention (query, key ...) count as the new ones.
+
+    Args:
+        theirs: by their names.
+        config: of the network.
+        name: of the file, for messages.
 
     Raises:
         UnveilError: if some are missing or too many.
     """
+    try:
+        return _to_weights(theirs, config)
+    except ValueError as error:
+        raise UnveilError(
+            f"{name}: {error}, by the config.json beside it; take both files from one source, or save the pipeline "
+            "again with diffusers"
+        ) from None
+
+
+def _to_weights(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
     given = {_new_name(name): tensor.float() for name, tensor in theirs.items()}
     weights: dict[str, Tensor] = {}
     for ours, their_name in _modules(config):
@@ -255,7 +296,8 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Te
             weights[f"{ours}.qkv.{part}"] = _as_convolution(qkv)
             weights[f"{ours}.out.{part}"] = _as_convolution(_take(given, f"{their_name}.to_out.0.{part}"))
     if given:
-        raise UnveilError(f"unet: weights that do not belong to its config.json: {min(given)}, ...")
+        more = f" and {len(given) - 1} more" if len(given) > 1 else ""
+        raise ValueError(f"found {min(given)}{more}, expected no such weights")
     return weights
 
 
@@ -278,7 +320,7 @@ def _take(given: dict[str, Tensor], name: str) -> Tensor:
     try:
         return given.pop(name)
     except KeyError:
-        raise UnveilError(f"unet: weights lack {name}, which its config.json asks for") from None
+        raise ValueError(f"found no {name}, expected one") from None
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
