@@ -762,7 +762,8 @@ def test_numbers_beyond_float32_are_refused(key: str, outside: tuple[float, ...]
 @pytest.mark.parametrize("side", [-10.0, 10.0])
 def test_the_widest_densities_give_finite_weights(objective: Any, mean: str, std: str, side: float) -> None:
     for sigma_data in (1e-3, 1e3):
-        config = DiffusionConfig("edm", "edm", objective, **{mean: side, std: 5.0, "sigma_data": sigma_data})
+        numbers: dict[str, Any] = {mean: side, std: 5.0, "sigma_data": sigma_data}
+        config = DiffusionConfig("edm", "edm", objective, **numbers)
         built = build_objective(config)
         sigma = built.sample_sigma(10_000, torch.Generator().manual_seed(0))
         assert (sigma > 0).all() and sigma.isfinite().all()

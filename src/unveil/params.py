@@ -193,7 +193,7 @@ class Network(Section):
     """The U-Net."""
 
     architecture: Literal["residual", "plain"]
-    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_* alone."""
+    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_*, the rest off."""
     stem: Annotated[int, Ge(1), Le(32)]
     """Side p of the p x p space-to-depth stem; 1 = none."""
     channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
