@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unveil.data.batches import to_uint8
 from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.design import DiffusionConfig, denoiser_values
 from unveil.diffusion.samplers import Step
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.errors import UnveilError
@@ -61,14 +62,32 @@ def batches(
                     shown = slice(None, TRAJECTORY_FACES)
                     strip.append(replace(step, x=step.x[shown].cpu(), denoised=step.denoised[shown].cpu()))
         except ArithmeticError as error:  # of rk45, whose steps find out first
-            raise _not_finite(ids, f"cannot be drawn by rk45 ({error})") from None
+            raise _not_drawn(
+                ids,
+                f"cannot be drawn by rk45 ({error})",
+                f"raise sample.rtol and sample.atol, {config.rtol:g} and {config.atol:g}, which may be beyond "
+                f"{precision}; if that does not help, train again",
+            ) from None
         yield ids, strip, step
 
 
-def _not_finite(ids: Sequence[int], why: str = "are not finite numbers") -> UnveilError:
-    return UnveilError(
-        f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} {why}; train again, or set sample.precision to fp32"
-    )
+def _not_drawn(ids: Sequence[int], why: str, mend: str) -> UnveilError:
+    return UnveilError(f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} {why}; {mend}")
+
+
+def check_diffusion(model: DiffusionConfig, params: DiffusionConfig) -> None:
+    """Raise UnveilError if the model's denoiser is another than train.diffusion says, against which grids were checked.
+
+    Only the values that the model's path and parameterization read count.
+    """
+    is_so = denoiser_values(model)
+    if wrong := [name for name, value in is_so.items() if getattr(params, name) != value]:
+        found = ", ".join(f"train.diffusion.{name} {getattr(params, name)}" for name in wrong)
+        expected = ", ".join(f"{name} {is_so[name]}" for name in wrong)
+        raise UnveilError(
+            f"params.yaml: found {found}, expected {expected}, as {MODELS}/config.json says of the model; "
+            "write that, or train again"
+        )
 
 
 def reported(steps: Iterator[Step], line: str, say: Callable[[str], None]) -> Iterator[Step]:
@@ -107,6 +126,7 @@ def main(
         settings = run.params.sample
         run.follow(MODELS / "run.json")
         model = ModelConfig.load(MODELS)
+        check_diffusion(model.diffusion, DiffusionConfig(**run.params.train.diffusion.model_dump()))
         device = resolve_device(settings.device)
         precision = resolve_precision(settings.precision, device)
         denoiser = load_denoiser(MODELS, device)
@@ -119,7 +139,7 @@ def main(
         nfe, started = 0, time.perf_counter()
         for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say):
             if not torch.isfinite(last.x).all():
-                raise _not_finite(ids)
+                raise _not_drawn(ids, "are not finite numbers", "train again, or set sample.precision to fp32")
             if not images:
                 faces = min(TRAJECTORY_FACES, len(ids))
                 columns = min(TRAJECTORY_COLUMNS, len(strip))

@@ -1,7 +1,8 @@
 """Stage 3: train the denoiser."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from unveil.files import atomic_path
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.stage import Run, stage
-from unveil.training.checkpoint import Checkpoints, ModelConfig, fingerprint, save_model
+from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.loop import Progress, Trainer, TrainingConfig
 from unveil.training.precision import autocast, resolve_device, resolve_precision
 
@@ -74,7 +75,8 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
 def preview_sampler(path: NoisePath) -> SamplerConfig:
     """The previews' sampler, within the noise levels that the path has and the network is trained on."""
     least, greatest = path.sigma_range()
-    sigma_min, sigma_max = max(PREVIEW_SAMPLER.sigma_min, least), min(PREVIEW_SAMPLER.sigma_max, greatest)
+    sigma_max = min(PREVIEW_SAMPLER.sigma_max, greatest)
+    sigma_min = max(min(PREVIEW_SAMPLER.sigma_min, sigma_max / 10), least)
     return replace(PREVIEW_SAMPLER, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
@@ -97,14 +99,17 @@ def write_curves(points: Sequence[Progress], path: Path) -> None:
         writer.writerows([format(getattr(point, name), ".6g") for name in names] for point in points)
 
 
-def checkpoints_for(run: Run, config: ModelConfig) -> Checkpoints:
+@contextmanager
+def checkpoints_for(run: Run, config: ModelConfig) -> Iterator[Checkpoints]:
     """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
 
-    They lie in the main checkout: a temporary copy is gone when its experiment ends, however it ends.
+    No other training has them within the block, not even one of the same name that runs at once. They
+    lie in the main checkout: a temporary copy is gone when its experiment ends, however it ends.
     """
     facts: dict[str, Any] = config.to_dict() | {"code": run.record["code"]}
     facts["training"] = {key: value for key, value in facts["training"].items() if key != "images"}
-    return Checkpoints(run.project / CHECKPOINTS / fingerprint(facts))
+    with claimed_folder(run.project / CHECKPOINTS, fingerprint(facts)) as folder:
+        yield Checkpoints(folder)
 
 
 def report(run: Run, point: Progress) -> None:
@@ -123,7 +128,7 @@ def main(
     params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
 ) -> None:
     """Train the denoiser on the train split."""
-    with stage("train", params) as run:
+    with stage("train", params) as run, ExitStack() as held:
         settings = run.params.train
         run.follow(Path("data/preprocess.run.json"))
         index = ShardIndex.load(SHARDS)
@@ -142,7 +147,7 @@ def main(
         denoiser = config.build().to(device)
         images = load_images(SHARDS, "train").to(device)
         batches = DeviceBatches(images, settings.batch_size, settings.seed, settings.horizontal_flip)
-        checkpoints = checkpoints_for(run, config)
+        checkpoints = held.enter_context(checkpoints_for(run, config))
         trainer = Trainer(
             denoiser,
             build_objective(config.diffusion),

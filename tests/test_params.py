@@ -179,9 +179,9 @@ def test_every_key_is_required_and_described() -> None:
         assert field.description.isprintable(), key
 
 
-def test_every_number_has_a_range_or_is_a_mean() -> None:
+def test_every_number_has_a_range() -> None:
     unbounded = {key[-1] for key, field in LEAVES.items() if field.annotation in (int, float) and not field.metadata}
-    assert unbounded == {"p_mean", "logit_mean"}
+    assert unbounded == set()
 
 
 # Keys and files
@@ -341,6 +341,15 @@ VP = {
     "train__network__attention_resolutions": [32],
 }
 EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
+SUB_VP = {"train__diffusion__path": "sub-vp"}
+VE = {"train__diffusion__path": "ve", "sample__sigma_max": 40}
+EVEN = {"sample__grid": "uniform-t"}
+PLAIN = {
+    "train__network__architecture": "plain",
+    "train__network__blocks": 1,
+    "train__network__attention_resolutions": [],
+    "train__network__middle_attention": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -372,16 +381,50 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
             "train.network.noise_embedding",
             "ddpm | adm for train.diffusion.path flow",
         ),
-        (
-            {"train__network__architecture": "plain"},
-            "train.network.attention_resolutions",
-            "expected [], because architecture plain has no attention",
+        *(
+            (PLAIN | {f"train__network__{key}": value}, f"train.network.{key}", f"expected {expected}, because")
+            for key, value, expected in (
+                ("blocks", 2, "1"),
+                ("attention_resolutions", [8], "[]"),
+                ("middle_attention", True, "false"),
+                ("dropout", 0.1, "0.0"),
+                ("scale_shift_norm", True, "false"),
+                ("resampling", "residual", "conv"),
+                ("progressive_input", True, "false"),
+                ("skip_rescale", True, "false"),
+            )
+        ),
+        *(
+            (SUB_VP | {"train__diffusion__objective": objective}, "train.diffusion.parameterization", "eps | v | edm")
+            for objective in ("simple", "likelihood")
         ),
         (
-            {"train__network__architecture": "plain", "train__network__attention_resolutions": []},
-            "train.network.middle_attention",
-            "expected false, because architecture plain has no attention",
+            VP | {"train__diffusion__parameterization": "x0", "train__diffusion__beta_start": 1e-7},
+            "train.diffusion.parameterization",
+            "whose sigma starts at 0.000316",
         ),
+        (
+            SUB_VP | {"train__diffusion__objective": "flow", "train__diffusion__beta_min": 1e-4},
+            "train.diffusion.beta_min",
+            "1e-08",
+        ),
+        (VP | {"train__diffusion__beta_start": 1e-20}, "train.diffusion.beta_start", "1e-08"),
+        (VE | {"train__diffusion__sigma_min": 1e-9}, "train.diffusion.sigma_min", "1e-08"),
+        *(
+            (
+                {"train__diffusion__path": "vp-sigmoid", "train__diffusion__sigmoid_end": end},
+                "train.diffusion.sigmoid_end",
+                "above sigmoid_start, -3",
+            )
+            for end in (-3.0, -4.0)
+        ),
+        (
+            VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_min": 0.1, "sample__sigma_max": 0.5} | EVEN,
+            "sample.sigma_max",
+            "in [1, 50]",
+        ),
+        (VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_max": 1.0} | EVEN, "sample.sigma_max", "above the"),
+        (VP | {"sample__sigma_min": 0.002, "sample__sigma_max": 0.005} | EVEN, "sample.sigma_max", "in [0.01, 157]"),
         ({"train__batch_size": 64_001}, "train.batch_size", "at most train.images, 64000"),
         ({"train__warmup_images": 64_001}, "train.warmup_images", "at most train.images, 64000"),
         ({"download__split__train": 0.71}, "download.split", "sum to 0.99"),
@@ -518,6 +561,12 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         {"sample__grid": "uniform-t"},
         {"sample__grid": "log-linear", "sample__sigma_min": 1e-4},
         EDM | {"sample__grid": "uniform-t"},
+        PLAIN,
+        PLAIN | {"train__network__norm_groups": 24, "train__network__norm_eps": 1e-5},
+        {"train__network__noise_embedding": "fourier", "train__network__noise_conditioning": "none"},
+        *(SUB_VP | {"train__diffusion__objective": name} for name in ("edm", "min-snr", "p2", "flow")),
+        SUB_VP | {"train__diffusion__objective": "simple", "train__diffusion__parameterization": "v"},
+        VE | {"sample__sigma_max": 0.02} | EVEN | {"sample__sigma_min": 0.01},
         VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
         VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
         VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
@@ -667,14 +716,15 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
             Diffusion.model_validate(values)
         except ValidationError as error:
             (problem,) = error.errors()[0]["ctx"]["problems"]
-            with pytest.raises(ValueError, match="which has no ends"):
+            reason = "which has no ends" if path == "edm" else "a few draws would decide every step"
+            with pytest.raises(ValueError, match=reason):
                 build_objective(config)
-            assert "which has no ends" in problem.expected
+            assert reason in problem.expected
             continue
         build_objective(config)
         build_parameterization(config)
         taken += 1
-    assert taken == 6 * 5 * 6 + 5 * 2
+    assert taken == 6 * 5 * 6 + 5 * 2 - 2  # x0 on sub-vp with simple and likelihood
 
 
 def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:
@@ -682,6 +732,57 @@ def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:
     steps = train.ema_half_life_images / train.batch_size
     assert train.ema_decay**steps == pytest.approx(0.5, rel=1e-12)
     assert train.model_copy(update={"ema_half_life_images": 0}).ema_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("key", "outside", "ends"),
+    [
+        ("sample__sigma_min", (1e-60, 1e60), (1e-8, 79.0)),
+        ("sample__sigma_max", (1e-60, 1e60), (0.04, 1e8)),
+        ("sample__rho", (0.001, 1e3), (0.5, 100.0)),
+        ("train__diffusion__p_mean", (-300.0, 300.0), (-10.0, 10.0)),
+        ("train__diffusion__logit_mean", (-300.0, 300.0), (-10.0, 10.0)),
+        ("train__diffusion__p_std", (0.0, 300.0), (1e-3, 5.0)),
+        ("train__diffusion__logit_std", (0.0, 300.0), (1e-3, 5.0)),
+        ("train__diffusion__sigma_data", (1e-40, 1e40), (1e-3, 1e3)),
+    ],
+)
+def test_numbers_beyond_float32_are_refused(key: str, outside: tuple[float, ...], ends: tuple[float, ...]) -> None:
+    for value in outside:
+        assert f"{key.replace('__', '.')}: found {json.dumps(value)}, expected a number in" in refusal(
+            changed(**{key: value})
+        )
+    for value in ends:
+        parse_params(changed(**{key: value}), "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("objective", "mean", "std"), [("edm", "p_mean", "p_std"), ("flow", "logit_mean", "logit_std")]
+)
+@pytest.mark.parametrize("side", [-10.0, 10.0])
+def test_the_widest_densities_give_finite_weights(objective: Any, mean: str, std: str, side: float) -> None:
+    for sigma_data in (1e-3, 1e3):
+        numbers: dict[str, Any] = {mean: side, std: 5.0, "sigma_data": sigma_data}
+        config = DiffusionConfig("edm", "edm", objective, **numbers)
+        built = build_objective(config)
+        sigma = built.sample_sigma(10_000, torch.Generator().manual_seed(0))
+        assert (sigma > 0).all() and sigma.isfinite().all()
+        assert built.weight(sigma).isfinite().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.floats(-20, 20), end=st.floats(-20, 20), tau=st.floats(0.1, 10), timesteps=st.sampled_from([2, 3, 10, 100])
+)
+def test_any_sigmoid_is_taken_or_refused_in_one_line(start: float, end: float, tau: float, timesteps: int) -> None:
+    names = {"sigmoid_start": start, "sigmoid_end": end, "sigmoid_tau": tau, "timesteps": timesteps}
+    values = VALUES["train"]["diffusion"] | {"path": "vp-sigmoid", "parameterization": "v"} | names
+    try:
+        least, greatest = Diffusion.model_validate(values).sigma_range()
+    except ValidationError as error:
+        assert {entry["type"] for entry in error.errors()} == {"combination"}
+        return
+    assert 1e-8 <= least < greatest <= 1e8
 
 
 # Properties: whatever is wrong, one line that names the key

@@ -44,6 +44,18 @@ Scalar: TypeAlias = bool | int | float | str | None
 
 NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
 LEAST_SIGMA, GREATEST_SIGMA = 1e-8, 1e8  # beyond them float32 keeps nothing of the noise, or of the image
+# What architecture plain is without, by the key that asks for it: the value that does not ask, and the part's name.
+# The numbers of parts that are not there (groups of a norm, channels of a head) ask for nothing.
+PLAIN_LACKS: dict[str, tuple[object, str]] = {
+    "blocks": (1, "residual blocks: two convolutions a resolution are all"),
+    "attention_resolutions": ((), "attention"),
+    "middle_attention": (False, "attention"),
+    "dropout": (0.0, "dropout"),
+    "scale_shift_norm": (False, "normalisation"),
+    "resampling": ("conv", "residual blocks"),
+    "progressive_input": (False, "progressive input"),
+    "skip_rescale": (False, "sums of two branches"),
+}
 LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -63,6 +75,9 @@ NonNegative = Annotated[float, Ge(0)]
 OpenShare = Annotated[float, Gt(0), Lt(1)]
 HalfOpenShare = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]
+Sigma = Annotated[float, Ge(LEAST_SIGMA), Le(GREATEST_SIGMA)]
+Mean = Annotated[float, Ge(-10), Le(10)]  # of a logarithm: sampled noise levels stay where float32 can square them
+Deviation = Annotated[float, Gt(0), Le(5)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -178,7 +193,7 @@ class Network(Section):
     """The U-Net."""
 
     architecture: Literal["residual", "plain"]
-    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_* alone."""
+    """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_*, the rest off."""
     stem: Annotated[int, Ge(1), Le(32)]
     """Side p of the p x p space-to-depth stem; 1 = none."""
     channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
@@ -262,17 +277,17 @@ class Diffusion(Section):
     """ve: sigma(0)."""
     sigma_max: Annotated[float, Gt(1), Le(10_000)]
     """ve: sigma(1)."""
-    sigma_data: Positive
+    sigma_data: Annotated[float, Ge(1e-3), Le(1e3)]
     """edm: standard deviation of the data in [-1, 1]."""
-    p_mean: float
+    p_mean: Mean
     """edm: mean of ln(sigma) in training."""
-    p_std: Positive
+    p_std: Deviation
     """edm: standard deviation of ln(sigma)."""
     flow_times: FlowTimes
     """flow: density of t in training."""
-    logit_mean: float
+    logit_mean: Mean
     """flow: t = sigmoid(logit_mean + logit_std n)."""
-    logit_std: Positive
+    logit_std: Deviation
     """flow: see logit_mean."""
     t_min: OpenShare
     """flow: the velocity weight 1/t^2 holds this value below it."""
@@ -306,25 +321,46 @@ class Diffusion(Section):
 
     def problems(self) -> Iterator[Problem]:
         """Ranges that are empty, and parts that do not go together."""
+        empty: list[Problem] = []
         for low, high in (("beta_start", "beta_end"), ("sigmoid_start", "sigmoid_end"), ("beta_min", "beta_max")):
-            if getattr(self, high) <= (least := getattr(self, low)):
-                yield Problem(high, f"a number above {low}, {least:g}")
-        if (refused := refusal(self.path, self.objective)) is not None:
-            yield Problem(refused.part, refused.expected)
+            if getattr(self, high) <= (bound := getattr(self, low)):
+                empty.append(Problem(high, f"a number above {low}, {bound:g}"))
+        if empty:  # of such a path there is no range of sigmas
+            yield from empty
+            return
         least, greatest = self.sigma_range()
+        if (refused := refusal(self.path, self.objective, self.parameterization, least)) is not None:
+            yield Problem(refused.part, refused.expected)
         if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):
-            key = {"vp-linear": "beta_end", "vp-cosine": "cosine_offset", "vp-sigmoid": "sigmoid_tau"}
             yield Problem(
-                key.get(self.path, "beta_max"),
+                _deciding_key(self.path, least=not least >= LEAST_SIGMA),
                 f"a number with which sigma stays in [{LEAST_SIGMA:g}, {GREATEST_SIGMA:g}] on path {self.path} "
                 f"(now {least:.3g} to {greatest:.3g})",
             )
 
 
+def _deciding_key(path: PathName, *, least: bool) -> str:
+    """The parameter that decides a path's least sigma, or its greatest one."""
+    match path:
+        case "vp-linear":
+            return "beta_start" if least else "beta_end"
+        case "sub-vp":
+            return "beta_min" if least else "beta_max"
+        case "vp-cosine":
+            return "cosine_offset"
+        case "vp-sigmoid":
+            return "sigmoid_tau"
+        case "ve":
+            return "sigma_min" if least else "sigma_max"
+        case "edm" | "flow":
+            return "path"
+
+
 def _ends(variances: Sequence[float]) -> tuple[float, float]:
     """The first and the last sigma of a chain with these betas."""
     log_alpha_bar = math.fsum(math.log1p(-beta) for beta in variances)
-    least = math.sqrt(variances[0] / (1 - variances[0]))
+    first = max(variances[0], 0.0)  # a difference that rounding may put below 0
+    least = math.sqrt(first / (1 - first))
     return least, math.exp(min(0.5 * _log_expm1(-log_alpha_bar), 700))
 
 
@@ -410,11 +446,11 @@ class Sample(Section):
     """Intervals of the grid."""
     grid: GridName
     """The sigmas that the sampler visits."""
-    sigma_min: Positive
+    sigma_min: Sigma
     """karras, log-linear: smallest sigma."""
-    sigma_max: Positive
+    sigma_max: Sigma
     """karras, log-linear, uniform-t: largest sigma."""
-    rho: Positive
+    rho: Annotated[float, Ge(0.5), Le(100)]
     """karras: how the steps gather at small sigma."""
     eta: Share
     """ddim: 0 deterministic ... 1 as much noise as ddpm."""
@@ -573,20 +609,21 @@ class Params(Section):
                 f"x 2^{levels - 1} for {levels} channel_multipliers); {nearest_sizes}",
             )
             return
-        if network.channels % network.norm_groups:
-            yield Problem("train.network.norm_groups", f"a divisor of train.network.channels, {network.channels}")
-        if network.noise_embedding == "fourier" and self.train.diffusion.path not in ("edm", "ve"):
+        told = network.noise_conditioning != "none"
+        if told and network.noise_embedding == "fourier" and self.train.diffusion.path not in ("edm", "ve"):
             yield Problem(
                 "train.network.noise_embedding",
                 f"ddpm | adm for train.diffusion.path {self.train.diffusion.path}, whose c_noise runs to 1000 "
                 "(random frequencies resolve a c_noise of about 1, as paths edm and ve have)",
             )
         if network.architecture == "plain":
-            for key, expected in (("attention_resolutions", ()), ("middle_attention", False)):
-                if getattr(network, key) != expected:
-                    shown = "[]" if expected == () else "false"
-                    yield Problem(f"train.network.{key}", f"{shown}, because architecture plain has no attention")
+            for key, (neutral, missing) in PLAIN_LACKS.items():
+                if getattr(network, key) != neutral:
+                    shown = _shown(neutral) if neutral != "conv" else "conv"
+                    yield Problem(f"train.network.{key}", f"{shown}, because architecture plain has no {missing}")
             return
+        if network.channels % network.norm_groups:
+            yield Problem("train.network.norm_groups", f"a divisor of train.network.channels, {network.channels}")
         resolutions = network.resolutions(image_size)
         if resolutions[-1] == 1:  # nothing to convolve, and at 32 channels nothing to normalise
             yield Problem(
@@ -647,11 +684,14 @@ class Params(Section):
         """A network has learnt no sigma outside the range of its path."""
         sample, path = self.sample, self.train.diffusion.path
         least, greatest = self.train.diffusion.sigma_range()
+        even = sample.grid == "uniform-t"
         span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that {path} has with these parameters"
-        if sample.grid != "uniform-t" and sample.sigma_min < least * 0.99:
+        if not even and sample.sigma_min < least * 0.99:
             yield Problem("sample.sigma_min", f"a number {span}")
-        if sample.sigma_max > greatest * 1.01:
+        if sample.sigma_max > greatest * 1.01 or sample.sigma_max < least * 0.99:
             yield Problem("sample.sigma_max", f"a number {span}")
+        elif even and sample.sigma_max <= least * 1.01:
+            yield Problem("sample.sigma_max", f"a number {span}, above the least: there grid uniform-t ends")
 
     def _churn_problems(self) -> Iterator[Problem]:
         """Churn raises the noise above the grid's level, but must not leave the path's range."""

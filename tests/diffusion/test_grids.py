@@ -30,6 +30,22 @@ def test_karras_is_even_in_the_rho_th_root(steps: int, rho: float) -> None:
         torch.testing.assert_close(spacing, spacing.mean().expand(steps - 1))
 
 
+@pytest.mark.parametrize("rho", [0.2, 0.5, 1.0, 100.0])
+def test_karras_ends_at_sigma_min_however_far_the_other_end(rho: float) -> None:
+    for low, high in ((0.002, 80.0), (1e-8, 1e8)):
+        sigmas = grids.karras(18, low, high, rho)
+        _is_a_grid(sigmas, 18)
+        assert sigmas[-2] == pytest.approx(low)
+
+
+@pytest.mark.parametrize(
+    ("path", "sigma_max"), [(VE(1.0, 50.0), 0.5), (VE(1.0, 50.0), 1.0), (VPLinear(), 0.005)], ids=str
+)
+def test_uniform_t_cannot_rise(path: NoisePath, sigma_max: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a number above .*, where the path begins"):
+        grids.uniform_t(5, sigma_max, path)
+
+
 @pytest.mark.parametrize("steps", STEPS)
 def test_log_linear_has_equal_ratios(steps: int) -> None:
     sigmas = grids.log_linear(steps, 0.002, 80.0)

@@ -14,7 +14,7 @@ from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, _image_seed, build_grid, sample_steps
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, build_grid, image_seed, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
 
 SHAPE = (3, 8, 8)
@@ -82,7 +82,7 @@ def test_images_whose_seeds_share_their_low_bits_do_not_share_their_noise() -> N
     """Of 200,000 seeds a few agree in 32 bits, which is all that some generators look at."""
     groups = defaultdict(list)
     for number in range(200_000):
-        groups[_image_seed(0, number) & 0xFFFFFFFF].append(number)
+        groups[image_seed("sample", 0, number) & 0xFFFFFFFF].append(number)
     twins = [group for group in groups.values() if len(group) > 1]
     assert twins
     for first, second in twins:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from stages import sample
 from unveil.diffusion.design import DiffusionConfig
 from unveil.diffusion.samplers import Step
+from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
@@ -145,6 +147,49 @@ def test_a_model_that_went_wrong_is_one_line(project: Path, sampler: str) -> Non
     assert done.exit_code == 1
     assert "samples 0 to 4 " in done.output and "train again" in done.output and done.output.count("\n") == 1
     assert not (project / "samples" / "samples.safetensors").exists()
+
+
+def test_rk45_that_finds_no_step_names_its_tolerances(project: Path) -> None:
+    _save_model(project, weight=1e30)  # not smooth at any step: found at once
+    _set(project, sampler="rk45", rtol=1e-12, atol=1e-12)
+    done = _run()
+    assert done.exit_code == 1 and done.output.count("\n") == 1
+    assert "raise sample.rtol and sample.atol, 1e-12 and 1e-12, which may be beyond fp32" in done.output
+
+
+def _set_diffusion(folder: Path, **changes: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params["train"]["diffusion"] |= changes
+    yaml.dump(params, folder / "params.yaml")
+
+
+def test_a_model_of_another_diffusion_is_refused(project: Path) -> None:
+    _set(project, grid="ddim-trailing")
+    _set_diffusion(project, path="vp-linear", parameterization="v")
+    done = _run()
+    assert done.exit_code == 1 and done.output.count("\n") == 1
+    assert "found train.diffusion.path vp-linear, train.diffusion.parameterization v, " in done.output
+    assert "expected path flow, parameterization x0, as models/config.json says of the model" in done.output
+
+
+def test_values_that_the_models_path_does_not_read_may_differ(project: Path) -> None:
+    _set_diffusion(project, beta_end=0.01, sigma_data=0.7, sigma_max=90.0, objective="min-snr", t_min=0.1)
+    done = _run()
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("path", "parameterization", "key", "value"),
+    [("vp-linear", "v", "timesteps", 999), ("ve", "v", "sigma_max", 90.0), ("flow", "edm", "sigma_data", 0.6)],
+)
+def test_a_value_that_the_models_denoiser_reads_must_be_the_same(
+    path: Any, parameterization: Any, key: str, value: Any
+) -> None:
+    model = DiffusionConfig(path, parameterization, "flow")
+    sample.check_diffusion(model, model)
+    with pytest.raises(UnveilError, match=rf"found train\.diffusion\.{key} {value}, expected {key} "):
+        sample.check_diffusion(model, replace(model, **{key: value}))
 
 
 def test_no_model_is_one_line(project: Path) -> None:

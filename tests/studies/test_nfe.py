@@ -98,11 +98,38 @@ def test_what_does_not_fit_the_time_is_left_out_and_said(project: Path) -> None:
         (["--evaluations", "3,x"], "--evaluations: found '3,x', expected whole numbers"),
         (["--reference-images", "9"], "has 8 images"),
         (["--models", "elsewhere"], "elsewhere"),
+        (["--sigma-min", "90", "--sigma-max", "80"], "--sigma-min: found 90, expected a number below --sigma-max, 80"),
+        (["--sigma-min", "2000", "--sigma-max", "3000"], "that the model's path has (0.001 to 999)"),
+        (["--samplers", "ddim,heun", "--grids", "karras,ddim-trailing"], "on grid ddim-trailing: grid ddim-trailing"),
     ],
 )
 def test_a_mistake_is_one_line(project: Path, arguments: list[str], words: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 1 and words in done.output and done.output.count("\n") == 1
+
+
+def _save(project: Path, diffusion: DiffusionConfig, weight: float) -> None:
+    model = ModelConfig.load(project / "models")
+    network = UNet(model.network)
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, weight)
+    save_model(project / "models", network, ModelConfig(model.network, diffusion, model.data, {}))
+
+
+def test_more_evaluations_than_timesteps_are_refused_before_anything_is_measured(project: Path) -> None:
+    _save(project, DiffusionConfig("vp-linear", "x0", "flow", timesteps=20), 0.0)
+    done = run("--samplers", "ddim", "--grids", "ddim-trailing", "--evaluations", "5,21", "--sigma-min", "0.011")
+    assert done.exit_code == 1 and "21 steps, but the path has 20 timesteps" in done.output, done.output
+    assert done.output.count("\n") == 1 and not (project / "reports").exists()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "rk45"])
+def test_samples_that_are_not_finite_are_one_line(project: Path, sampler: str) -> None:
+    _save(project, DiffusionConfig("flow", "x0", "flow"), float("nan"))
+    done = run("--samplers", sampler)
+    assert done.exit_code == 1, done.output
+    assert f"models/model.safetensors: samples of {sampler} with " in done.output and "train again" in done.output
+    assert not (project / "reports").exists()
 
 
 def test_points_of_another_study_are_not_mixed_with(project: Path) -> None:

@@ -477,6 +477,7 @@ def test_the_report_of_the_project_has_the_place_and_every_picture(repository: P
     assert text.count("<!-- tutorials -->") == text.count("<!-- /tutorials -->") == 1
     for case in (*MISTAKES, *CONTROLS):
         assert f"docs/tutorials/{case.name}.png" in text, case.name
+        assert (repository / "docs" / "tutorials" / f"{case.name}.png").is_file(), case.name
 
 
 # ------------------------------------------------------------------------------------- the command

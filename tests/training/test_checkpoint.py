@@ -1,6 +1,8 @@
 """Models and checkpoints on disk: what is written comes back, and what is damaged is one line or passed over."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from unveil.training.checkpoint import (
     WEIGHTS_FILE,
     Checkpoints,
     ModelConfig,
+    claimed_folder,
     fingerprint,
     load_denoiser,
     save_model,
@@ -309,6 +312,36 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None
     _save(checkpoints, 10)
     assert _loaded(checkpoints) == 10
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+import torch
+from unveil.training.checkpoint import Checkpoints, claimed_folder
+with claimed_folder(Path(sys.argv[1]), "run") as folder:
+    Checkpoints(folder).save(10, {"weight": torch.ones(1)}, {})
+    print(folder.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_holders_have_two_folders_and_a_killed_ones_is_found_again(tmp_path: Path) -> None:
+    with claimed_folder(tmp_path, "run") as mine:
+        _save(Checkpoints(mine), 5)
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline().strip() == "run-2"
+            with claimed_folder(tmp_path, "run") as third, claimed_folder(tmp_path, "running") as unlike:
+                assert (third.name, unlike.name) == ("run-3", "running")
+            Checkpoints(mine).remove()
+            assert Checkpoints(tmp_path / "run-2").newest() is not None
+            other.kill()
+    with claimed_folder(tmp_path, "run") as again:  # the checkpoints come before the first name
+        assert again.name == "run-2" and Checkpoints(again).newest() == again / "step-00000010"
+        with claimed_folder(tmp_path, "run") as fresh:
+            assert fresh.name == "run"
 
 
 def test_they_can_be_removed(tmp_path: Path) -> None:

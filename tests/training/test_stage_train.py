@@ -160,6 +160,9 @@ def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
     assert train.preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
     assert train.preview_sampler(short).sigma_min == pytest.approx(0.03)
     assert train.preview_sampler(VE(0.05, 20.0)).sigma_min == 0.05
+    for quiet in (VPLinear(2, 1e-4, 2e-4), VPLinear(2, 1e-4, 1.1e-4)):  # their greatest sigma is below 0.03
+        found = train.preview_sampler(quiet)
+        assert quiet.sigma_range()[0] <= found.sigma_min < found.sigma_max <= quiet.sigma_range()[1]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,28 @@ def test_checkpoints_outlive_a_temporary_copy(tmp_path: Path, monkeypatch: pytes
     assert _run().exit_code == 130
     assert not (copy / ".unveil").exists()
     assert list((tmp_path / "main" / ".unveil" / "checkpoints").glob("*/step-*/state.safetensors"))
+
+
+def test_two_trainings_of_one_name_at_once_leave_each_others_checkpoints_alone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one runs whole while the first is between two of its steps."""
+    outputs: list[str] = []
+
+    def report(run: Run, point: Progress) -> None:
+        if point.images == 192 and not outputs:
+            outputs.append("")
+            second = _run()
+            assert second.exit_code == 0, second.output
+            outputs[0] = second.output
+            folders = sorted((project / ".unveil" / "checkpoints").glob("*/step-*"))
+            assert [folder.name for folder in folders] == ["step-00000004"]  # the first's; the second's are removed
+
+    monkeypatch.setattr(train, "report", report)
+    first = _run()
+    assert first.exit_code == 0, first.output
+    assert "going on" not in outputs[0]
+    assert not list((project / ".unveil").rglob("step-*"))
 
 
 def test_other_code_starts_anew(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

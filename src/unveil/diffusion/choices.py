@@ -26,7 +26,7 @@ DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
 
 UNBOUNDED_PATHS = ("edm", "flow")
-"""Paths that give a name to every sigma, so that a sampler may visit any."""
+"""Paths on which no sigma is refused for lying outside those that training draws evenly from."""
 
 NEEDS_ENDS = ("simple", "likelihood", "min-snr", "p2")
 """Objectives that draw times evenly between the ends of the path."""
@@ -35,11 +35,18 @@ FULL_NOISE = ("eps", "velocity")
 """Parameterizations whose network must give the whole noise back at every noise level: ``n`` and ``n - x0``."""
 
 
+LEVEL_OUTPUT = ("x0",)
+"""Parameterizations whose ``c_out`` does not fall with sigma: the error of D stays as large as that of the network."""
+
+LEAST_LEVEL_SIGMA = 1e-3
+"""Least sigma at which such an error may have the weight 1 / sigma^2: a million times that at sigma = 1."""
+
+
 class Refusal(NamedTuple):
     """Why parts do not go together.
 
     Attributes:
-        part: which to change: path, parameterization or objective.
+        part: which to change: parameterization or objective.
         expected: what it could be, with the reason.
     """
 
@@ -47,13 +54,26 @@ class Refusal(NamedTuple):
     expected: str
 
 
-def refusal(path: str, objective: str) -> Refusal | None:
-    """Why a path and an objective do not go together, or None if they do.
+def refusal(path: str, objective: str, parameterization: str, least_sigma: float) -> Refusal | None:
+    """Why a path, an objective and a parameterization do not go together, or None if they do.
 
     Every parameterization goes with every path: its coefficients hold at any sigma.
+
+    Args:
+        path: its name.
+        objective: its name.
+        parameterization: its name.
+        least_sigma: of the path, with its numbers.
     """
     if path == "edm" and objective in NEEDS_ENDS:
         return Refusal(
             "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
+        )
+    if parameterization in LEVEL_OUTPUT and objective in ("simple", "likelihood") and least_sigma < LEAST_LEVEL_SIGMA:
+        return Refusal(
+            "parameterization",
+            f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
+            f"{least_sigma:.3g}: an error of {parameterization} does not fall with sigma, and its weight 1 / sigma^2 "
+            f"reaches {least_sigma**-2:.1g} below {LEAST_LEVEL_SIGMA:g}, so that a few draws would decide every step",
         )
     return None

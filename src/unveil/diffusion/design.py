@@ -47,6 +47,24 @@ class DiffusionConfig:
         return asdict(self)
 
 
+PATH_VALUES: dict[PathName, tuple[str, ...]] = {
+    "vp-linear": ("timesteps", "beta_start", "beta_end"),
+    "vp-cosine": ("timesteps", "cosine_offset"),
+    "vp-sigmoid": ("timesteps", "sigmoid_start", "sigmoid_end", "sigmoid_tau"),
+    "sub-vp": ("beta_min", "beta_max"),
+    "ve": ("sigma_min", "sigma_max"),
+    "edm": (),
+    "flow": (),
+}
+"""The values that each path reads."""
+
+
+def denoiser_values(config: DiffusionConfig) -> dict[str, Any]:
+    """The values by which a denoiser is what it is: its path, its parameterization, and what these two read."""
+    read = PATH_VALUES[config.path] + (("sigma_data",) if config.parameterization == "edm" else ())
+    return {name: getattr(config, name) for name in ("path", "parameterization", *read)}
+
+
 def build_path(config: DiffusionConfig) -> NoisePath:
     """The noise path that ``config`` names.
 
@@ -98,8 +116,9 @@ def build_objective(config: DiffusionConfig) -> Objective:
         ValueError: if there is none of that name, or if it does not go with the path.
     """
     path = build_path(config)
-    if (refused := refusal(config.path, config.objective)) is not None:
-        raise ValueError(f"{refused.part} is {config.objective!r}, expected {refused.expected}")
+    least, _ = path.sigma_range()
+    if (refused := refusal(config.path, config.objective, config.parameterization, least)) is not None:
+        raise ValueError(f"{refused.part} is {getattr(config, refused.part)!r}, expected {refused.expected}")
     ends = None if isinstance(path, EDM) else path.sigma_range()
     match config.objective:
         case "simple":

@@ -15,7 +15,8 @@ def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> 
     """Karras et al.'s grid (2206.00364, eq. 5): evenly spaced in ``sigma^(1/rho)``."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return _with_zero((high + ramp * (low - high)) ** rho)
+    # Not high + ramp (low - high): where low is tiny, that rounds to 0 at the end.
+    return _with_zero(((1 - ramp) * high + ramp * low) ** rho)
 
 
 def log_linear(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
@@ -27,8 +28,14 @@ def uniform_t(steps: int, sigma_max: float, path: NoisePath) -> Tensor:
     """Evenly spaced in the path's own time, from the time of ``sigma_max`` down to 0.
 
     Where time 0 still has noise (all paths but edm, flow and sub-vp), it is visited too, before the clean image.
+
+    Raises:
+        ValueError: if the path has no time above 0 for ``sigma_max``.
     """
     start = float(path.t(torch.tensor(sigma_max, dtype=torch.float64)))
+    if not start > 0:
+        least = float(path.sigma(torch.zeros((), dtype=torch.float64)))
+        raise ValueError(f"sigma_max is {sigma_max:g}, expected a number above {least:g}, where the path begins")
     if float(path.sigma(torch.zeros((), dtype=torch.float64))) > 0:
         return _with_zero(path.sigma(torch.linspace(start, 0, steps, dtype=torch.float64)))
     return path.sigma(torch.linspace(start, 0, steps + 1, dtype=torch.float64))

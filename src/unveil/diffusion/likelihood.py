@@ -14,7 +14,6 @@ off by about ``|x0| / sigma_max`` nats, in either direction, and the mean by at 
 noise should be small against the width of a grey level, 1 / 127.5.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +25,7 @@ from torch import Tensor
 from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.ode import rk45
 from unveil.diffusion.paths import NoisePath
+from unveil.diffusion.sampling import image_seed
 
 LEVEL = 1 / 127.5  # distance of two grey levels in images of [-1, 1]
 
@@ -154,7 +154,7 @@ def bits_per_dim(
         ArithmeticError: if the ODE cannot be solved.
     """
     shape = tuple(images.shape[1:])
-    generators = [np.random.default_rng(_image_seed(config.seed, first + i)) for i in range(len(images))]
+    generators = [np.random.default_rng(image_seed("likelihood", config.seed, first + i)) for i in range(len(images))]
     x = images.float() / 127.5 - 1
     if config.dequantization == "uniform":
         shifts = np.stack([generator.random(shape, np.float32) for generator in generators])
@@ -194,7 +194,3 @@ def _draw_probes(config: LikelihoodConfig, shape: tuple[int, ...], generator: np
     if config.probe == "gaussian":
         return generator.standard_normal((config.probes, *shape), np.float32)
     return (2 * generator.integers(0, 2, (config.probes, *shape)) - 1).astype(np.float32)
-
-
-def _image_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"likelihood {seed} {number}".encode()).digest(), "little")

@@ -118,7 +118,7 @@ class SampleNoise:
     """
 
     def __init__(self, seed: int, ids: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.generators = [np.random.default_rng(_image_seed(seed, number)) for number in ids]
+        self.generators = [np.random.default_rng(image_seed("sample", seed, number)) for number in ids]
         self.shape = tuple(shape)
         self.device = device
 
@@ -156,5 +156,6 @@ def sample_steps(
     yield from run_sampler(config, evaluate, sigmas, x, noise)
 
 
-def _image_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"sample {seed} {number}".encode()).digest(), "little")
+def image_seed(purpose: str, seed: int, number: int) -> int:
+    """Seed of what is random about one image, in 256 bits: another for another purpose, seed or number."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {number}".encode()).digest(), "little")

@@ -43,7 +43,7 @@ def langevin_step(x: Tensor, gradient: Tensor, noise: Tensor, snr: float) -> Ten
     """One step of Langevin dynamics at a constant noise level (2011.13456, algorithm 4): the corrector.
 
     ``x + e score + sqrt(2 e) z`` with the step size ``e = 2 (snr |z| / |score|)^2``, which makes ``snr`` the ratio
-    of the norms of the two changes, but for a factor. Its norms are those of each image, as the algorithm says
+    of the norms of the two changes. Its norms are those of each image, as the algorithm says
     (the paper's code takes the mean over a batch, which ties an image to its neighbours).
 
     Args:

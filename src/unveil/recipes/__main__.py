@@ -1,13 +1,11 @@
 """``python -m unveil.recipes list | show NAME | apply NAME``: named parameter sets."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unveil.errors import UnveilError
+from unveil.commands import one_line_errors
 from unveil.recipes import apply_recipe, load_recipe, names
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Named sets of parameters for params.yaml.")
@@ -27,7 +25,7 @@ def list_recipes() -> None:
 @app.command()
 def show(name: Name) -> None:
     """Print all parameters of a recipe as YAML."""
-    with _one_line_errors():
+    with one_line_errors():
         recipe = load_recipe(name)
         typer.echo(f"# {recipe.name}: {recipe.description}\n{recipe.to_yaml()}", nl=False)
 
@@ -38,19 +36,10 @@ def apply(
     params: Annotated[Path, typer.Option(help="The file to rewrite; its comments stay.")] = Path("params.yaml"),
 ) -> None:
     """Write a recipe's values into params.yaml."""
-    with _one_line_errors():
+    with one_line_errors():
         changed = apply_recipe(name, params)
         what = f"{len(changed)} value{'s'[: len(changed) != 1]} changed" if changed else "nothing to change"
         typer.echo(f"{params}: recipe {name}, {what}")
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except UnveilError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

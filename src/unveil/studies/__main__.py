@@ -1,12 +1,11 @@
 """``python -m unveil.studies NAME``: studies that are more than one run of the pipeline."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
+from unveil.commands import one_line_errors
 from unveil.diffusion.choices import SamplerName
 from unveil.errors import UnveilError
 
@@ -40,7 +39,7 @@ def nfe(
     """Distance against network evaluations, for every sampler, on one trained model."""
     from unveil.studies import nfe as study_of
 
-    with _one_line_errors():
+    with one_line_errors():
         settings = study_of.Settings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
         study = study_of.Study(models, shards, out, settings, say=typer.echo)
         configs = list(
@@ -71,7 +70,7 @@ def tutorials(
     """Why tutorials fail: each classic mistake alone, against the same run without it."""
     from unveil.studies import tutorials as study_of
 
-    with _one_line_errors():
+    with one_line_errors():
         cases = study_of.chosen(only or [])
         budget = study_of.Budget(images=images, samples=samples)
         study = study_of.Study(shards, out, budget, say=typer.echo)
@@ -94,15 +93,6 @@ def _numbers(text: str) -> list[int]:
     if not numbers or numbers[0] < 2:
         raise UnveilError(f"--evaluations: found {text!r}, expected whole numbers >= 2 with commas between them")
     return numbers
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except UnveilError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from unveil.data.batches import to_uint8
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import GridName, SamplerName
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, build_grid, sample_steps
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, frechet_distance, significant, statistics
 from unveil.evaluation.features import Extractor, extract, load_extractor
@@ -165,6 +165,12 @@ class Study:
         least, greatest = self.denoiser.path.sigma_range()
         self.sigma_min = max(self.settings.sigma_min, least)
         self.sigma_max = min(self.settings.sigma_max, greatest)
+        if not self.sigma_min < self.sigma_max:
+            raise UnveilError(
+                f"--sigma-min: found {self.settings.sigma_min:g}, expected a number below --sigma-max, "
+                f"{self.settings.sigma_max:g}, with sigmas between them that the model's path has "
+                f"({least:.3g} to {greatest:.3g})"
+            )
         self.facts = {
             "model": file_digest(self.models / "model.safetensors"),
             "shards": self.index.digest(),
@@ -192,7 +198,17 @@ class Study:
         return statistics(torch.cat([self._features(part) for part in parts]))
 
     def run(self, configs: Sequence[SamplerConfig], seconds: float) -> None:
-        """Measure what is not known yet, leaving out what would not end within ``seconds`` from now."""
+        """Measure what is not known yet, leaving out what would not end within ``seconds`` from now.
+
+        Raises:
+            UnveilError: before anything is measured, if the model's path has not the grid of one of them; later, if
+                samples cannot be drawn or are not finite numbers.
+        """
+        for config in configs:
+            try:
+                build_grid(config, self.denoiser.path)
+            except ValueError as error:
+                raise UnveilError(f"--grids, --evaluations: {config.sampler} on grid {config.grid}: {error}") from None
         started = time.perf_counter()
         for number, config in enumerate(configs, start=1):
             if any(point.config == config for point in self.points):
@@ -222,10 +238,21 @@ class Study:
             ids = range(start, min(start + self.settings.batch_size, total))
             noise = SampleNoise(self.settings.seed, ids, (3, size, size), self.device)
             context = lambda: autocast(self.precision, self.device)  # noqa: E731
-            *_, last = sample_steps(self.denoiser, self.denoiser.path, config, noise, context)
+            try:
+                *_, last = sample_steps(self.denoiser, self.denoiser.path, config, noise, context)
+            except ArithmeticError as error:  # of rk45
+                raise self._not_drawn(config, f"cannot be drawn ({error})") from None
+            if not torch.isfinite(last.x).all():
+                raise self._not_drawn(config, "are not finite numbers")
             images.append(to_uint8(last.x).cpu())
             nfe = max(nfe, last.nfe)
         return torch.cat(images), nfe
+
+    def _not_drawn(self, config: SamplerConfig, why: str) -> UnveilError:
+        return UnveilError(
+            f"{self.models}/model.safetensors: samples of {config.sampler} with {config.steps} steps on grid "
+            f"{config.grid} {why} in {self.precision}; train again, or leave {config.sampler} out of --samplers"
+        )
 
     def _features(self, images: Tensor) -> Tensor:
         return extract(images, self.extractor, 64, self.device)
@@ -239,7 +266,7 @@ class Study:
         return a.seconds + slope * ((config.nfe or b.nfe) - a.nfe)
 
     def _known(self) -> list[Point]:
-        """The points of an earlier run with the same facts; those of another are kept beside, out of the way."""
+        """The points of an earlier run with the same facts. Raises UnveilError if those there have other facts."""
         path = self.out / "points.json"
         if not path.exists():
             return []

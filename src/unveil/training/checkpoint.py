@@ -5,11 +5,14 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -119,6 +122,27 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that name a training run's configuration and data."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def claimed_folder(root: Path, name: str) -> Iterator[Path]:
+    """Yield a folder in ``root`` that no other process has within its own such block: ``name``, ``name-2``, ...
+
+    One with checkpoints that nobody has, such as those of a run that was killed, comes first. The claim is a lock on
+    an empty file beside the folder, which the system releases when a process ends, however it ends. The file stays:
+    it could not be removed without another process taking a lock on a file that is gone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+    left = sorted(path.parent for pattern in (name, f"{name}-*") for path in root.glob(f"{pattern}/step-*"))
+    with ExitStack() as held:
+        for folder in chain(dict.fromkeys(left), (root / part for part in numbered)):
+            try:
+                held.enter_context(FileLock(f"{folder}.lock", timeout=0))
+            except Timeout:
+                continue
+            yield folder
+            return
 
 
 class Checkpoints:

@@ -1,0 +1,18 @@
+"""What the package's commands share: they print a user's error as one line, where the library raises it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from unveil.errors import UnveilError
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print an UnveilError to stderr and exit with status 1, without a traceback."""
+    try:
+        yield
+    except UnveilError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
