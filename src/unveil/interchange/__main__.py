@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unveil.errors import UnveilError
+from unveil.commands import one_line_errors
 from unveil.interchange.pipeline import Pipeline, export_pipeline, import_pipeline
 from unveil.params import Params, load_params
 
@@ -50,7 +49,7 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that is there.")] = False,
 ) -> None:
     """Make a diffusers pipeline the project's model."""
-    with _one_line_errors():
+    with one_line_errors():
         current = load_params(params) if params.exists() else None
         pipeline = import_pipeline(folder, models, shards, force=force)
         parameters = sum(tensor.numel() for tensor in pipeline.weights.values())
@@ -76,7 +75,7 @@ def export(
     variance: Annotated[Variance, typer.Option(help="Of ddpm.")] = Variance.small,
 ) -> None:
     """Write the project's model as a pipeline folder of diffusers."""
-    with _one_line_errors():
+    with one_line_errors():
         model = export_pipeline(models, folder, scheduler.value, threshold=threshold.value, variance=variance.value)
         timesteps = model.diffusion.timesteps
         few = (
@@ -100,18 +99,6 @@ def disagreements(params: Params, pipeline: Pipeline) -> Iterator[str]:
             if getattr(ours, key) != (value := getattr(theirs, key)):
                 shown = list(value) if isinstance(value, tuple) else value
                 yield f"train.{section}.{key}: {json.dumps(shown).strip(chr(34))}"
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except UnveilError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-    except OSError as error:  # a file where a folder belongs, no right to read ...
-        typer.echo(f"{error.filename}: {error.strerror}; expected a path that can be read; give another", err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ class UNetConfig:
         middle_attention: whether the middle, at the lowest resolution, attends.
         noise_conditioning: which blocks are told the noise level: all, those of the middle, or none.
         architecture: ``residual`` is the U-Net of diffusion; ``plain`` is Ronneberger's (1505.04597), which of all
-            other values takes only ``channels``, ``channel_multipliers``, ``stem`` and ``noise_conditioning``.
+            other values takes only ``channels``, ``channel_multipliers``, ``stem``, ``noise_conditioning`` and
+            ``noise_embedding``.
         decoder_attention: on the way up, attention after ``all`` blocks of a resolution or after its ``last``.
         noise_embedding: see :class:`unveil.networks.embedding.NoiseEmbedding`.
         scale_shift_norm: the embedding scales and shifts a norm's output instead of being added before it.
