@@ -7,6 +7,7 @@ DDPM with 1000 steps. Each point is kept as soon as it is measured: a study that
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -239,7 +240,8 @@ class Study:
             noise = SampleNoise(self.settings.seed, ids, (3, size, size), self.device)
             context = lambda: autocast(self.precision, self.device)  # noqa: E731
             try:
-                *_, last = sample_steps(self.denoiser, self.denoiser.path, config, noise, context)
+                steps = sample_steps(self.denoiser, self.denoiser.path, config, noise, context)
+                last = deque(steps, maxlen=1).pop()  # a thousand steps of a batch would not fit into memory
             except ArithmeticError as error:  # of rk45
                 raise self._not_drawn(config, f"cannot be drawn ({error})") from None
             if not torch.isfinite(last.x).all():
