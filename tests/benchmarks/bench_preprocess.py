@@ -10,8 +10,8 @@ of about the published size. Each round times, one after the other, for every pr
 - an ordinary loop over torchvision's ``ImageFolder`` with the protocol's crop and resize, in one process on one core;
 - on that core too: preprocess with one worker, and Pillow.
 
-Required are preprocess on all cores against Pillow on all cores, and against the loop. The ratios on one core, where
-the loop's own decoding already takes two fifths of its time, are shown beside them.
+Required are preprocess on all cores against Pillow on all cores, and against the loop. The ratios on one core are
+shown beside them.
 
 A machine that does other work too changes from second to second. So each round yields one ratio to what was timed
 beside it, and the table shows the median and the range of the rounds' ratios. Exit status 1 if a median misses.
