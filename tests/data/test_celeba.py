@@ -238,3 +238,22 @@ def test_a_missing_file_and_a_file_that_is_no_text_are_named(tmp_path: Path) -> 
 def test_the_nearest_attribute_is_named(name: str, meant: str) -> None:
     assert repr(meant) in celeba.unknown_attribute(name)
     assert "did you mean" not in celeba.unknown_attribute("xyzzy")
+
+
+@settings(deadline=None, max_examples=400)
+@given(changes=st.lists(st.tuples(st.integers(0, 199), st.sampled_from(b" -01\n\r23a.\t\xff")), max_size=3))
+def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.txt"
+    content = bytearray(b"".join(b"%06d.jpg -1  1  1 -1\n" % number for number in range(9)))
+    for place, byte in changes:
+        content[place] = byte
+    path.write_bytes(content)
+    allowed = {"-1": -1, "1": 1}
+    fast = celeba._read_aligned(path, 0, 4, allowed)
+    assert fast is not None or changes
+    if fast is not None:
+        names, values = celeba._read_rows(path, celeba._lines(path), ["a", "b", "c", "d"], "-1 or 1", allowed)
+        assert fast[0] == names
+        np.testing.assert_array_equal(fast[1], values)

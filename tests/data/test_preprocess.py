@@ -217,14 +217,15 @@ def test_decodes_only_a_little_ahead_of_the_writing(raw: Path, monkeypatch: pyte
     """What is decoded and not yet taken is bounded by the workers, not by the data set."""
     started = 0
 
-    def work(rows: np.ndarray) -> int:
+    def work(room: Any, part: slice) -> list[Any]:
         nonlocal started
         started += 1
-        return started
+        return []
 
     ahead = []
     with ThreadPoolExecutor(2) as pool:
-        for taken, _ in enumerate(module._in_order(pool, work, 100 * module.IMAGES_PER_TASK, 8), start=1):  # type: ignore[arg-type]
+        rooms = module._rooms("train", np.arange(100 * module.IMAGES_PER_TASK), 10 * module.IMAGES_PER_TASK, 8)
+        for taken, _ in enumerate(module._in_order(pool, work, module._parts(rooms), 8), start=1):
             ahead.append(started - taken)
     assert len(ahead) == 100
     assert max(ahead) <= 8

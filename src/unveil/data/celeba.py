@@ -248,6 +248,25 @@ def _read(
     """
     lines = _lines(path)
     count = _read_heading(path, lines, columns) if heading else None
+    aligned = _read_aligned(path, 2 * heading, len(columns), allowed) if allowed is not None else None
+    names, values = aligned or _read_rows(path, lines, columns, expected, allowed)
+    if count is not None and count != len(names):
+        raise UnveilError(
+            f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
+            "the file is cut off or was edited: put the complete one in its place"
+        )
+    if not names:
+        raise UnveilError(f"{path}: found no rows, expected one for each image; put the complete file in its place")
+    return names, values
+
+
+def _read_rows(
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    columns: Sequence[str],
+    expected: str,
+    allowed: Mapping[str, int] | None,
+) -> tuple[list[str], NDArray[np.int64]]:
     number_of = int if allowed is None else allowed.__getitem__
     names: list[str] = []
     values = array("q")
@@ -266,14 +285,37 @@ def _read(
             raise _broken(path, number, line, f"each name once, but line {seen[name]} has {name} too")
         seen[name] = number
         names.append(name)
-    if count is not None and count != len(names):
-        raise UnveilError(
-            f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
-            "the file is cut off or was edited: put the complete one in its place"
-        )
-    if not names:
-        raise UnveilError(f"{path}: found no rows, expected one for each image; put the complete file in its place")
     return names, np.frombuffer(values, dtype=np.int64).reshape(len(names), len(columns))
+
+
+def _read_aligned(
+    path: Path, heading: int, columns: int, allowed: Mapping[str, int]
+) -> tuple[list[str], NDArray[np.int64]] | None:
+    """As ``_read_rows``, many times faster, where names ascend and all rows are as wide, their values to the right.
+
+    That is how the published files of attributes and of the partition are; others, faulty ones among them, are None.
+    """
+    rows = path.read_bytes().split(b"\n", heading)[-1] if path.is_file() else b""
+    length, name_width = rows.find(b"\n") + 1, rows.find(b" ")
+    if name_width < 1 or len(rows) % length or (length - 1 - name_width) % columns:
+        return None
+    table = np.frombuffer(rows, np.uint8).reshape(-1, length)
+    width = (length - 1 - name_width) // columns
+    if width <= max(map(len, allowed)):  # no room for a space between values
+        return None
+    cells = table[:, name_width:-1].reshape(len(table), columns, width)
+    values = np.zeros((len(table), columns), np.int64)
+    known = np.zeros(values.shape, dtype=bool)
+    for text, value in allowed.items():
+        here = (cells == np.frombuffer(b" " + text.encode().rjust(width - 1), np.uint8)).all(axis=2)
+        values[here] = value
+        known |= here
+    letters = np.ascontiguousarray(table[:, :name_width])
+    names = letters.view(f"S{name_width}")[:, 0]
+    are_names = ((letters > ord(" ")) & (letters < 127)).all() and (names[1:] > names[:-1]).all()
+    if not (known.all() and are_names and (table[:, -1] == ord("\n")).all()):
+        return None
+    return names.astype(str).tolist(), values
 
 
 def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:

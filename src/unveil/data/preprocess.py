@@ -3,20 +3,24 @@
 import io
 import mmap
 import struct
+import sys
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from zlib_ng import zlib_ng
 
 from unveil.data.celeba import (
     ATTRIBUTES,
@@ -31,24 +35,30 @@ from unveil.data.celeba import (
 from unveil.data.compiled import compiled
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
-from unveil.data.shards import Shard, ShardIndex, write_shard
+from unveil.data.shards import Shard, ShardIndex, read_shard, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory
 
 IMAGES_PER_TASK = 32
+SWITCH_SECONDS = 1e-4
+ZLIB_NG_ERROR = cast(type[Exception], zlib_ng.error)  # its type hints call it a value
+DAMAGE = (zipfile.BadZipFile, zlib.error, ZLIB_NG_ERROR, struct.error, OSError, RuntimeError, EOFError, OverflowError)
+PIXELS_AT_ONCE = 160_000  # through a resize: more do not fit into a core's cache
 TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
+_Corrupt = tuple[int, str]  # its position in the shard, and the reason
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Some images: uint8 [n, 3, S, S], their rows in the annotations, and (row, reason) of the unreadable ones."""
+class _Room:
+    """A shard that is being filled, in place, by many threads: uint8 [n, 3, S, S] and the n rows in the annotations."""
 
+    split: str
+    rows: NDArray[np.int64]
     images: NDArray[np.uint8]
-    rows: np.ndarray
-    corrupt: list[tuple[int, str]]
+    corrupt: list[int] = field(default_factory=list)  # positions of the unreadable ones
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -95,15 +105,15 @@ def preprocess(
 ) -> ShardIndex:
     """Turn CelebA's layout in ``raw`` into shards in ``destination``, which is replaced when all is done.
 
-    Each image is decoded once, in the order of the annotations, also where it belongs to two splits.
+    Each image is decoded once, also where it belongs to two splits. A shard holds ``shard_size`` images of its split
+    in the order of the annotations, less those that are unreadable.
 
     Args:
         raw: folder that download wrote.
         destination: folder for the shards and ``index.json``.
         protocol: name of the crop and resize.
         image_size: height and width of the results in pixels.
-        shard_size: images a shard. The shards that are being filled and one that is being written are in memory:
-            two with CelebA's order of splits, at most four.
+        shard_size: images a shard. One that is being filled and one that is being written are in memory.
         on_corrupt: ``error`` stops at the first unreadable image; ``skip`` leaves it out and lists it.
         workers: threads that decode, 0 = one for each core. The bytes written do not depend on it.
         say: receives lines of progress.
@@ -115,12 +125,9 @@ def preprocess(
     chosen = PROTOCOLS[protocol]
     names, attributes, partition = _read_annotations(raw)
     ids = np.array([_image_id(raw, name) for name in names])
-    packers = [
-        _Packer(split, _members(raw, partition, number, chosen), shard_size, image_size)
-        for number, split in enumerate(SPLITS)
-    ]
-    corrupt: list[str] = []
+    members = {split: _members(raw, partition, number, chosen) for number, split in enumerate(SPLITS)}
     with (
+        _quick_switching(),
         atomic_directory(destination) as folder,
         _Archive(raw / ZIP_NAME) as archive,
         ThreadPoolExecutor(worker_count(workers)) as pool,
@@ -128,21 +135,29 @@ def preprocess(
     ):
         writer = _Writer(folder, attributes, ids, background)
 
-        def work(rows: np.ndarray) -> _Batch:
-            return _decode_some(archive, names, rows, chosen, image_size)
+        def work(room: _Room, part: slice) -> list[_Corrupt]:
+            return _decode_some(archive, names, room, part, chosen)
 
-        for batch in _in_order(pool, work, len(names), TASKS_AHEAD * worker_count(workers)):
-            if batch.corrupt and on_corrupt == "error":
-                row, reason = batch.corrupt[0]
+        def written(split: str, images: int) -> None:
+            say(f"{split}: {images} of {len(members[split])} images")
+
+        decoded = ("train",) if chosen.images == "all" else SPLITS
+        rooms = (room for split in decoded for room in _rooms(split, members[split], shard_size, image_size))
+        for room, part, corrupt in _in_order(pool, work, _parts(rooms), TASKS_AHEAD * worker_count(workers)):
+            if corrupt and on_corrupt == "error":
+                position, reason = corrupt[0]
                 raise UnveilError(
-                    f"{raw / ZIP_NAME}: {names[row]} cannot be used ({reason}); "
+                    f"{raw / ZIP_NAME}: {names[room.rows[position]]} cannot be used ({reason}); "
                     "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
                 )
-            corrupt += [names[row] for row, _ in batch.corrupt]
-            for packer in packers:
-                for images, rows in packer.add(batch):
-                    writer.write(packer.split, images, rows)
-                    say(f"{packer.split}: {packer.packed} of {packer.member.sum()} images")
+            room.corrupt.extend(position for position, _ in corrupt)
+            if part.stop == len(room.rows):
+                written(room.split, writer.write(room))
+        if chosen.images == "all":  # the others lie in train's shards already
+            for split in SPLITS[1:]:
+                for room in _rooms(split, members[split], shard_size, image_size):
+                    writer.copy_from("train", room)
+                    written(room.split, writer.write(room))
         splits = writer.finish()
         for split in SPLITS:
             if not splits[split]:
@@ -156,7 +171,7 @@ def preprocess(
             splits=splits,
             mean=mean,
             std=std,
-            corrupt=tuple(corrupt),
+            corrupt=tuple(names[row] for row in sorted(writer.corrupt)),
             train_holds=chosen.images,
         )
         index.save(folder)
@@ -185,16 +200,16 @@ def _image_id(raw: Path, name: str) -> int:
     return int(stem)
 
 
-def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) -> np.ndarray:
-    """Which images are in a split: bool [N]."""
+def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) -> NDArray[np.int64]:
+    """Rows of the images of a split, in order."""
     if not (partition == number).any():
         raise UnveilError(
             f"{raw / PARTITION_FILE}: no image is in split {SPLITS[number]!r}, at least one is needed; "
             "run the download stage again with more images or other shares"
         )
     if SPLITS[number] == "train" and protocol.images == "all":
-        return np.ones(len(partition), dtype=bool)
-    return partition == number
+        return np.arange(len(partition))
+    return np.flatnonzero(partition == number)
 
 
 class _Moments:
@@ -228,6 +243,17 @@ def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:  # pragma: no c
                 sums[1, channel] += total
                 sums[2, channel] += squares
     return sums
+
+
+@contextmanager
+def _quick_switching() -> Iterator[None]:
+    """Let threads that wait for Python's lock ask for it sooner: ours hold it for moments between long calls."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class _Archive:
@@ -265,92 +291,69 @@ class _Archive:
             content = self._bytes[start : start + info.compress_size]
             if info.compress_type == zipfile.ZIP_DEFLATED:
                 # A byte more than there should be, so that a longer one is found without inflating all of it.
-                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, info.file_size + 1)
+                content = zlib_ng.decompressobj(-zlib_ng.MAX_WBITS).decompress(content, info.file_size + 1)
         except KeyError:
             raise ValueError("not in the archive") from None
-        except (zipfile.BadZipFile, zlib.error, struct.error, OSError, RuntimeError, EOFError, OverflowError) as error:
+        except DAMAGE as error:
             raise ValueError(f"cannot be taken from the archive: {error}") from None
-        if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+        if len(content) != info.file_size or zlib_ng.crc32(content) != info.CRC:
             raise ValueError("damaged in the archive: another checksum (CRC-32) than written there")
         return content
 
 
-def _decode_some(archive: _Archive, names: list[str], rows: np.ndarray, protocol: Protocol, image_size: int) -> _Batch:
-    images = np.empty((len(rows), 3, image_size, image_size), np.uint8)
-    kept: list[int] = []
-    corrupt: list[tuple[int, str]] = []
-    for row in rows.tolist():
+def _decode_some(archive: _Archive, names: list[str], room: _Room, part: slice, protocol: Protocol) -> list[_Corrupt]:
+    """Fill a part of a shard."""
+    corrupt: list[_Corrupt] = []
+    positions: list[int] = []
+    images: list[NDArray[np.uint8]] = []
+    pixels = 0
+    for position, row in enumerate(room.rows[part].tolist(), start=part.start):
         try:
             image = crop(decode(archive.read(image_member(names[row]))), protocol)
         except ValueError as error:
-            corrupt.append((row, str(error)))
+            corrupt.append((position, str(error)))
             continue
-        images[len(kept)] = resize(image, image_size, protocol.resize)
-        kept.append(row)
-    return _Batch(images[: len(kept)], np.array(kept, dtype=np.int64), corrupt)
+        pixels += image.shape[0] * image.shape[1]
+        if images and pixels > PIXELS_AT_ONCE:
+            room.images[positions] = resize(images, room.images.shape[-1], protocol.resize)
+            positions, images, pixels = [], [], image.shape[0] * image.shape[1]
+        positions.append(position)
+        images.append(image)
+    if images:
+        room.images[positions] = resize(images, room.images.shape[-1], protocol.resize)
+    return corrupt
+
+
+def _rooms(split: str, rows: NDArray[np.int64], shard_size: int, image_size: int) -> Iterator[_Room]:
+    """Room for each shard of a split, made when it is asked for."""
+    for start in range(0, len(rows), shard_size):
+        some = rows[start : start + shard_size]
+        yield _Room(split, some, np.empty((len(some), 3, image_size, image_size), np.uint8))
+
+
+def _parts(rooms: Iterable[_Room]) -> Iterator[tuple[_Room, slice]]:
+    for room in rooms:
+        for start in range(0, len(room.rows), IMAGES_PER_TASK):
+            yield room, slice(start, min(start + IMAGES_PER_TASK, len(room.rows)))
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[np.ndarray], _Batch], count: int, ahead: int
-) -> Iterator[_Batch]:
-    """Batches of ``count`` images in order. At most ``ahead`` wait, so memory does not grow with the data set."""
-    tasks = (np.arange(start, min(start + IMAGES_PER_TASK, count)) for start in range(0, count, IMAGES_PER_TASK))
-    pending = deque(pool.submit(work, rows) for rows in islice(tasks, ahead))
+    pool: ThreadPoolExecutor,
+    work: Callable[[_Room, slice], list[_Corrupt]],
+    parts: Iterator[tuple[_Room, slice]],
+    ahead: int,
+) -> Iterator[tuple[_Room, slice, list[_Corrupt]]]:
+    """Parts in order, each when its work is done. Work goes at most ``ahead`` parts further."""
+    pending = deque((*part, pool.submit(work, *part)) for part in islice(parts, ahead))
     try:
         while pending:
-            batch = pending.popleft().result()
-            pending.extend(pool.submit(work, rows) for rows in islice(tasks, 1))
-            yield batch
+            room, part, future = pending.popleft()
+            corrupt = future.result()
+            pending.extend((*part, pool.submit(work, *part)) for part in islice(parts, 1))
+            yield room, part, corrupt
     finally:
-        for future in pending:
+        for *_, future in pending:
             future.cancel()
-
-
-class _Packer:
-    """Gathers the images of one split until they fill a shard.
-
-    Args:
-        split: train, valid or test.
-        member: bool [N], which of all images belong to the split.
-        shard_size: images a shard.
-        image_size: height and width of the images.
-    """
-
-    def __init__(self, split: str, member: np.ndarray, shard_size: int, image_size: int) -> None:
-        self.split = split
-        self.member = member
-        self.packed = 0
-        self._shape = (shard_size, 3, image_size, image_size)
-        self._to_come = int(member.sum())
-        self._images = self._room(self._to_come)
-        self._rows: list[int] = []
-
-    def _room(self, count: int) -> NDArray[np.uint8]:
-        return np.empty((min(self._shape[0], count), *self._shape[1:]), np.uint8)
-
-    def add(self, batch: _Batch) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
-        """Take what belongs to the split; give back each full shard, and what there is after the last image."""
-        mine = self.member[batch.rows]
-        if not mine.any() and not batch.corrupt:
-            return
-        images, rows = batch.images[mine], batch.rows[mine].tolist()
-        self._to_come -= len(rows) + int(self.member[[row for row, _ in batch.corrupt]].sum())
-        while rows:
-            start = len(self._rows)
-            taken = min(len(rows), len(self._images) - start)
-            self._images[start : start + taken] = images[:taken]
-            self._rows += rows[:taken]
-            images, rows = images[taken:], rows[taken:]
-            if len(self._rows) == len(self._images):
-                yield self._flush(len(rows))
-        if self._rows and not self._to_come:
-            yield self._flush(0)
-
-    def _flush(self, left: int) -> tuple[NDArray[np.uint8], list[int]]:
-        full = self._images[: len(self._rows)], self._rows
-        self.packed += len(self._rows)
-        self._images, self._rows = self._room(left + self._to_come), []
-        return full
 
 
 class _Writer:
@@ -363,16 +366,38 @@ class _Writer:
         thread: the one that writes.
     """
 
-    def __init__(self, folder: Path, attributes: np.ndarray, ids: np.ndarray, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, folder: Path, attributes: np.ndarray, ids: NDArray[np.int64], thread: ThreadPoolExecutor
+    ) -> None:
         self.moments = _Moments()
+        self.corrupt: set[int] = set()  # rows
         self._folder, self._attributes, self._ids, self._thread = folder, attributes, ids, thread
         self._shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        self._rows: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         self._under_way: Future[None] | None = None
 
-    def write(self, split: str, images: NDArray[np.uint8], rows: list[int]) -> None:
-        """Begin to write the next shard of a split: uint8 [n, 3, S, S] and their rows in the annotations."""
+    def write(self, room: _Room) -> int:
+        """Begin to write the next shard of a split. Returns how many images of the split there are by now."""
         self._wait()
-        self._under_way = self._thread.submit(self._write, split, images, rows)
+        self.corrupt.update(room.rows[room.corrupt].tolist())
+        rows = np.delete(room.rows, room.corrupt)
+        images = np.delete(room.images, room.corrupt, axis=0) if room.corrupt else room.images
+        if len(rows):
+            self._under_way = self._thread.submit(self._write, room.split, len(self._rows[room.split]), images, rows)
+            self._rows[room.split].append(rows)
+        return sum(map(len, self._rows[room.split]))
+
+    def copy_from(self, split: str, room: _Room) -> None:
+        """Fill a shard with images that lie in the shards of another split."""
+        self._wait()
+        found = np.zeros(len(room.rows), dtype=bool)
+        for shard, rows in zip(self._shards[split], self._rows[split], strict=True):
+            here = np.isin(room.rows, rows)
+            if here.any():
+                positions = torch.from_numpy(np.searchsorted(rows, room.rows[here]))
+                room.images[here] = read_shard(self._folder, shard, "images")[positions].numpy()
+                found |= here
+        room.corrupt.extend(np.flatnonzero(~found).tolist())
 
     def finish(self) -> dict[str, tuple[Shard, ...]]:
         """The shards of each split, when all are written."""
@@ -383,9 +408,8 @@ class _Writer:
         if self._under_way is not None:
             self._under_way.result()
 
-    def _write(self, split: str, images: NDArray[np.uint8], rows: list[int]) -> None:
-        shards = self._shards[split]
+    def _write(self, split: str, number: int, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
         tensors = (torch.from_numpy(values) for values in (images, self._attributes[rows], self._ids[rows]))
-        shards.append(write_shard(self._folder, split, len(shards), *tensors))
+        self._shards[split].append(write_shard(self._folder, split, number, *tensors))
         if split == "train":
             self.moments.add(images)

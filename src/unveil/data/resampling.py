@@ -5,7 +5,9 @@ row is a sum of a few old ones. Columns are mixed as the rows of the transposed 
 over neighbours in memory. The loops are compiled (numba) and hold no lock of Python's.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import cv2
@@ -40,43 +42,48 @@ def crop(image: NDArray[np.uint8], protocol: Protocol) -> NDArray[np.uint8]:
     return image[top : top + crop_height, left : left + crop_width]
 
 
-def resize(image: NDArray[np.uint8], size: int, how: Resize) -> NDArray[np.uint8]:
-    """Resize an image to a square: uint8 [h, w, 3] -> uint8 [3, size, size].
+def resize(images: Sequence[NDArray[np.uint8]], size: int, how: Resize) -> NDArray[np.uint8]:
+    """Resize images to squares: n times uint8 [h, w, 3] -> uint8 [n, 3, size, size].
 
-    ``pil`` gives Pillow's pixels and ``aliased`` OpenCV's, ``float`` the exact sum to the nearest level.
+    ``pil`` gives Pillow's pixels and ``aliased`` OpenCV's, ``float`` the exact sum to the nearest level. Several of
+    one height and width at once are faster: threads that do this meet at Python's lock less often.
     """
-    if how == "pil":
-        return resample_8bit(image, size)
-    if how == "float":
-        return resample_float(image, size)
-    smaller: NDArray[np.uint8] = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return smaller.transpose(2, 0, 1)
+    if how == "aliased":
+        small = [cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) for image in images]
+        return np.asarray(small, np.uint8).transpose(0, 3, 1, 2)
+    resample = resample_8bit if how == "pil" else resample_float
+    groups = [resample(list(group), size) for _, group in groupby(images, key=lambda image: image.shape)]
+    return groups[0] if len(groups) == 1 else np.concatenate(groups)
 
 
-def resample_8bit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pillow's ``resize((size, size), Resampling.BILINEAR)``: uint8 [h, w, 3] -> uint8 view [3, size, size].
+def resample_8bit(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
+    """Pillow's ``resize((size, size), Resampling.BILINEAR)``: n times uint8 [h, w, 3] -> uint8 view [n, 3, size, size].
 
     Columns are mixed first, and rounded to 8 bits, then rows; weights are whole numbers of ``2^-22``. Of tall images
     Pillow mixes the rows first, where that is less work; these it resizes itself.
     """
-    height, width, _ = image.shape
+    count, (height, width, _) = len(images), images[0].shape
     if height > width and not (height <= 1.25 * width and width >= 2 * size):
-        smaller = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(smaller).transpose(2, 0, 1)
+        smaller = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in images]
+        return np.stack([np.asarray(image).transpose(2, 0, 1) for image in smaller])
     # Four channels: OpenCV transposes pixels of 32 bits many times faster than those of 24.
-    turned = _transpose(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA))
-    narrow = _mix_8bit(turned.reshape(width, height * 4), *_weights_8bit(width, size))
-    upright = _transpose(narrow)  # [height x 4, size]: every colour of a row is a run of neighbours
-    small = _mix_8bit(upright.reshape(height, 4 * size), *_weights_8bit(height, size))
-    return small.reshape(size, 4, size)[:, :3].transpose(1, 0, 2)
+    pixels = np.empty((count, height, width, 4), np.uint8)
+    for image, room in zip(images, pixels, strict=True):
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=room)
+    turned = _transpose(pixels.reshape(count * height, width, 4))
+    narrow = _mix_8bit(turned.reshape(1, width, -1), *_weights_8bit(width, size))
+    upright = _transpose(narrow[0])  # [n x height x 4, size]: every colour of a row is a run of neighbours
+    small = _mix_8bit(upright.reshape(count, height, 4 * size), *_weights_8bit(height, size))
+    return small.reshape(count, size, 4, size)[:, :, :3].transpose(0, 2, 1, 3)
 
 
-def resample_float(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The filter in float32, rounded once at the end: uint8 [h, w, 3] -> uint8 [3, size, size]."""
-    height, width, _ = image.shape
-    low = _mix_float(np.ascontiguousarray(image).reshape(height, width * 3), *_weights_float(height, size))
-    small = _mix_float(_transpose(low).reshape(width, 3 * size), *_weights_float(width, size))
-    return _transpose(_round(small)).reshape(3, size, size)
+def resample_float(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
+    """The filter in float32, rounded once at the end: n times uint8 [h, w, 3] -> uint8 view [n, 3, size, size]."""
+    count, (height, width, _) = len(images), images[0].shape
+    low = _mix_float(np.stack(images).reshape(count, height, width * 3), *_weights_float(height, size))
+    turned = _transpose(low.reshape(count * size, width * 3))
+    small = _mix_float(turned.reshape(1, width, -1), *_weights_float(width, size))
+    return _transpose(_round(small[0])).reshape(3, count, size, size).transpose(1, 0, 2, 3)
 
 
 def _transpose(image: Any) -> NDArray[Any]:
@@ -117,56 +124,60 @@ def _weights_float(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 @compiled
-def _mix_8bit(rows: Any, first: NDArray[np.int64], weights: NDArray[np.int32]) -> Any:  # pragma: no cover - compiled
-    """Rows uint8 [h, n] -> uint8 [size, n]: ``round(sum_k weights[i, k] rows[first[i] + k])``, in whole numbers."""
+def _mix_8bit(stack: Any, first: NDArray[np.int64], weights: NDArray[np.int32]) -> Any:  # pragma: no cover - compiled
+    """uint8 [m, h, n] -> uint8 [m, size, n]: ``round(sum_k weights[i, k] rows[first[i] + k])``, in whole numbers."""
     taps = weights.shape[1]
-    mixed = np.empty((len(first), rows.shape[1]), np.uint8)
-    total = np.empty(rows.shape[1], np.int32)
-    for i in range(len(first)):
-        total[:] = 1 << (PRECISION - 1)
-        some, weight = rows[first[i] : first[i] + taps], weights[i]
-        for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
-            a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+    mixed = np.empty((len(stack), len(first), stack.shape[2]), np.uint8)
+    total = np.empty(stack.shape[2], np.int32)
+    for m in range(len(stack)):
+        for i in range(len(first)):
+            total[:] = 1 << (PRECISION - 1)
+            some, weight = stack[m, first[i] : first[i] + taps], weights[i]
+            for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
+                a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+                for j in range(len(total)):
+                    total[j] += (
+                        weight[k] * np.int32(a[j])
+                        + weight[k + 1] * np.int32(b[j])
+                        + weight[k + 2] * np.int32(c[j])
+                        + weight[k + 3] * np.int32(d[j])
+                    )
+            for k in range(taps - taps % 4, taps):
+                row = some[k]
+                for j in range(len(total)):
+                    total[j] += weight[k] * np.int32(row[j])
             for j in range(len(total)):
-                total[j] += (
-                    weight[k] * np.int32(a[j])
-                    + weight[k + 1] * np.int32(b[j])
-                    + weight[k + 2] * np.int32(c[j])
-                    + weight[k + 3] * np.int32(d[j])
-                )
-        for k in range(taps - taps % 4, taps):
-            row = some[k]
-            for j in range(len(total)):
-                total[j] += weight[k] * np.int32(row[j])
-        for j in range(len(total)):
-            mixed[i, j] = total[j] >> PRECISION
+                mixed[m, i, j] = total[j] >> PRECISION
     return mixed
 
 
 @compiled
-def _mix_float(rows: Any, first: NDArray[np.int64], weights: NDArray[np.float32]) -> Any:  # pragma: no cover - compiled
-    """Rows [h, n] of any type -> float32 [size, n]: ``sum_k weights[i, k] rows[first[i] + k]``."""
+def _mix_float(
+    stack: Any, first: NDArray[np.int64], weights: NDArray[np.float32]
+) -> Any:  # pragma: no cover - compiled
+    """[m, h, n] of any type -> float32 [m, size, n]: ``sum_k weights[i, k] rows[first[i] + k]``."""
     taps = weights.shape[1]
-    mixed = np.empty((len(first), rows.shape[1]), np.float32)
-    total = np.empty(rows.shape[1], np.float32)
-    for i in range(len(first)):
-        total[:] = 0
-        some, weight = rows[first[i] : first[i] + taps], weights[i]
-        for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
-            a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+    mixed = np.empty((len(stack), len(first), stack.shape[2]), np.float32)
+    total = np.empty(stack.shape[2], np.float32)
+    for m in range(len(stack)):
+        for i in range(len(first)):
+            total[:] = 0
+            some, weight = stack[m, first[i] : first[i] + taps], weights[i]
+            for k in range(0, taps - 3, 4):  # four at once, so that a sum is loaded and stored less often
+                a, b, c, d = some[k], some[k + 1], some[k + 2], some[k + 3]
+                for j in range(len(total)):
+                    total[j] += (
+                        weight[k] * np.float32(a[j])
+                        + weight[k + 1] * np.float32(b[j])
+                        + weight[k + 2] * np.float32(c[j])
+                        + weight[k + 3] * np.float32(d[j])
+                    )
+            for k in range(taps - taps % 4, taps):
+                row = some[k]
+                for j in range(len(total)):
+                    total[j] += weight[k] * np.float32(row[j])
             for j in range(len(total)):
-                total[j] += (
-                    weight[k] * np.float32(a[j])
-                    + weight[k + 1] * np.float32(b[j])
-                    + weight[k + 2] * np.float32(c[j])
-                    + weight[k + 3] * np.float32(d[j])
-                )
-        for k in range(taps - taps % 4, taps):
-            row = some[k]
-            for j in range(len(total)):
-                total[j] += weight[k] * np.float32(row[j])
-        for j in range(len(total)):
-            mixed[i, j] = total[j]
+                mixed[m, i, j] = total[j]
     return mixed
 
 

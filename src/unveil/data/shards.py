@@ -165,7 +165,7 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
     filled = 0
     for shard in index.splits[split]:
         left = wanted - filled
-        part = _read(folder / shard.file, name, left if left < shard.images else None)
+        part = read_shard(folder, shard, name, left if left < shard.images else None)
         if len(part) == wanted:
             return part
         if result is None:
@@ -183,7 +183,13 @@ def load_images(folder: Path, split: str, limit: int | None = None) -> Tensor:
     return load_tensor(folder, split, "images", limit)
 
 
-def _read(path: Path, name: str, limit: int | None) -> Tensor:
+def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) -> Tensor:
+    """One tensor of one shard; the first ``limit`` rows of it.
+
+    Raises:
+        UnveilError: if the shard is missing or damaged.
+    """
+    path = folder / shard.file
     try:
         with safe_open(path, framework="pt") as file:
             rows: Tensor = file.get_slice(name)[:limit] if limit is not None else file.get_tensor(name)
