@@ -1,6 +1,7 @@
 """Stage 3: train the denoiser."""
 
 import csv
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,9 +20,9 @@ from unveil.figures import save_grid
 from unveil.files import atomic_path
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
-from unveil.stage import Run, stage
+from unveil.stage import Run, Terminated, signals_noted, stage
 from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
-from unveil.training.loop import Progress, Trainer, TrainingConfig
+from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
 from unveil.training.precision import autocast, resolve_device, resolve_precision
 
 SHARDS = Path("data/shards")
@@ -51,6 +52,13 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
         input_perturbation=settings.diffusion.input_perturbation,
+        validate_every_images=settings.validate_every_images,
+        lr_schedule=settings.lr_schedule,
+        lr_reference_images=settings.lr_reference_images,
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        gradient_accumulation=settings.gradient_accumulation,
+        max_minutes=settings.max_minutes,
     )
 
 
@@ -92,7 +100,7 @@ def draw_preview(trainer: Trainer, precision: str, path: Path) -> None:
 
 def write_curves(points: Sequence[Progress], path: Path) -> None:
     """Save the curves for `dvc plots`."""
-    names = ("images", "loss", "grad_norm", "lr", "images_per_second")
+    names = ("images", "loss", "grad_norm", "lr", "images_per_second", "minutes")
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
@@ -103,19 +111,57 @@ def write_curves(points: Sequence[Progress], path: Path) -> None:
 def checkpoints_for(run: Run, config: ModelConfig) -> Iterator[Checkpoints]:
     """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
 
+    The length is in the name where the learning rate follows it.
     No other training has them within the block, not even one of the same name that runs at once. They
     lie in the main checkout: a temporary copy is gone when its experiment ends, however it ends.
     """
     facts: dict[str, Any] = config.to_dict() | {"code": run.record["code"]}
-    facts["training"] = {key: value for key, value in facts["training"].items() if key != "images"}
+    length = {"max_minutes"} if config.training["lr_schedule"] == "cosine" else {"max_minutes", "images"}
+    facts["training"] = {key: value for key, value in facts["training"].items() if key not in length}
     with claimed_folder(run.project / CHECKPOINTS, fingerprint(facts)) as folder:
         yield Checkpoints(folder)
 
 
+def write_validation(points: Sequence[Progress], path: Path) -> None:
+    """Save the validation losses beside the losses of training, for `dvc plots`."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("images", "split", "loss"))
+        for point in points:
+            writer.writerow((point.images, "train", format(point.loss, ".6g")))
+            if point.validation_loss is not None:
+                writer.writerow((point.images, "valid", format(point.validation_loss, ".6g")))
+
+
+def write_loss_by_sigma(points: Sequence[Progress], path: Path) -> None:
+    """Save the loss of each interval of noise levels over the last tenth of training, for `dvc plots`."""
+    last = [point.loss_by_sigma for point in points[-max(len(points) // 10, 1) :]]
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("sigma", "loss"))
+        for name in SIGMA_BINS:
+            values = [losses[name] for losses in last if name in losses]
+            if values:
+                writer.writerow((name.replace("_", " "), format(statistics.fmean(values), ".6g")))
+
+
+def point_metrics(point: Progress) -> dict[str, float]:
+    """A point of the curves as MLflow's metrics."""
+    values = {
+        "loss": point.loss,
+        "grad_norm": point.grad_norm,
+        "lr": point.lr,
+        "images_per_second": point.images_per_second,
+        "minutes": point.minutes,
+    }
+    if point.validation_loss is not None:
+        values["validation_loss"] = point.validation_loss
+    return values | {f"loss_sigma_{name}": loss for name, loss in point.loss_by_sigma.items()}
+
+
 def report(run: Run, point: Progress) -> None:
     """Log a point of the curves, and print it."""
-    values = {"loss": point.loss, "grad_norm": point.grad_norm, "lr": point.lr}
-    run.log_metrics({**values, "images_per_second": point.images_per_second}, step=point.images)
+    run.log_metrics(point_metrics(point), step=point.images)
     minutes, seconds = divmod(round(point.seconds_left), 60)
     run.say(
         f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
@@ -132,7 +178,7 @@ def main(
         settings = run.params.train
         run.follow(Path("data/preprocess.run.json"))
         index = ShardIndex.load(SHARDS)
-        verify(SHARDS, ["train"])
+        verify(SHARDS, ["train", "valid"] if settings.validate_every_images else ["train"])
         run.add_input(
             SHARDS.as_posix(),
             index.digest(),
@@ -148,12 +194,16 @@ def main(
         images = load_images(SHARDS, "train").to(device)
         batches = DeviceBatches(images, settings.batch_size, settings.seed, settings.horizontal_flip)
         checkpoints = held.enter_context(checkpoints_for(run, config))
+        held_out = None
+        if settings.validate_every_images:
+            held_out = load_images(SHARDS, "valid", settings.validation_images).to(device)
         trainer = Trainer(
             denoiser,
             build_objective(config.diffusion),
             batches,
             training_config(settings, precision),
             checkpoints,
+            held_out,
         )
         size = sum(parameter.numel() for parameter in trainer.parameters)
         run.log_metrics({"parameters": size})
@@ -161,17 +211,31 @@ def main(
         run.say(f"{size:,} parameters, {len(images):,} images, {precision} on {device}")
         if trainer.resume():
             run.say(f"going on from step {trainer.step:,} in {checkpoints.folder}, at {trainer.images_seen:,} images")
+        if not run.go_on(checkpoints.noted()):
+            for point in trainer.points:  # so that this run has the whole curve
+                run.log_metrics(point_metrics(point), step=point.images)
+        checkpoints.note(run.record["run_id"])
 
-        for point in trainer.run():
-            report(run, point)
-            if point.preview:
-                preview = PLOTS / "previews" / f"{point.images:09d}.png"
-                draw_preview(trainer, precision, preview)
-                run.log_artifact(preview, folder="previews")
+        with signals_noted() as noted:
+            for point in trainer.run(stop=lambda: bool(noted)):
+                report(run, point)
+                if point.preview:
+                    preview = PLOTS / "previews" / f"{point.images:09d}.png"
+                    draw_preview(trainer, precision, preview)
+                    run.log_artifact(preview, folder="previews")
+        if noted and not trainer.finished:
+            newest = checkpoints.newest()
+            raise Terminated(
+                noted[0], f"; {newest} has all {trainer.images_seen:,} images so far: run the same command to go on"
+            )
         write_curves(trainer.points, PLOTS / "curves.csv")
+        write_validation(trainer.points, PLOTS / "loss.csv")
+        write_loss_by_sigma(trainer.points, PLOTS / "loss_by_sigma.csv")
+        config = replace(config, training={**config.training, "images_seen": trainer.images_seen})
         with trainer.averaged() as network:
             save_model(MODELS, network, config)
-        run.log_artifact(PLOTS / "curves.csv")
+        for name in ("curves.csv", "loss.csv", "loss_by_sigma.csv"):
+            run.log_artifact(PLOTS / name)
         run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)
         run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {trainer.points[-1].loss:.4f}")
         run.write_record(MODELS / "run.json")

@@ -39,6 +39,7 @@ from unveil.diffusion.choices import (
     refusal,
 )
 from unveil.errors import UnveilError
+from unveil.training.choices import OptimizerName, ScheduleName
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -380,14 +381,26 @@ class Train(Section):
     """Type of the network's arithmetic; weights stay fp32."""
     images: Count
     """Length of training, in images seen."""
+    max_minutes: NonNegative
+    """Training ends after so many minutes at the latest; 0 = no limit."""
     batch_size: Count
     """Images a step."""
+    optimizer: OptimizerName
+    """Adam, or AdamW with weight decay."""
     lr: Annotated[float, Gt(0), Le(1)]
-    """Adam's learning rate."""
+    """The greatest learning rate."""
+    lr_schedule: ScheduleName
+    """How the learning rate goes after the warm-up."""
+    lr_reference_images: Amount
+    """inverse-sqrt: the learning rate is constant up to so many images."""
+    weight_decay: HalfOpenShare
+    """AdamW: share of the weights that a step with learning rate 1 would take away."""
     betas: Annotated[tuple[HalfOpenShare, HalfOpenShare], BeforeValidator(_listed)]
     """Adam's running averages."""
     warmup_images: Amount
     """The learning rate rises linearly over so many images; 0 = none."""
+    gradient_accumulation: Count
+    """Parts in which a batch goes through the network, to save memory."""
     gradient_clip: NonNegative
     """Largest norm of the gradient; 0 = no clipping."""
     ema_half_life_images: Amount
@@ -400,6 +413,10 @@ class Train(Section):
     """Images between two points of the curves."""
     preview_every_images: Amount
     """Images between two preview grids; 0 = none."""
+    validate_every_images: Amount
+    """Images between two validation losses; 0 = none."""
+    validation_images: Count
+    """Images of the valid split that the validation loss is measured on."""
     checkpoint_every_images: Amount
     """Images between two scratch checkpoints; 0 = none."""
     network: Network
@@ -417,6 +434,15 @@ class Train(Section):
         for key, value in (("batch_size", self.batch_size), ("warmup_images", self.warmup_images)):
             if value > self.images:
                 yield Problem(key, f"at most train.images, {self.images}")
+        if self.gradient_accumulation > self.batch_size:
+            yield Problem("gradient_accumulation", f"at most train.batch_size, {self.batch_size}")
+        if self.optimizer == "adam" and self.weight_decay:
+            yield Problem("weight_decay", "0 with train.optimizer adam; adamw decays weights (1711.05101)")
+        if self.lr_schedule == "inverse-sqrt" and self.lr_reference_images < max(self.warmup_images, 1):
+            yield Problem(
+                "lr_reference_images",
+                f"at least {max(self.warmup_images, 1)} with train.lr_schedule inverse-sqrt, as train.warmup_images",
+            )
         if self.device == "cpu" and self.precision == "fp16":
             yield Problem("precision", "auto | fp32 | bf16 on train.device cpu (fp16 needs cuda)")
         if self.diffusion.parameterization in FULL_NOISE and self.network.stem > 1:

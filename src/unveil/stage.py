@@ -42,11 +42,17 @@ STAGES = ("download", "preprocess", "train", "sample", "evaluate")
 
 
 class Terminated(BaseException):
-    """A signal asked the process to end. Not an Exception, so that no stage swallows it."""
+    """A signal asked the process to end. Not an Exception, so that no stage swallows it.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: of the signal.
+        hint: what follows in the line that the stage ends with.
+    """
+
+    def __init__(self, number: int, hint: str = "") -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+        self.hint = hint
 
 
 class Run:
@@ -66,6 +72,8 @@ class Run:
         self.project = main_checkout(root)
         self._dataset: tuple[str, str] | None = None
         self._model_id: str | None = None  # only if this store knows it
+        self._tags: dict[str, str] = {}
+        self._logged_steps: frozenset[int] = frozenset()  # of a run that is gone on with
         self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
         own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
         self._logged_params = dict(own)
@@ -95,6 +103,7 @@ class Run:
             self._tracked = TrackedRun.off()
             return
         store = Store.locate(root)
+        self._tags = tags
         self._tracked = TrackedRun.start(store, tags, own)
         self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
         if not store.is_default and store.database is None:  # a path would not hold on another machine
@@ -178,6 +187,21 @@ class Run:
         """Set a tag of the run."""
         self._tracked.set_tags({key: value})
 
+    def go_on(self, run_id: str | None) -> bool:
+        """Go on with the MLflow run of an execution that was interrupted; the one that was just opened is deleted.
+
+        What is logged at steps that the run has already is passed over, so a curve has every point once.
+
+        Returns:
+            False if the run is not there, or had other parameters (MLflow lets none change): nothing was done.
+        """
+        steps = self._tracked.take_over(run_id, self._tags, self._logged_params) if run_id is not None else None
+        if steps is None:
+            return False
+        self.record["run_id"] = run_id
+        self._logged_steps = steps
+        return True
+
     def describe(self, markdown: str) -> None:
         """Set the description that MLflow shows at the top of the run's page; cut at 8,000 characters."""
         self.tag("mlflow.note.content", markdown)
@@ -192,6 +216,8 @@ class Run:
         """
         numbers = {key: float(value) for key, value in values.items()}
         self.record["metrics"] |= numbers
+        if step in self._logged_steps:
+            return
         if model:
             self._tracked.log_metrics(numbers, step, self._model_id, self._dataset)
         else:
@@ -284,7 +310,8 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             _exit(f"error: {line}", 1)
         except (KeyboardInterrupt, Terminated) as error:
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
-            line = f"{name} was stopped by {signal.Signals(number).name}"
+            hint = error.hint if isinstance(error, Terminated) else ""
+            line = f"{name} was stopped by {signal.Signals(number).name}{hint}"
             end("KILLED", line)
             _exit(f"error: {line}", 128 + number)
         except SystemExit as error:
@@ -319,6 +346,24 @@ def _signals_raised() -> Iterator[None]:
 
     with _handlers(handle, [number for number in ENDING_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
         yield
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Note the first SIGINT, SIGTERM or SIGHUP in the list that is yielded; a second one raises ``Terminated``.
+
+    So what must not be left halfway can end where it likes.
+    """
+    noted: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if noted:
+            raise Terminated(number)
+        noted.append(number)
+
+    numbers = [signal.SIGINT, *ENDING_SIGNALS]
+    with _handlers(handle, [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]):
+        yield noted
 
 
 @contextmanager

@@ -370,6 +370,7 @@ class TrackedRun:
         self._pending: list[Metric] = []
         self._monitor: SystemMetricsMonitor | None = None
         self._warned: set[str] = set()
+        self._uri = ""
 
     @classmethod
     def off(cls) -> Self:
@@ -392,8 +393,45 @@ class TrackedRun:
         run = cls(client, experiment_id, info.run_id)
         run._failures = failures
         run.log_params(params)
+        run._uri = store.uri
         run._start_monitor(store.uri)
         return run
+
+    def take_over(
+        self, run_id: str, tags: Mapping[str, str], params: Mapping[str, object], curve: str = "loss"
+    ) -> frozenset[int] | None:
+        """Write into an earlier run from now on, and delete this one.
+
+        Args:
+            run_id: of the earlier run, in the same experiment.
+            tags: to set anew.
+            params: what it must have been run with.
+            curve: a metric that is logged at every step.
+
+        Returns:
+            the steps that its curve has; None, and nothing done, if it cannot be gone on with.
+        """
+        if self.client is None or self.run_id is None or run_id == self.run_id:
+            return None
+        try:
+            earlier = self.client.get_run(run_id)
+            wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
+            is_other = earlier.info.experiment_id != self.experiment_id or earlier.data.params != wanted
+            if is_other or earlier.info.lifecycle_stage != "active":
+                return None
+            steps = frozenset(point.step for point in self.client.get_metric_history(run_id, curve))
+            self._stop_monitor()
+            self.client.delete_run(self.run_id)
+            self.client.update_run(run_id, status="RUNNING")
+            if "unveil.error" in earlier.data.tags:
+                self.client.delete_tag(run_id, "unveil.error")
+        except self._failures:
+            return None
+        self.run_id = run_id
+        resumed = int(earlier.data.tags.get("unveil.resumed", 0)) + 1
+        self.set_tags({**tags, "unveil.resumed": str(resumed)})
+        self._start_monitor(self._uri)
+        return steps
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, dotted names to plain values."""

@@ -13,6 +13,7 @@ from unveil.networks.blocks import (
     Filter,
     ResidualBlock,
     Upsample,
+    attend,
     group_norm,
     zero_init,
 )
@@ -194,3 +195,12 @@ def test_a_resampling_block_resamples_both_branches(project: bool) -> None:
         assert out.shape == (2, 32, side, side)
         torch.testing.assert_close(out, block.skip(around))  # the branch starts at zero
         assert isinstance(block.skip, nn.Conv2d) == project
+
+
+@pytest.mark.parametrize(("heads", "pixels", "channels"), [(2, 64, 64), (1, 16, 256), (4, 1, 8), (1, 1100, 8)])
+def test_attention_in_half_precision_is_that_in_full(heads: int, pixels: int, channels: int) -> None:
+    q, k, v = torch.randn(3, 2, heads, pixels, channels).bfloat16()
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    found = attend(q, k, v)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.double(), exact, atol=0.03)

@@ -235,7 +235,9 @@ def test_demo_mends_what_dvc_made_of_the_layout(path: Path) -> None:
 def test_a_file_of_ones_own_keeps_its_comments_and_columns(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     demo = load_recipe("demo").to_yaml()
-    mine = demo.replace("  lr: ", "  # my choice\n  lr:    ").replace("\n  betas: ", "   # tuned\n  betas: ")
+    mine = demo.replace("  lr: ", "  # my choice\n  lr:    ").replace(
+        "\n  lr_schedule: ", "   # tuned\n  lr_schedule: "
+    )
     path.write_text("# mine\n\n" + mine, encoding="utf-8")
     apply_recipe("celeba64-edm", path)
     text = path.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """The training loop: it learns, it can be killed, it stops when it breaks, and it tells what it does."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.loop import Progress, Trainer, TrainingConfig, _mean_of_finite
+from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
 from unveil.training.precision import autocast, resolve_precision
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
@@ -233,8 +234,8 @@ def test_previews_are_due_at_their_interval() -> None:
 
 
 def test_a_step_that_fp16_left_out_does_not_spoil_the_mean_gradient() -> None:
-    assert _mean_of_finite([torch.tensor(value) for value in (1.0, math.inf, 3.0, math.nan)]) == 2
-    assert math.isnan(_mean_of_finite([torch.tensor(math.inf)]))
+    assert _Record(norms=[torch.tensor(value) for value in (1.0, math.inf, 3.0, math.nan)]).mean_norm() == 2
+    assert math.isnan(_Record(norms=[torch.tensor(math.inf)]).mean_norm())
 
 
 # -------------------------------------------------------------------------------- the average
@@ -503,3 +504,101 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
         before = trainer.parameters[0].detach().clone()
     assert scales[4] < scales[3] and not moved[4] and any(moved[5:])
     assert math.isnan(trainer.points[4].grad_norm)
+
+
+# ---------------------------------------------------------------------- parts, noise levels, held-out images, time
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_in_parts_gives_the_same_weights(parts: int) -> None:
+    network = UNet(replace(NETWORK, dropout=0.0))
+    whole, divided = (
+        _trainer(replace(CONFIG, gradient_accumulation=count), network=lambda: copy.deepcopy(network))
+        for count in (1, parts)
+    )
+    assert [a.loss for a in whole.run()] == pytest.approx([b.loss for b in divided.run()], rel=1e-4)
+    for a, b in zip(whole.parameters, divided.parameters, strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+
+
+def test_the_losses_of_the_noise_levels_add_up() -> None:
+    trainer = _trainer(replace(CONFIG, log_every_images=12 * BATCH, checkpoint_every_images=0))
+    sigmas: list[Tensor] = []
+    draw = trainer.objective.sample_sigma
+
+    class Recorded(FlowMatching):
+        def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+            sigmas.append(draw(count, generator))
+            return sigmas[-1]
+
+    trainer.objective = Recorded()
+    (point,) = trainer.run()
+    all_sigmas = torch.cat(sigmas)
+    total = 0.0
+    for name, loss in point.loss_by_sigma.items():
+        low, _, high = name.replace("below", "0_to").replace("above_30", "30_to_inf").partition("_to_")
+        share = ((all_sigmas > float(low)) & (all_sigmas <= float(high))).double().mean().item()
+        assert share > 0
+        total += share * loss
+    assert total == pytest.approx(point.loss, rel=1e-5)
+
+
+def test_a_loss_far_above_its_median_stops_the_training(tmp_path: Path) -> None:
+    trainer = _trainer(replace(CONFIG, images=100 * BATCH), tmp_path)
+    points = trainer.run()
+    for _ in range(6):
+        next(points)
+    weight = trainer.objective.weight
+
+    class Broken(FlowMatching):
+        def weight(self, sigma: Tensor) -> Tensor:
+            return 1e4 * weight(sigma)
+
+    trainer.objective = Broken()
+    with pytest.raises(UnveilError, match=r"the loss rose to .* times its running median .*checkpoint is .*step-0000"):
+        list(points)
+
+
+def test_the_validation_loss_changes_nothing_and_is_always_of_the_same_noise() -> None:
+    plain, validated = _trainer(), _trainer(replace(CONFIG, validate_every_images=6 * BATCH))
+    validated.held_out = _images()
+    points = list(validated.run())
+    assert [point.images // BATCH for point in points if point.validation_loss is not None] == [6, 12]
+    assert points[-1].validation_loss == validated.validation_loss() == validated.validation_loss()
+    list(plain.run())
+    assert _same(plain, validated)
+    with pytest.raises(ValueError, match="held-out"):
+        plain.validation_loss()
+
+
+def test_time_ends_a_training_and_counts_what_was_before(tmp_path: Path) -> None:
+    config = replace(CONFIG, images=10_000 * BATCH, max_minutes=1.0)
+    first = _trainer(config, tmp_path)
+    assert len(list(first.run(stop=lambda: True))) == 0
+    assert first.step == 1
+    first.seconds = 59.999
+    first.save()
+    again = _trainer(config, tmp_path)
+    assert again.resume()
+    points = list(again.run())
+    assert again.finished and again.step < 100
+    assert points[-1].minutes >= 1.0 and points[-1].images == again.images_seen
+    assert points[-1].seconds_left == 0
+
+
+def test_a_stop_between_two_points_loses_nothing(tmp_path: Path) -> None:
+    whole = _trainer(replace(CONFIG, log_every_images=6 * BATCH, checkpoint_every_images=0))
+    expected = _curve(list(whole.run()))
+    config = replace(CONFIG, log_every_images=6 * BATCH, checkpoint_every_images=0)
+
+    def run_to(steps: int) -> tuple[Trainer, list[Progress]]:
+        trainer = _trainer(config, tmp_path)
+        trainer.resume()
+        before = trainer.points.copy()
+        return trainer, before + list(trainer.run(stop=lambda: trainer.step >= steps))
+
+    for steps, points in ((4, 0), (9, 1), (12, 2)):
+        trainer, curve = run_to(steps)
+        assert (trainer.step, len(curve)) == (steps, points)
+    assert _curve(curve) == expected
+    assert _same(trainer, whole)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,39 @@ from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VP
 from unveil.recipes import apply_recipe
 from unveil.stage import Run
 from unveil.training.checkpoint import ModelConfig, load_denoiser
-from unveil.training.loop import Progress
+from unveil.training.loop import Progress, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
 
 
-def _project(folder: Path) -> Path:
+def make_project(folder: Path) -> Path:
     """A folder with shards and the smoke recipe's parameters, in which the stage can run."""
     shards = folder / "data" / "shards"
     shards.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     shard = write_shard(shards, "train", 0, images, torch.zeros(50, 40, dtype=torch.bool), torch.arange(1, 51))
-    splits = {"train": (shard,), "valid": (), "test": ()}
+    held_out = write_shard(
+        shards, "valid", 0, images[:40].flip(3), torch.zeros(40, 40, dtype=torch.bool), torch.arange(40)
+    )
+    splits = {"train": (shard,), "valid": (held_out,), "test": ()}
     ShardIndex("cartoon", "squash", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3).save(shards)
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     apply_recipe("smoke", folder / "params.yaml")
-    _set(folder, images=320, log_every_images=64, preview_every_images=128, checkpoint_every_images=128)
+    set_params(
+        folder,
+        images=320,
+        log_every_images=64,
+        preview_every_images=128,
+        checkpoint_every_images=128,
+        validate_every_images=192,
+        lr_schedule="constant",
+    )
     return folder
 
 
-def _set(folder: Path, **changes: Any) -> None:
+def set_params(folder: Path, **changes: Any) -> None:
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     params["train"] |= changes
@@ -48,7 +61,7 @@ def _set(folder: Path, **changes: Any) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNVEIL_TRACKING", "off")
-    monkeypatch.chdir(_project(tmp_path / "project"))
+    monkeypatch.chdir(make_project(tmp_path / "project"))
     return tmp_path / "project"
 
 
@@ -109,7 +122,7 @@ def test_stopped_and_run_again_is_the_same_model(
     assert f"going on from step {resumed // 32} in {project / '.unveil' / 'checkpoints'}" in again.output
     assert f"at {resumed} images" in again.output
 
-    monkeypatch.chdir(_project(tmp_path / "whole"))
+    monkeypatch.chdir(make_project(tmp_path / "whole"))
     whole = _run()
     assert whole.exit_code == 0 and "going on" not in whole.output
     for name in ("model.safetensors", "config.json"):
@@ -124,7 +137,7 @@ def test_a_changed_parameter_starts_anew(
     with monkeypatch.context() as patch:
         _stop_at(192, patch)
         _run()
-    _set(project, **{key: value})
+    set_params(project, **{key: value})
     done = _run()
     assert done.exit_code == 0 and "going on" not in done.output
 
@@ -132,15 +145,75 @@ def test_a_changed_parameter_starts_anew(
 def test_a_changed_length_goes_on_if_it_can(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for images, said in ((384, "going on from step 4"), (128, "images/s")):
         with monkeypatch.context() as patch:
-            _set(project, images=320)
+            set_params(project, images=320)
             _stop_at(192, patch)
             _run()
-        _set(project, images=images)
+        set_params(project, images=images)
         done = _run()
         assert done.exit_code == 0, done.output
         assert said in done.output
         assert ("going on" in done.output) == (images > 128)
         assert int(_curves(project)[-1]["images"]) == images
+
+
+def test_a_changed_length_starts_anew_if_the_learning_rate_follows_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_params(project, lr_schedule="cosine")
+    with monkeypatch.context() as patch:
+        _stop_at(192, patch)
+        _run()
+    set_params(project, images=384)
+    done = _run()
+    assert done.exit_code == 0 and "going on" not in done.output
+    assert float(_curves(project)[-1]["lr"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_with_a_checkpoint_of_that_moment(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer) -> Any:
+        if trainer.step == 4:  # in the midst of the fifth step, between two points and two checkpoints
+            os.kill(os.getpid(), number)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        first = _run()
+    assert first.exit_code == 128 + number
+    last = first.output.strip().splitlines()[-1]
+    assert last.startswith(f"error: train was stopped by {number.name}; ")
+    assert "step-00000005 has all 160 images so far: run the same command to go on" in last
+    again = _run()
+    assert again.exit_code == 0 and "going on from step 5 " in again.output
+
+    monkeypatch.chdir(make_project(tmp_path / "whole"))
+    assert _run().exit_code == 0
+    weights = [(folder / "models" / "model.safetensors").read_bytes() for folder in (project, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+    assert _curves(project) == _curves(tmp_path / "whole")
+
+
+def test_minutes_end_it_cleanly(project: Path) -> None:
+    set_params(project, max_minutes=1e-4)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    assert ModelConfig.load(project / "models").training["images_seen"] == 32
+    assert [int(row["images"]) for row in _curves(project)] == [32]
+
+
+def test_the_losses_of_both_splits_and_of_each_noise_level_are_plotted(project: Path) -> None:
+    assert _run().exit_code == 0
+    plots = project / "plots" / "train"
+    with (plots / "loss.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["images"]) for row in rows if row["split"] == "valid"] == [192, 320]
+    assert len([row for row in rows if row["split"] == "train"]) == len(_curves(project))
+    with (plots / "loss_by_sigma.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) >= 3
 
 
 def test_a_damaged_shard_is_one_line(project: Path) -> None:
@@ -176,7 +249,7 @@ def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
 )
 def test_other_paths_are_trained_and_previewed(project: Path, parts: dict[str, Any]) -> None:
     diffusion = YAML(typ="safe").load(project / "params.yaml")["train"]["diffusion"]
-    _set(project, images=64, preview_every_images=64, diffusion=diffusion | parts)
+    set_params(project, images=64, preview_every_images=64, diffusion=diffusion | parts)
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
     params["sample"]["sigma_max"] = 40.0  # within ve's range
@@ -189,7 +262,7 @@ def test_other_paths_are_trained_and_previewed(project: Path, parts: dict[str, A
 
 
 def test_checkpoints_outlive_a_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = _project(tmp_path / "main" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpcopy")
+    copy = make_project(tmp_path / "main" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpcopy")
     monkeypatch.chdir(copy)
     _stop_at(192, monkeypatch)
     assert _run().exit_code == 130

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_GROUP_CHANNELS = 2
+MAX_PLAIN_PIXELS = 1024
 BOX = (1.0, 1.0)
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)
 
@@ -119,6 +120,18 @@ class ResidualBlock(nn.Module):
         return h if self.skip_scale == 1.0 else h * self.skip_scale
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention (1706.03762, eq. 1): [B, heads, pixels, channels] each, and so the result.
+
+    PyTorch's own on a CPU is made for long sequences and computes bfloat16 as float32; two products of matrices are
+    two to four times as fast there, up to the 1024 pixels of a 32 x 32 image.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_PIXELS:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return cast(Tensor, scores.softmax(-1).to(q.dtype) @ v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class AttentionBlock(nn.Module):
     """Residual self-attention over the pixels (2006.11239, appendix B): [B, C, H, W] -> the same shape.
 
@@ -155,7 +168,7 @@ class AttentionBlock(nn.Module):
         # Linear layers, not convolutions: their output has the order in memory that fast attention asks for.
         qkv = F.linear(pixels, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = attend(q, k, v).transpose(1, 2).flatten(2)
         h = F.linear(h, self.out.weight.flatten(1), self.out.bias)
         h = x + h.transpose(1, 2).unflatten(2, x.shape[2:])
         return h if self.skip_scale == 1.0 else h * self.skip_scale

@@ -30,6 +30,7 @@ CONFIG_FILE = "config.json"
 LONGEST_REASON = 200  # characters of a library's own message that ours repeats
 STATE_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,18 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """Path of the newest whole checkpoint, or None."""
         return next((path for path, _ in self._whole()), None)
+
+    def note(self, run_id: str | None) -> None:
+        """Keep the id of the tracked run that these checkpoints belong to, also before there is one of them."""
+        write_json(self.folder / RUN_FILE, {"run_id": run_id})
+
+    def noted(self) -> str | None:
+        """What ``note`` kept, or None."""
+        try:
+            run_id = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))["run_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return run_id if isinstance(run_id, str) else None
 
     def remove(self) -> None:
         """Remove all checkpoints of this run."""

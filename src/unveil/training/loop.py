@@ -2,21 +2,33 @@
 
 import hashlib
 import math
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import DeviceBatches, to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import Objective, denoising_loss
 from unveil.errors import UnveilError
 from unveil.training.checkpoint import Checkpoints
+from unveil.training.choices import OptimizerName, ScheduleName
 from unveil.training.ema import EMA
+from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.precision import autocast
+
+SIGMA_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Where the intervals of noise levels meet, for the loss of each."""
+SIGMA_BINS = ("below_0.03", *(f"{a:g}_to_{b:g}" for a, b in pairwise(SIGMA_EDGES)), "above_30")
+DIVERGED = 20.0  # times the running median of the loss
+MEDIAN_POINTS = 50
+FEWEST_POINTS = 5  # before which the loss is not judged
+_Part = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -26,15 +38,18 @@ class TrainingConfig:
     Attributes:
         seed: of the noise and the noise levels.
         images: length of training.
-        lr: Adam's learning rate after warm-up.
+        lr, warmup_images: see :func:`unveil.training.optimization.learning_rate`.
         betas: Adam's.
-        warmup_images: the learning rate rises linearly over so many images.
         gradient_clip: largest norm of the gradient; 0 = none.
         ema_half_life_images, ema_rampup: see :class:`unveil.training.ema.EMA`.
         precision: fp32, bf16 or fp16.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
-        log_every_images, preview_every_images, checkpoint_every_images: intervals; 0 = never.
+        log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
+        lr_schedule, lr_reference_images: see :func:`unveil.training.optimization.learning_rate`.
+        optimizer, weight_decay: see :func:`unveil.training.optimization.build_optimizer`.
+        gradient_accumulation: a batch goes through the network in so many parts, which saves memory.
+        max_minutes: training ends after so much time, that before an interruption included; 0 = no limit.
     """
 
     seed: int
@@ -50,6 +65,13 @@ class TrainingConfig:
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
     input_perturbation: float = 0.0
+    validate_every_images: int = 0
+    lr_schedule: ScheduleName = "constant"
+    lr_reference_images: int = 0
+    optimizer: OptimizerName = "adam"
+    weight_decay: float = 0.0
+    gradient_accumulation: int = 1
+    max_minutes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,10 @@ class Progress:
         images_per_second: since the last point.
         seconds_left: estimate at the mean speed of this process.
         preview: whether a preview grid is due.
+        loss_by_sigma: mean loss of the images of each interval of noise levels, named by its ends (see
+            :data:`SIGMA_EDGES`), those without images left out.
+        validation_loss: of the averaged weights on held-out images, None where it was not due.
+        minutes: spent on training so far, before an interruption too.
     """
 
     images: int
@@ -74,6 +100,9 @@ class Progress:
     images_per_second: float
     seconds_left: float
     preview: bool
+    loss_by_sigma: Mapping[str, float] = field(default_factory=dict)
+    validation_loss: float | None = None
+    minutes: float = 0.0
 
 
 class Trainer:
@@ -88,6 +117,7 @@ class Trainer:
         batches: training images on the same device.
         config: how to train.
         checkpoints: where to keep scratch checkpoints; None = nowhere.
+        held_out: uint8 [N, C, H, W] on the device, for the validation loss; None = there is none.
     """
 
     def __init__(
@@ -97,64 +127,101 @@ class Trainer:
         batches: DeviceBatches,
         config: TrainingConfig,
         checkpoints: Checkpoints | None = None,
+        held_out: Tensor | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.objective = objective
         self.batches = batches
         self.config = config
         self.checkpoints = checkpoints
+        self.held_out = held_out
         self.step = 0
+        self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
         self.network = denoiser.network
         self.parameters = list(self.network.parameters())
         self.device = self.parameters[0].device
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=config.betas, fused=True)
+        self.optimizer = build_optimizer(
+            config.optimizer, self.parameters, config.lr, config.betas, config.weight_decay
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
         self.total_steps = -(-config.images // batches.batch_size)
+        self._since = _Record()  # what happened since the last point
 
     @property
     def images_seen(self) -> int:
         """Images seen so far."""
         return self.step * self.batches.batch_size
 
-    def run(self) -> Iterator[Progress]:
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made, or the time is up."""
+        limit = 60 * self.config.max_minutes
+        return self.step >= self.total_steps or (0 < limit <= self.seconds)
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train to the end from where it stands, yielding a point of the curves now and then.
 
+        Args:
+            stop: asked after every step; if true, a checkpoint is written and the iteration ends, unfinished.
+
         Raises:
-            UnveilError: if the loss or the weights are no longer finite; it names the step and the last good
-                checkpoint.
+            UnveilError: if the loss or the weights are no longer finite, or the loss is far above what it was; it
+                names the step and the last good checkpoint.
         """
         self.denoiser.train()
-        losses: list[Tensor] = []
-        norms: list[Tensor] = []
         start = mark = time.perf_counter()
-        first_step, marked_step = self.step, self.step
-        while self.step < self.total_steps:
-            loss, norm = self._step()
-            losses.append(loss)
-            norms.append(norm)
+        first_step, marked_step, seconds = self.step, self.step, self.seconds
+        while not self.finished:
+            self._since.add(*self._step())
+            self.seconds = seconds + time.perf_counter() - start
             preview = self._due(self.config.preview_every_images)
-            last = self.step == self.total_steps
-            checkpoint = self._due(self.config.checkpoint_every_images) and not last
-            if self._due(self.config.log_every_images) or preview or checkpoint or last:
-                mean_loss = torch.stack(losses).mean().item()
-                self._check(mean_loss)
+            checkpoint = self._due(self.config.checkpoint_every_images) and not self.finished
+            validate = self.held_out is not None and (self._due(self.config.validate_every_images) or self.finished)
+            if self._due(self.config.log_every_images) or preview or checkpoint or validate or self.finished:
+                self._check(self._since.mean_loss())
                 now = time.perf_counter()
                 point = Progress(
                     images=self.images_seen,
-                    loss=mean_loss,
-                    grad_norm=_mean_of_finite(norms),
+                    loss=self._since.mean_loss(),
+                    grad_norm=self._since.mean_norm(),
                     lr=self._lr(),
                     images_per_second=(self.step - marked_step) * self.batches.batch_size / (now - mark),
-                    seconds_left=(self.total_steps - self.step) * (now - start) / (self.step - first_step),
+                    seconds_left=self._seconds_left((now - start) / (self.step - first_step)),
                     preview=preview,
+                    loss_by_sigma=self._since.by_sigma(),
+                    validation_loss=self.validation_loss() if validate else None,
+                    minutes=self.seconds / 60,
                 )
                 self.points.append(point)
+                self._since = _Record()
                 yield point
-                losses, norms, mark, marked_step = [], [], time.perf_counter(), self.step
+                mark, marked_step = time.perf_counter(), self.step
             if checkpoint:
                 self.save()
+            if not self.finished and stop():
+                self.save()
+                return
+
+    def validation_loss(self) -> float:
+        """Loss of the averaged weights on the held-out images, at noise that is the same every time.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.held_out is None:
+            raise ValueError("no held-out images; expected Trainer(..., held_out=images)")
+        generator = torch.Generator(self.device).manual_seed(_step_seed("validation", self.config.seed, 0))
+        losses = []
+        with self.averaged(), torch.no_grad():
+            for part in self.held_out.split(self.batches.batch_size):
+                x0 = to_float(part)
+                sigma = self.objective.sample_sigma(len(x0), generator)
+                noise = torch.randn(x0.shape, generator=generator, device=self.device)
+                with autocast(self.config.precision, self.device):
+                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise))
+        return torch.cat(losses).mean().item()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -180,7 +247,12 @@ class Trainer:
             tensors[f"ema.{number}"] = average
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{number}"] = value
-        facts = {"scaler": self.scaler.state_dict(), "points": [asdict(point) for point in self.points]}
+        tensors |= self._since.tensors()
+        facts = {
+            "scaler": self.scaler.state_dict(),
+            "points": [asdict(point) for point in self.points],
+            "seconds": self.seconds,
+        }
         self.checkpoints.save(self.step, tensors, facts)
 
     def resume(self) -> bool:
@@ -208,11 +280,13 @@ class Trainer:
                 }
         self.scaler.load_state_dict(facts["scaler"])
         self.points = [Progress(**point) for point in facts["points"]]
+        self._since = _Record.of(tensors, self.device)
+        self.seconds = facts["seconds"]
         self.step = facts["step"]
         return True
 
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer: returns the mean loss and the gradient's norm."""
+    def _step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the optimizer: returns the loss and the noise level of each image, and the gradient's norm."""
         config = self.config
         x0 = self.batches.batch(self.step)
         generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
@@ -221,11 +295,9 @@ class Trainer:
         perturbation = None
         if config.input_perturbation:
             perturbation = config.input_perturbation * torch.randn(x0.shape, generator=generator, device=self.device)
-        dropout_seed = _step_seed("dropout", config.seed, self.step)
-        with _global_seed(dropout_seed, self.device), autocast(config.precision, self.device):
-            loss = denoising_loss(self.denoiser, self.objective, x0, sigma, noise, perturbation).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with _global_seed(_step_seed("dropout", config.seed, self.step), self.device):
+            losses = [self._backward(*part) for part in self._parts(x0, sigma, noise, perturbation)]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
         self.step += 1
@@ -234,11 +306,37 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
-        return loss.detach(), norm.detach()
+        return torch.cat(losses), sigma, norm.detach()
+
+    def _parts(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Iterator[_Part]:
+        """A batch in the parts that go through the network one after another."""
+        size = -(-len(x0) // self.config.gradient_accumulation)
+        for start in range(0, len(x0), size):
+            here = slice(start, start + size)
+            yield x0[here], sigma[here], noise[here], perturbation[here] if perturbation is not None else None
+
+    def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:
+        """Add a part's share to the gradient of the batch's mean loss; returns the loss of each image."""
+        with autocast(self.config.precision, self.device):
+            losses = denoising_loss(self.denoiser, self.objective, x0, sigma, noise, perturbation)
+        self.scaler.scale(losses.sum() / self.batches.batch_size).backward()
+        return losses.detach()
 
     def _lr(self) -> float:
-        """Linear warm-up, then constant."""
-        return self.config.lr * min(1.0, self.images_seen / max(self.config.warmup_images, 1))
+        config = self.config
+        return learning_rate(
+            config.lr_schedule,
+            config.lr,
+            self.images_seen,
+            warmup_images=config.warmup_images,
+            images=config.images,
+            reference_images=config.lr_reference_images,
+        )
+
+    def _seconds_left(self, seconds_a_step: float) -> float:
+        left = (self.total_steps - self.step) * seconds_a_step
+        limit = 60 * self.config.max_minutes
+        return min(left, max(limit - self.seconds, 0.0)) if limit else left
 
     def _due(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of ``interval`` images."""
@@ -246,11 +344,16 @@ class Trainer:
             return False
         return self.images_seen // interval > (self.images_seen - self.batches.batch_size) // interval
 
+    def _usual_loss(self) -> float:
+        return statistics.median(point.loss for point in self.points[-MEDIAN_POINTS:])
+
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             found = f"the loss became {loss}"
         elif not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all():
             found = "the weights became infinite or NaN"  # the next loss will show it, but a checkpoint must not
+        elif len(self.points) >= FEWEST_POINTS and loss > DIVERGED * (usual := self._usual_loss()):
+            found = f"the loss rose to {loss:.4g}, more than {DIVERGED:g} times its running median of {usual:.4g},"
         else:
             return
         newest = self.checkpoints.newest() if self.checkpoints is not None else None
@@ -259,6 +362,45 @@ class Trainer:
             f"train: {found} by step {self.step} ({self.images_seen} images); {good}; "
             "try a lower train.lr, train.gradient_clip 1.0 or train.precision fp32"
         )
+
+
+@dataclass
+class _Record:
+    """Loss and noise level of every image, and norm of every step's gradient, since the last point."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    sigmas: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+    def add(self, losses: Tensor, sigma: Tensor, norm: Tensor) -> None:
+        self.losses.append(losses)
+        self.sigmas.append(sigma)
+        self.norms.append(norm)
+
+    def mean_loss(self) -> float:
+        return torch.cat(self.losses).mean().item()
+
+    def mean_norm(self) -> float:
+        norms = torch.stack(self.norms)
+        return norms[norms.isfinite()].mean().item()
+
+    def by_sigma(self) -> dict[str, float]:
+        losses, sigmas = torch.cat(self.losses), torch.cat(self.sigmas)
+        bins = torch.bucketize(sigmas, torch.tensor(SIGMA_EDGES, device=sigmas.device))
+        counts = torch.bincount(bins, minlength=len(SIGMA_BINS)).tolist()
+        sums = torch.bincount(bins, losses.double(), minlength=len(SIGMA_BINS)).tolist()
+        return {name: total / count for name, total, count in zip(SIGMA_BINS, sums, counts, strict=True) if count}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for a checkpoint."""
+        parts = {"losses": self.losses, "sigmas": self.sigmas, "norms": self.norms}
+        return {f"since.{name}": torch.stack(values) for name, values in parts.items() if values}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "_Record":
+        """As ``tensors`` wrote it."""
+        parts = ("losses", "sigmas", "norms")
+        return cls(*(list(tensors.get(f"since.{name}", torch.empty(0)).to(device)) for name in parts))
 
 
 def _step_seed(purpose: str, seed: int, step: int) -> int:
@@ -273,8 +415,3 @@ def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _mean_of_finite(values: list[Tensor]) -> float:
-    together = torch.stack(values)
-    return together[together.isfinite()].mean().item()

@@ -1,0 +1,6 @@
+"""Names of the choices that params.yaml has for training."""
+
+from typing import Literal
+
+OptimizerName = Literal["adam", "adamw"]
+ScheduleName = Literal["constant", "cosine", "inverse-sqrt"]
