@@ -12,7 +12,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unveil.data.batches import to_uint8
+from unveil.data.pixels import to_uint8
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.design import DiffusionConfig, denoiser_values
 from unveil.diffusion.samplers import Step

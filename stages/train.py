@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from unveil.data.batches import DeviceBatches, to_uint8
+from unveil.data.batches import StreamBatches, open_batches
+from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion.design import DiffusionConfig, build_objective
 from unveil.diffusion.paths import NoisePath
@@ -22,6 +23,7 @@ from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.stage import Run, Terminated, signals_noted, stage
 from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
+from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
 from unveil.training.precision import autocast, resolve_device, resolve_precision
 
@@ -74,7 +76,7 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
             "shards": index.digest(),
         },
         training={
-            **settings.model_dump(exclude={"network", "diffusion", "device"}),
+            **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile"}),
             "precision": precision,
         },
     )
@@ -88,9 +90,8 @@ def preview_sampler(path: NoisePath) -> SamplerConfig:
     return replace(PREVIEW_SAMPLER, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
-def draw_preview(trainer: Trainer, precision: str, path: Path) -> None:
+def draw_preview(trainer: Trainer, size: int, precision: str, path: Path) -> None:
     """Save the averaged network's samples from noise that is the same in every preview."""
-    size = trainer.batches.images.shape[-1]
     noise = SampleNoise(0, range(PREVIEW_FACES), (3, size, size), trainer.device)
     denoiser, context = trainer.denoiser, lambda: autocast(precision, trainer.device)
     with trainer.averaged():
@@ -123,14 +124,13 @@ def checkpoints_for(run: Run, config: ModelConfig) -> Iterator[Checkpoints]:
 
 
 def write_validation(points: Sequence[Progress], path: Path) -> None:
-    """Save the validation losses beside the losses of training, for `dvc plots`."""
+    """Save the losses on held-out images, for `dvc plots`."""
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("images", "split", "loss"))
+        writer.writerow(("images", "validation_loss"))
         for point in points:
-            writer.writerow((point.images, "train", format(point.loss, ".6g")))
             if point.validation_loss is not None:
-                writer.writerow((point.images, "valid", format(point.validation_loss, ".6g")))
+                writer.writerow((point.images, format(point.validation_loss, ".6g")))
 
 
 def write_loss_by_sigma(points: Sequence[Progress], path: Path) -> None:
@@ -191,8 +191,9 @@ def main(
 
         torch.manual_seed(settings.seed)
         denoiser = config.build().to(device)
-        images = load_images(SHARDS, "train").to(device)
-        batches = DeviceBatches(images, settings.batch_size, settings.seed, settings.horizontal_flip)
+        batches = open_batches(
+            SHARDS, "train", settings.loader, settings.batch_size, settings.seed, settings.horizontal_flip, device
+        )
         checkpoints = held.enter_context(checkpoints_for(run, config))
         held_out = None
         if settings.validate_every_images:
@@ -205,10 +206,14 @@ def main(
             checkpoints,
             held_out,
         )
+        if settings.compile and (reason := compile_network(denoiser.network, device)):
+            run.say(f"train.compile: {reason}, so the network runs as it is")
         size = sum(parameter.numel() for parameter in trainer.parameters)
         run.log_metrics({"parameters": size})
         run.tag("unveil.precision", precision)
-        run.say(f"{size:,} parameters, {len(images):,} images, {precision} on {device}")
+        where = "streamed from disk" if isinstance(batches, StreamBatches) else f"in the memory of {device}"
+        count = index.num_images("train")
+        run.say(f"{size:,} parameters, {precision} on {device}; {count:,} images {where}")
         if trainer.resume():
             run.say(f"going on from step {trainer.step:,} in {checkpoints.folder}, at {trainer.images_seen:,} images")
         if not run.go_on(checkpoints.noted()):
@@ -221,7 +226,7 @@ def main(
                 report(run, point)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
-                    draw_preview(trainer, precision, preview)
+                    draw_preview(trainer, index.image_size, precision, preview)
                     run.log_artifact(preview, folder="previews")
         if noted and not trainer.finished:
             newest = checkpoints.newest()
@@ -229,12 +234,12 @@ def main(
                 noted[0], f"; {newest} has all {trainer.images_seen:,} images so far: run the same command to go on"
             )
         write_curves(trainer.points, PLOTS / "curves.csv")
-        write_validation(trainer.points, PLOTS / "loss.csv")
+        write_validation(trainer.points, PLOTS / "validation.csv")
         write_loss_by_sigma(trainer.points, PLOTS / "loss_by_sigma.csv")
         config = replace(config, training={**config.training, "images_seen": trainer.images_seen})
         with trainer.averaged() as network:
             save_model(MODELS, network, config)
-        for name in ("curves.csv", "loss.csv", "loss_by_sigma.csv"):
+        for name in ("curves.csv", "validation.csv", "loss_by_sigma.csv"):
             run.log_artifact(PLOTS / name)
         run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)
         run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {trainer.points[-1].loss:.4f}")

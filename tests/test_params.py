@@ -210,7 +210,7 @@ def test_a_key_that_is_one_too_many(changes: dict[str, Any], suggestion: str | N
     (dotted,) = changes
     assert f": {dotted.replace('__', '.')}: unknown key" in message
     if suggestion is None:
-        assert "expected seed, device, precision" in message
+        assert "expected seed, device, loader" in message
     else:
         assert message.endswith(f"did you mean {suggestion}?")
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from unveil.data.batches import to_uint8
+from unveil.data.pixels import to_uint8
 from unveil.diffusion.samplers import Step
 from unveil.files import atomic_path
 

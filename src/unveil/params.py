@@ -23,6 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
 from unveil.data.celeba import PUBLISHED_SPLITS
+from unveil.data.choices import Loader
 from unveil.diffusion import betas
 from unveil.diffusion.choices import (
     DISCRETE_PATHS,
@@ -377,6 +378,10 @@ class Train(Section):
     """Of weights, order of images and noise."""
     device: Device
     """auto = cuda if there is one."""
+    loader: Loader
+    """Where the images are; never changes the result."""
+    compile: bool
+    """Compile the network (torch.compile)."""
     precision: Precision
     """Type of the network's arithmetic; weights stay fp32."""
     images: Count

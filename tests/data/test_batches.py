@@ -1,6 +1,8 @@
 """Batches: what is drawn depends on (seed, number) alone, and an epoch is an epoch."""
 
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.data.batches import DeviceBatches, to_float, to_uint8
+from unveil.data import batches as batches_module
+from unveil.data.batches import DeviceBatches, StreamBatches, open_batches
+from unveil.data.choices import Loader
+from unveil.data.pixels import to_float, to_uint8
+from unveil.data.shards import ShardIndex, write_shard
+from unveil.errors import UnveilError
 
 
 def _numbered(count: int) -> Tensor:
@@ -109,3 +116,56 @@ def test_floats_are_rounded_to_the_nearest_pixel_and_clipped() -> None:
         assert torch.equal(to_uint8(to_float(pixels) + shift / 127.5), pixels)
     assert to_uint8(torch.tensor([-100.0, -1.001, 1.001, 100.0])).tolist() == [0, 0, 255, 255]
     assert to_uint8(torch.tensor([-1.0, 0.5, 1.0], dtype=torch.bfloat16)).tolist() == [0, 191, 255]
+
+
+# ------------------------------------------------------------------------------------ from disk
+
+
+def _shards(folder: Path, counts: list[int]) -> tuple[Tensor, ShardIndex]:
+    images = torch.randint(0, 256, (sum(counts), 3, 4, 4), dtype=torch.uint8)
+    shards = tuple(
+        write_shard(
+            folder, "train", number, part, torch.zeros(len(part), 40, dtype=torch.bool), torch.arange(len(part))
+        )
+        for number, part in enumerate(images.split(counts))
+    )
+    index = ShardIndex("cartoon", "squash", 4, ("Smiling",), {"train": shards}, (0.0,) * 3, (1.0,) * 3)
+    index.save(folder)
+    return images, index
+
+
+@pytest.mark.parametrize("numbers", [range(12), [7, 3, 3, 11, 0, 1, 2], [40, 41, 2]])
+def test_streamed_batches_are_those_of_the_device(tmp_path: Path, numbers: Iterable[int]) -> None:
+    images, index = _shards(tmp_path, [5, 11, 7])
+    streamed = StreamBatches(tmp_path, index.splits["train"], 4, 3, horizontal_flip=True)
+    resident = DeviceBatches(images, 4, 3, horizontal_flip=True)
+    for number in numbers:
+        assert torch.equal(streamed.batch(number), resident.batch(number))
+
+
+def test_the_loader_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _shards(tmp_path, [6])
+
+    def kind(loader: Loader) -> type:
+        return type(open_batches(tmp_path, "train", loader, 2, 0, False, torch.device("cpu")))
+
+    assert [kind("device"), kind("stream"), kind("auto")] == [DeviceBatches, StreamBatches, DeviceBatches]
+    monkeypatch.setattr(batches_module, "_free_memory", lambda device: 6 * 3 * 4 * 4)
+    assert kind("auto") is StreamBatches
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no header", "shorter later"])
+def test_a_shard_that_cannot_be_streamed_is_named(tmp_path: Path, damage: str) -> None:
+    _, index = _shards(tmp_path, [6])
+    path = tmp_path / "train-00000.safetensors"
+
+    def stream() -> StreamBatches:
+        return StreamBatches(tmp_path, index.splits["train"], 6, 0, horizontal_flip=False)
+
+    before = stream()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"\xff" * 100 if damage == "no header" else path.read_bytes()[:-300])
+    with pytest.raises(UnveilError, match=r"train-00000\.safetensors: .*run the preprocess stage again"):
+        (before if damage == "shorter later" else stream()).batch(0)

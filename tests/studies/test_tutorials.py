@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from unveil.data.batches import to_float
+from unveil.data.pixels import to_float
 from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.diffusion import samplers
 from unveil.diffusion.objectives import Simple, denoising_loss

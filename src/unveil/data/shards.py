@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +20,7 @@ from unveil.files import file_digest, write_json
 
 FORMAT = 1
 INDEX_FILE = "index.json"
+LONGEST_HEADER = 1 << 20  # bytes of a shard's header
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,49 @@ def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) 
         raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
     except (SafetensorError, OSError) as error:
         raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
+
+
+class ShardRows:
+    """Rows of one tensor of a shard, read one at a time, so that no more than those are in memory.
+
+    Args:
+        folder: of the shards.
+        shard: which one.
+        name: of a uint8 tensor: ``images``.
+
+    Raises:
+        UnveilError: if the shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, shard: Shard, name: str) -> None:
+        path = folder / shard.file
+        try:
+            self._file = path.open("rb", buffering=0)
+            # safetensors: the header's length in 8 bytes, the header in JSON, then the tensors.
+            length = int.from_bytes(self._file.read(8), "little")
+            facts = json.loads(self._file.read(min(length, LONGEST_HEADER)))[name]
+            start, end = facts["data_offsets"]
+            self.shape = tuple(facts["shape"][1:])
+            self._bytes = prod(self.shape)
+            whole = facts["dtype"] == "U8" and end - start == shard.images * self._bytes
+            if not whole or path.stat().st_size < 8 + length + end:
+                raise ValueError("not the tensor that its index tells of")
+        except FileNotFoundError:
+            raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
+        self._start = 8 + length + start
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """One row. Threads may read at once.
+
+        Raises:
+            UnveilError: if the file has become shorter.
+        """
+        data = os.pread(self._file.fileno(), self._bytes, self._start + row * self._bytes)
+        if len(data) != self._bytes:
+            raise UnveilError(f"{self._file.name}: became shorter while it was read; run the preprocess stage again")
+        return np.frombuffer(data, np.uint8).reshape(self.shape)
 
 
 def verify(folder: Path, splits: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from unveil.data.batches import to_uint8
+from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import GridName, SamplerName
 from unveil.diffusion.denoiser import Denoiser

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torchvision.utils import make_grid
 
-from unveil.data.batches import DeviceBatches, to_uint8
+from unveil.data.batches import DeviceBatches
+from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from unveil.data.batches import DeviceBatches, to_float
+from unveil.data.batches import Batches
+from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import Objective, denoising_loss
 from unveil.errors import UnveilError
@@ -124,7 +125,7 @@ class Trainer:
         self,
         denoiser: Denoiser,
         objective: Objective,
-        batches: DeviceBatches,
+        batches: Batches,
         config: TrainingConfig,
         checkpoints: Checkpoints | None = None,
         held_out: Tensor | None = None,

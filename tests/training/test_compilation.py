@@ -1,0 +1,37 @@
+"""Compiling is an option: the same network, sooner; and a clear word where there is no compiler."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from unveil.training import compilation
+from unveil.training.compilation import compile_network
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_compiler_it_says_so_and_the_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    network = nn.Linear(2, 2)
+    reason = compile_network(network, CPU)
+    assert reason is not None and "C++ compiler" in reason
+    assert network(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "find_spec", lambda name: None)
+    assert "triton" in str(compile_network(nn.Linear(2, 2), torch.device("cuda")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compilation.why_not(CPU) is not None, reason=f"needs a C++ compiler: {compilation.why_not(CPU)}")
+def test_a_compiled_network_is_the_same_function_with_the_same_names() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+    x = torch.randn(5, 4)
+    expected, names = network(x), list(network.state_dict())
+    assert compile_network(network, CPU) is None
+    assert torch.allclose(network(x), expected, atol=1e-6)
+    assert list(network.state_dict()) == names
