@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +18,11 @@ from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.design import DiffusionConfig, denoiser_values
 from unveil.diffusion.samplers import Step
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
 from unveil.files import atomic_path, file_digest
+from unveil.launch import start_processes
 from unveil.params import Sample
 from unveil.stage import Run, stage
 from unveil.training.checkpoint import ModelConfig, load_denoiser
@@ -48,10 +51,14 @@ def batches(
     precision: str,
     device: torch.device,
     say: Callable[[str], None],
+    part: slice = slice(None),
 ) -> Iterator[tuple[list[int], list[Step], Step]]:
-    """Of each batch the ids, the strip's few faces at every step (of the first batch alone), and the last step."""
+    """Of each batch the ids, the strip's few faces at every step (of the first batch alone), and the last step.
+
+    ``part`` chooses among the batches, which hold the same images whoever draws them.
+    """
     shape = (3, image_size, image_size)
-    for start in range(0, settings.num_samples, settings.batch_size):
+    for start in range(0, settings.num_samples, settings.batch_size)[part]:
         ids = list(range(start, min(start + settings.batch_size, settings.num_samples)))
         noise = SampleNoise(settings.seed, ids, shape, device)
         strip: list[Step] = []
@@ -122,12 +129,15 @@ def main(
     params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
 ) -> None:
     """Draw samples from the model, with a grid of them and a strip of faces emerging from noise."""
-    with stage("sample", params) as run:
+    start_processes(__file__, params)
+    with stage("sample", params) as run, ExitStack() as held:
         settings = run.params.sample
         run.follow(MODELS / "run.json")
         model = ModelConfig.load(MODELS)
         check_diffusion(model.diffusion, DiffusionConfig(**run.params.train.diffusion.model_dump()))
-        device = resolve_device(settings.device)
+        device = local_device(resolve_device(settings.device))
+        processes = held.enter_context(joined(device))
+        part = processes.part(-(-settings.num_samples // settings.batch_size))
         precision = resolve_precision(settings.precision, device)
         denoiser = load_denoiser(MODELS, device)
         weights = file_digest(MODELS / "model.safetensors")
@@ -137,19 +147,23 @@ def main(
 
         images: list[Tensor] = []
         nfe, started = 0, time.perf_counter()
-        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say):
+        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say, part):
             if not torch.isfinite(last.x).all():
                 raise _not_drawn(ids, "are not finite numbers", "train again, or set sample.precision to fp32")
-            if not images:
+            if ids[0] == 0:
                 faces = min(TRAJECTORY_FACES, len(ids))
                 columns = min(TRAJECTORY_COLUMNS, len(strip))
                 save_grid(emergence(strip, faces, columns), columns, TRAJECTORY)
             images.append(to_uint8(last.x).cpu())
             nfe = max(nfe, last.nfe)  # rk45: of the image that needed most
-            progress(run, ids[-1] + 1, settings.num_samples, started)
+            progress(run, ids[-1] + 1, min(part.stop * settings.batch_size, settings.num_samples), started)
         seconds = time.perf_counter() - started
 
-        together = torch.cat(images)
+        nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+        together = processes.gather(torch.cat([nothing, *images]))
+        nfe = int(processes.agree(nfe)[0])
+        if together is None:  # another process has all of them
+            return
         save_samples(
             together,
             {

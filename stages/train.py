@@ -1,6 +1,7 @@
 """Stage 3: train the denoiser."""
 
 import csv
+import signal
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +18,11 @@ from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion.design import DiffusionConfig, build_objective
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.distributed import Processes, joined, local_device
+from unveil.errors import UnveilError
 from unveil.figures import save_grid
 from unveil.files import atomic_path
+from unveil.launch import start_processes
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.stage import Run, Terminated, signals_noted, stage
@@ -109,7 +113,7 @@ def write_curves(points: Sequence[Progress], path: Path) -> None:
 
 
 @contextmanager
-def checkpoints_for(run: Run, config: ModelConfig) -> Iterator[Checkpoints]:
+def checkpoints_for(run: Run, config: ModelConfig, processes: Processes) -> Iterator[Checkpoints]:
     """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
 
     The length is in the name where the learning rate follows it.
@@ -119,8 +123,11 @@ def checkpoints_for(run: Run, config: ModelConfig) -> Iterator[Checkpoints]:
     facts: dict[str, Any] = config.to_dict() | {"code": run.record["code"]}
     length = {"max_minutes"} if config.training["lr_schedule"] == "cosine" else {"max_minutes", "images"}
     facts["training"] = {key: value for key, value in facts["training"].items() if key not in length}
-    with claimed_folder(run.project / CHECKPOINTS, fingerprint(facts)) as folder:
-        yield Checkpoints(folder)
+    with ExitStack() as held:
+        claimed = None
+        if processes.is_main:
+            claimed = held.enter_context(claimed_folder(run.project / CHECKPOINTS, fingerprint(facts)))
+        yield Checkpoints(Path(processes.from_main(claimed)))
 
 
 def write_validation(points: Sequence[Progress], path: Path) -> None:
@@ -174,6 +181,7 @@ def main(
     params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
 ) -> None:
     """Train the denoiser on the train split."""
+    start_processes(__file__, params)
     with stage("train", params) as run, ExitStack() as held:
         settings = run.params.train
         run.follow(Path("data/preprocess.run.json"))
@@ -185,16 +193,30 @@ def main(
             dataset=f"{index.source}-{index.image_size}-{index.protocol}",
             context="training",
         )
-        device = resolve_device(settings.device)
+        device = local_device(resolve_device(settings.device))
         precision = resolve_precision(settings.precision, device)
         config = model_config(settings, index, precision)
+
+        processes = held.enter_context(joined(device))
+        if settings.batch_size < processes.count:
+            raise UnveilError(
+                f"params.yaml: train.batch_size: found {settings.batch_size}, expected at least the number of "
+                f"processes, {processes.count}; raise it, or lower launch.processes"
+            )
 
         torch.manual_seed(settings.seed)
         denoiser = config.build().to(device)
         batches = open_batches(
-            SHARDS, "train", settings.loader, settings.batch_size, settings.seed, settings.horizontal_flip, device
+            SHARDS,
+            "train",
+            settings.loader,
+            settings.batch_size,
+            settings.seed,
+            settings.horizontal_flip,
+            device,
+            processes.part(settings.batch_size),
         )
-        checkpoints = held.enter_context(checkpoints_for(run, config))
+        checkpoints = held.enter_context(checkpoints_for(run, config, processes))
         held_out = None
         if settings.validate_every_images:
             held_out = load_images(SHARDS, "valid", settings.validation_images).to(device)
@@ -205,6 +227,7 @@ def main(
             training_config(settings, precision),
             checkpoints,
             held_out,
+            processes,
         )
         if settings.compile and (reason := compile_network(denoiser.network, device)):
             run.say(f"train.compile: {reason}, so the network runs as it is")
@@ -213,26 +236,33 @@ def main(
         run.tag("unveil.precision", precision)
         where = "streamed from disk" if isinstance(batches, StreamBatches) else f"in the memory of {device}"
         count = index.num_images("train")
-        run.say(f"{size:,} parameters, {precision} on {device}; {count:,} images {where}")
+        many = f" in {processes.count} processes" if processes.count > 1 else ""
+        run.say(f"{size:,} parameters, {precision} on {device}{many}; {count:,} images {where}")
         if trainer.resume():
             run.say(f"going on from step {trainer.step:,} in {checkpoints.folder}, at {trainer.images_seen:,} images")
         if not run.go_on(checkpoints.noted()):
             for point in trainer.points:  # so that this run has the whole curve
                 run.log_metrics(point_metrics(point), step=point.images)
-        checkpoints.note(run.record["run_id"])
+        if processes.is_main:
+            checkpoints.note(run.record["run_id"])
 
         with signals_noted() as noted:
             for point in trainer.run(stop=lambda: bool(noted)):
+                if not processes.is_main:
+                    continue
                 report(run, point)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
                     draw_preview(trainer, index.image_size, precision, preview)
                     run.log_artifact(preview, folder="previews")
-        if noted and not trainer.finished:
+        if not trainer.finished:
             newest = checkpoints.newest()
             raise Terminated(
-                noted[0], f"; {newest} has all {trainer.images_seen:,} images so far: run the same command to go on"
+                noted[0] if noted else signal.SIGTERM,  # of another process
+                f"; {newest} has all {trainer.images_seen:,} images so far: run the same command to go on",
             )
+        if not processes.is_main:
+            return
         write_curves(trainer.points, PLOTS / "curves.csv")
         write_validation(trainer.points, PLOTS / "validation.csv")
         write_loss_by_sigma(trainer.points, PLOTS / "loss_by_sigma.csv")

@@ -243,6 +243,7 @@ def test_the_evaluate_run_holds_the_whole_lineage(project: Path) -> None:
     runs = pipeline(project)
     found = stored(project, runs["evaluate"])
     everything = {key: str(value) for key, value in flatten(load_params(project / "params.yaml")).items()}
+    everything.pop("launch.processes")  # changes no result
     assert found.data.params == everything
     for name in STAGES[:-1]:
         assert found.data.tags[f"unveil.upstream.{name}"] == runs[name].record["run_id"]

@@ -572,8 +572,15 @@ class Evaluate(Section):
                 yield Problem("kid_subset_size", f"at most evaluate.{key}, {count}")
 
 
+class Launch(Section):
+    """Processes of train, sample and evaluate; never changes the result."""
+
+    processes: Amount
+    """On this machine; 0 = one for each GPU, or one without a GPU."""
+
+
 class Params(Section):
-    """The whole of params.yaml, one section a stage."""
+    """The whole of params.yaml, one section a stage, and how they are launched."""
 
     download: Download
     """Where the images come from."""
@@ -585,6 +592,8 @@ class Params(Section):
     """The sampling."""
     evaluate: Evaluate
     """The evaluation."""
+    launch: Launch
+    """The processes."""
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong between the sections."""

@@ -55,6 +55,11 @@ class Terminated(BaseException):
         self.hint = hint
 
 
+def is_main_process() -> bool:
+    """Whether this process prints, tracks and writes: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Run:
     """One execution of a stage, as the stage sees it.
 
@@ -99,7 +104,7 @@ class Run:
             "outputs": {},
             "upstream": {},
         }
-        if tracking_is_off():
+        if tracking_is_off() or not is_main_process():
             self._tracked = TrackedRun.off()
             return
         store = Store.locate(root)
@@ -110,8 +115,9 @@ class Run:
             self.record["tracking_uri"] = store.shown
 
     def say(self, line: str) -> None:
-        """Print a line of progress."""
-        print(line, flush=True)
+        """Print a line of progress, once for all processes."""
+        if is_main_process():
+            print(line, flush=True)
 
     def locate(self, path: Path | None) -> Path | None:
         """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
@@ -262,7 +268,8 @@ class Run:
                 digest = paths_digest(self.root, [name])
                 if digest is not None:
                     add(name, digest)
-        write_json(path, self.record)
+        if is_main_process():
+            write_json(path, self.record)
 
     def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
         """End the MLflow run; ``details`` (a traceback) becomes an artifact."""

@@ -29,7 +29,7 @@ class Batches(Protocol):
     batch_size: int
 
     def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0: float32 [batch_size, C, H, W] in [-1, 1], on the device."""
+        """Batch ``number``, from 0, or this process's part of it: float32 [n, C, H, W] in [-1, 1], on the device."""
 
 
 class Order:
@@ -40,19 +40,23 @@ class Order:
         batch_size: images a batch. Epochs run into one another: a batch may end one and begin the next.
         seed: of the permutation of every epoch and of the flips.
         horizontal_flip: mirror each image with probability 1/2.
+        part: what of every batch is wanted here; by default all of it.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, horizontal_flip: bool) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
+    ) -> None:
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
         self.horizontal_flip = horizontal_flip
+        self.part = part
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
     def positions(self, number: int) -> NDArray[np.int64]:
-        """Positions in the split of the images of batch ``number``: int64 [batch_size]."""
-        drawn = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        """Positions in the split of the images of batch ``number``: int64 [n]."""
+        drawn = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
         epochs, offsets = np.divmod(drawn, self.count)
         return np.concatenate([self._of_epoch(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
 
@@ -60,7 +64,7 @@ class Order:
         """Mirror the images of batch ``number`` that are to be mirrored."""
         if not self.horizontal_flip:
             return images
-        coins = np.random.default_rng([self.seed, 1, number]).random(self.batch_size) < 0.5
+        coins = np.random.default_rng([self.seed, 1, number]).random(self.batch_size)[self.part] < 0.5
         mirrored = torch.from_numpy(coins).to(images.device)[:, None, None, None]
         return torch.where(mirrored, images.flip(3), images)
 
@@ -76,16 +80,18 @@ class DeviceBatches:
 
     Args:
         images: uint8 [N, C, H, W], on the device where the batches are wanted.
-        batch_size, seed, horizontal_flip: see :class:`Order`.
+        batch_size, seed, horizontal_flip, part: see :class:`Order`.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, seed: int, horizontal_flip: bool) -> None:
+    def __init__(
+        self, images: Tensor, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
+    ) -> None:
         self.images = images
         self.batch_size = batch_size
-        self._order = Order(len(images), batch_size, seed, horizontal_flip)
+        self._order = Order(len(images), batch_size, seed, horizontal_flip, part)
 
     def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0: float32 [batch_size, C, H, W] in [-1, 1]."""
+        """Batch ``number``, from 0: float32 [n, C, H, W] in [-1, 1]."""
         chosen = torch.from_numpy(self._order.positions(number)).to(self.images.device)
         return to_float(self._order.flip(self.images[chosen], number))
 
@@ -98,7 +104,7 @@ class StreamBatches:
     Args:
         folder: of the shards.
         shards: of the split, in order.
-        batch_size, seed, horizontal_flip: see :class:`Order`.
+        batch_size, seed, horizontal_flip, part: see :class:`Order`.
         device: where the batches are wanted; a GPU gets them from pinned memory.
     """
 
@@ -110,17 +116,18 @@ class StreamBatches:
         seed: int,
         horizontal_flip: bool,
         device: torch.device | str = "cpu",
+        part: slice = slice(None),
     ) -> None:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self._files = [ShardRows(folder, shard, "images") for shard in shards]
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
-        self._order = Order(int(self._starts[-1]), batch_size, seed, horizontal_flip)
+        self._order = Order(int(self._starts[-1]), batch_size, seed, horizontal_flip, part)
         self._thread = ThreadPoolExecutor(1)
         self._ahead: OrderedDict[int, Future[Tensor]] = OrderedDict()
 
     def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0: float32 [batch_size, C, H, W] in [-1, 1]; fast if asked for in turn."""
+        """Batch ``number``, from 0: float32 [n, C, H, W] in [-1, 1]; fast if asked for in turn."""
         wanted = range(number, number + BATCHES_AHEAD)
         for other in [key for key in self._ahead if key not in wanted]:
             self._ahead.pop(other).cancel()
@@ -133,7 +140,7 @@ class StreamBatches:
     def _read(self, number: int) -> Tensor:
         positions = self._order.positions(number)
         images = torch.empty(
-            self.batch_size, *self._files[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+            len(positions), *self._files[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
         )
         rows = images.numpy()
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
@@ -150,6 +157,7 @@ def open_batches(
     seed: int,
     horizontal_flip: bool,
     device: torch.device,
+    part: slice = slice(None),
 ) -> DeviceBatches | StreamBatches:
     """Batches of a split, by the loader that is asked for; ``auto`` streams what the device has no room for.
 
@@ -159,8 +167,8 @@ def open_batches(
     index = ShardIndex.load(folder)
     size = index.num_images(split) * 3 * index.image_size**2
     if loader == "stream" or (loader == "auto" and size > SHARE_OF_MEMORY * _free_memory(device)):
-        return StreamBatches(folder, index.splits[split], batch_size, seed, horizontal_flip, device)
-    return DeviceBatches(load_images(folder, split).to(device), batch_size, seed, horizontal_flip)
+        return StreamBatches(folder, index.splits[split], batch_size, seed, horizontal_flip, device, part)
+    return DeviceBatches(load_images(folder, split).to(device), batch_size, seed, horizontal_flip, part)
 
 
 def _free_memory(device: torch.device) -> int:

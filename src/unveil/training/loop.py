@@ -5,17 +5,19 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from unveil.data.batches import Batches
 from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import Objective, denoising_loss
+from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
@@ -29,6 +31,7 @@ SIGMA_BINS = ("below_0.03", *(f"{a:g}_to_{b:g}" for a, b in pairwise(SIGMA_EDGES
 DIVERGED = 20.0  # times the running median of the loss
 MEDIAN_POINTS = 50
 FEWEST_POINTS = 5  # before which the loss is not judged
+ALONE = Processes()
 _Part = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
@@ -119,6 +122,9 @@ class Trainer:
         config: how to train.
         checkpoints: where to keep scratch checkpoints; None = nowhere.
         held_out: uint8 [N, C, H, W] on the device, for the validation loss; None = there is none.
+        processes: those that share the work. Each computes its part of every batch; all have the same weights, and
+            the one of rank 0 writes the checkpoints. How the batches are divided changes no more than rounding,
+            and the masks of dropout.
     """
 
     def __init__(
@@ -129,6 +135,7 @@ class Trainer:
         config: TrainingConfig,
         checkpoints: Checkpoints | None = None,
         held_out: Tensor | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser = denoiser
         self.objective = objective
@@ -136,6 +143,7 @@ class Trainer:
         self.config = config
         self.checkpoints = checkpoints
         self.held_out = held_out
+        self.processes = processes
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
@@ -148,6 +156,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
         self.total_steps = -(-config.images // batches.batch_size)
+        self.part = processes.part(batches.batch_size)
+        self.model: nn.Module = denoiser if processes.count == 1 else DistributedDataParallel(denoiser)
         self._since = _Record()  # what happened since the last point
 
     @property
@@ -165,7 +175,8 @@ class Trainer:
         """Train to the end from where it stands, yielding a point of the curves now and then.
 
         Args:
-            stop: asked after every step; if true, a checkpoint is written and the iteration ends, unfinished.
+            stop: asked after every step; if true in any process, a checkpoint is written and the iteration ends,
+                unfinished.
 
         Raises:
             UnveilError: if the loss or the weights are no longer finite, or the loss is far above what it was; it
@@ -176,7 +187,7 @@ class Trainer:
         first_step, marked_step, seconds = self.step, self.step, self.seconds
         while not self.finished:
             self._since.add(*self._step())
-            self.seconds = seconds + time.perf_counter() - start
+            stopped, self.seconds = self.processes.agree(stop(), seconds + time.perf_counter() - start)
             preview = self._due(self.config.preview_every_images)
             checkpoint = self._due(self.config.checkpoint_every_images) and not self.finished
             validate = self.held_out is not None and (self._due(self.config.validate_every_images) or self.finished)
@@ -201,7 +212,7 @@ class Trainer:
                 mark, marked_step = time.perf_counter(), self.step
             if checkpoint:
                 self.save()
-            if not self.finished and stop():
+            if stopped and not self.finished:
                 self.save()
                 return
 
@@ -240,7 +251,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a scratch checkpoint of everything that the next step depends on."""
-        if self.checkpoints is None:
+        if self.checkpoints is None or not self.processes.is_main:
             return
         tensors: dict[str, Tensor] = {}
         for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
@@ -291,14 +302,19 @@ class Trainer:
         config = self.config
         x0 = self.batches.batch(self.step)
         generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
-        sigma = self.objective.sample_sigma(len(x0), generator)
-        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        # Of the whole batch in every process, so that an image's noise does not depend on how batches are divided.
+        sigma = self.objective.sample_sigma(self.batches.batch_size, generator)
+        shape = (self.batches.batch_size, *x0.shape[1:])
+        noise = torch.randn(shape, generator=generator, device=self.device)[self.part]
         perturbation = None
         if config.input_perturbation:
-            perturbation = config.input_perturbation * torch.randn(x0.shape, generator=generator, device=self.device)
+            perturbation = config.input_perturbation * torch.randn(shape, generator=generator, device=self.device)
+            perturbation = perturbation[self.part]
         self.optimizer.zero_grad(set_to_none=True)
-        with _global_seed(_step_seed("dropout", config.seed, self.step), self.device):
-            losses = [self._backward(*part) for part in self._parts(x0, sigma, noise, perturbation)]
+        losses = torch.zeros_like(sigma)
+        purpose = "dropout" if self.processes.is_main else f"dropout {self.processes.rank}"
+        with _global_seed(_step_seed(purpose, config.seed, self.step), self.device):
+            losses[self.part] = self._gradient(x0, sigma[self.part], noise, perturbation)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
         self.step += 1
@@ -307,7 +323,16 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
-        return torch.cat(losses), sigma, norm.detach()
+        return self.processes.sum(losses), sigma, norm.detach()
+
+    def _gradient(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:
+        """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
+        *others, last = self._parts(x0, sigma, noise, perturbation)
+        losses = []
+        # Gradients are exchanged once, with the last part's.
+        with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext():
+            losses += [self._backward(*part) for part in others]
+        return torch.cat([*losses, self._backward(*last)])
 
     def _parts(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Iterator[_Part]:
         """A batch in the parts that go through the network one after another."""
@@ -319,8 +344,10 @@ class Trainer:
     def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:
         """Add a part's share to the gradient of the batch's mean loss; returns the loss of each image."""
         with autocast(self.config.precision, self.device):
-            losses = denoising_loss(self.denoiser, self.objective, x0, sigma, noise, perturbation)
-        self.scaler.scale(losses.sum() / self.batches.batch_size).backward()
+            losses = denoising_loss(self.model, self.objective, x0, sigma, noise, perturbation)
+        # DistributedDataParallel divides the sum of the processes' gradients by their number.
+        share = self.processes.count / self.batches.batch_size
+        self.scaler.scale(losses.sum() * share).backward()
         return losses.detach()
 
     def _lr(self) -> float:

@@ -1,0 +1,120 @@
+"""Several processes give what one gives: losses, weights, samples; and a run may go on with another number."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.test_stage_train import ROOT, make_project, set_params
+
+from unveil.distributed import Processes
+from unveil.params import load_params
+from unveil.recipes import apply_recipe
+
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")},
+    "PYTHONPATH": str(ROOT / "src"),
+    "UNVEIL_TRACKING": "off",
+    "OMP_NUM_THREADS": "1",
+}
+COMMON = {"precision": "fp32", "batch_size": 30, "images": 300, "gradient_accumulation": 2, "preview_every_images": 0}
+
+
+def _command(stage: str, processes: int) -> list[str]:
+    """As ``accelerate launch`` and torchrun start it."""
+    runner = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [sys.executable, *runner, str(ROOT / "stages" / f"{stage}.py")]
+
+
+def _run(project: Path, stage: str, processes: int) -> str:
+    command = _command(stage, processes)
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _losses(project: Path) -> list[float]:
+    with (project / "plots" / "train" / "curves.csv").open(newline="") as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = make_project(tmp_path_factory.mktemp("alone") / "project")
+    set_params(project, **COMMON)
+    _run(project, "train", 1)
+    _run(project, "sample", 1)
+    return project
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_samples_of_one(alone: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    set_params(project, **COMMON)
+    output = _run(project, "train", 2)
+    assert output.count("in 2 processes") == 1
+    assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
+    ours, theirs = (load_file(folder / "models" / "model.safetensors") for folder in (project, alone))
+    for name, weight in theirs.items():
+        assert torch.allclose(ours[name], weight, atol=1e-4), name
+
+    (project / "models" / "model.safetensors").write_bytes((alone / "models" / "model.safetensors").read_bytes())
+    assert _run(project, "sample", 2).count("look at") == 1
+    files = [folder / "samples" / "samples.safetensors" for folder in (project, alone)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (project / "samples" / "grid.png").read_bytes() == (alone / "samples" / "grid.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    set_params(project, **COMMON, checkpoint_every_images=60)
+    command = [*_command("train", 2)]
+    process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list((project / ".unveil").glob("checkpoints/*/step-*/state.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode != 0 and "run the same command to go on" in said
+    assert "going on from step" in _run(project, "train", 1)
+    ours, theirs = (load_file(folder / "models" / "model.safetensors") for folder in (project, alone))
+    for name, weight in theirs.items():
+        assert torch.allclose(ours[name], weight, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for(alone: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    set_params(project, **COMMON)
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("processes: 0", "processes: 2"))
+    assert load_params(project / "params.yaml").launch.processes == 2
+    assert "in 2 processes" in _run(project, "train", 1)
+    assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
+    assert json.loads((project / "models" / "run.json").read_text())["stage"] == "train"
+    apply_recipe("smoke", project / "params.yaml")
+
+
+def test_the_parts_are_the_whole() -> None:
+    for count in range(1, 9):
+        for things in range(20):
+            parts = [list(range(things))[Processes(rank, count).part(things)] for rank in range(count)]
+            assert [thing for part in parts for thing in part] == list(range(things))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_agrees_with_itself() -> None:
+    one = Processes()
+    rows = torch.arange(6).reshape(3, 2)
+    assert one.is_main and one.agree(1.5, True) == [1.5, True] and one.from_main("x") == "x"
+    gathered = one.gather(rows)
+    assert gathered is not None and torch.equal(gathered, rows)
+    assert torch.equal(one.sum(rows), rows)
