@@ -1,0 +1,138 @@
+"""``python -m unveil.training compare A B``: do two training runs agree within noise?"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.commands import one_line_errors
+from unveil.errors import UnveilError
+from unveil.training.comparison import FALSE_ALARMS, Comparison, LossCurve, Stretch, read_curve
+from unveil.training.comparison import compare as compare_curves
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+PLACES = ("curves.csv", "plots/train/curves.csv")  # within a folder
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Tools for training runs.")
+
+
+@app.callback()
+def main() -> None:
+    """Tools for training runs."""
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A curves.csv, a folder with one, or an MLflow run.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="The run to compare it with, in the same ways.", metavar="B")],
+) -> None:
+    """Compare the loss curves of two training runs; exits with 0: they agree, 1: they differ, 2: bad input."""
+    with _bad_input():
+        result = compare_curves(find_curve(first), find_curve(second))
+    for line in describe(result):
+        typer.echo(line)
+    if not result.agrees:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """As for every command, but with status 2: 1 says that the runs differ."""
+    try:
+        with one_line_errors():
+            yield
+    except typer.Exit:
+        raise typer.Exit(2) from None
+
+
+def find_curve(name: str) -> LossCurve:
+    """The loss curve that a name on the command line means: a file, a folder, or a run in the project's store.
+
+    Raises:
+        UnveilError: if it means none.
+        OSError: if its file cannot be read.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = next((path / place for place in PLACES if (path / place).is_file()), None)
+        if found is None:
+            raise UnveilError(
+                f"{path}: found a folder without {' or '.join(PLACES)}, expected one; `dvc repro train` or "
+                "`dvc checkout` writes it"
+            )
+        return read_curve(found)
+    if path.exists():
+        return read_curve(path)
+    if RUN_ID.fullmatch(name):
+        return tracked_curve(name)
+    raise UnveilError(
+        f"{name}: found no such file or folder, expected a curves.csv of the train stage, a folder with one, or the "
+        "id of a run in MLflow (32 hexadecimal digits); give another"
+    )
+
+
+def tracked_curve(run_id: str) -> LossCurve:
+    """The loss curve of a train run in the store of the project around the working folder.
+
+    Raises:
+        UnveilError: if there is no such store, run or curve.
+    """
+    from unveil.tracking import Store, one_line
+
+    store = Store.locate(Path.cwd())
+    if store.database is not None and not store.database.exists():  # opening would make one
+        raise UnveilError(
+            f"{run_id}: found no store {store.shown}, expected the one that holds the run; call from its project, or "
+            "set MLFLOW_TRACKING_URI"
+        )
+    client, _ = store.open()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)  # asked for a run that it does not have, the history is only empty
+        history = client.get_metric_history(run_id, "loss")
+    except MlflowException as error:
+        raise UnveilError(f"{run_id}: {store.shown} has no such run ({one_line(error)}); give another") from None
+    if not history:
+        raise UnveilError(f"{run_id}: found no metric loss, expected a run of the train stage; give another")
+    # A run that was taken up again has some points twice; the later ones are those that it went on with.
+    latest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
+    return LossCurve.of(f"run {run_id}", sorted(latest.items()))
+
+
+def describe(result: Comparison) -> list[str]:
+    """The lines that are printed."""
+    start, stop = result.images
+    lines = [f"{result.points} shared points, from {start:,} to {stop:,} images"]
+    if result.parted_at is None:
+        return [*lines, "identical: every loss is the same, to the last digit"]
+    one, other = result.noise
+    lines += [
+        f"first different at {result.parted_at:,} images; largest difference {_percent(result.largest)} at "
+        f"{result.largest_at:,}",
+        f"noise of a point in the second half: {one:.2%} in A, {other:.2%} in B",
+        *(_stretch_line(stretch) for stretch in result.stretches),
+    ]
+    if result.agrees:
+        return [*lines, "agree: no difference beyond noise"]
+    apart = ", ".join(stretch.name for stretch in result.stretches if stretch.differs)
+    rarely = f"two seeds of one program: in 1 of {1 / FALSE_ALARMS:,.0f} comparisons"
+    return [*lines, f"differ: {apart} beyond noise ({rarely})"]
+
+
+def _stretch_line(stretch: Stretch) -> str:
+    return (
+        f"{stretch.name:<11}  {stretch.points:>5} points  B - A {_percent(stretch.mean)} "
+        f"+- {stretch.standard_error:.2%}  within noise up to {stretch.limit:.2%}"
+    )
+
+
+def _percent(value: float) -> str:
+    """With a sign, and digits enough for rounding errors."""
+    return f"{value:+.2%}" if abs(value) >= 1e-4 else f"{100 * value:+.1e}%"
+
+
+if __name__ == "__main__":
+    app()
