@@ -109,7 +109,8 @@ def write_curves(points: Sequence[Progress], path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
-        writer.writerows([format(getattr(point, name), ".6g") for name in names] for point in points)
+        for point in points:
+            writer.writerow([point.images, *(format(getattr(point, name), ".6g") for name in names[1:])])
 
 
 @contextmanager
