@@ -157,11 +157,10 @@ def main(
             images.append(to_uint8(last.x).cpu())
             nfe = max(nfe, last.nfe)  # rk45: of the image that needed most
             progress(run, ids[-1] + 1, min(part.stop * settings.batch_size, settings.num_samples), started)
-        seconds = time.perf_counter() - started
-
         nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
         together = processes.gather(torch.cat([nothing, *images]))
         nfe = int(processes.agree(nfe)[0])
+        seconds = time.perf_counter() - started
         if together is None:  # another process has all of them
             return
         save_samples(

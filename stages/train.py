@@ -202,7 +202,7 @@ def main(
         if settings.batch_size < processes.count:
             raise UnveilError(
                 f"params.yaml: train.batch_size: found {settings.batch_size}, expected at least the number of "
-                f"processes, {processes.count}; raise it, or lower launch.processes"
+                f"processes, {processes.count}; raise it, or start fewer"
             )
 
         torch.manual_seed(settings.seed)
@@ -221,6 +221,9 @@ def main(
         held_out = None
         if settings.validate_every_images:
             held_out = load_images(SHARDS, "valid", settings.validation_images).to(device)
+            if index.train_holds == "all":
+                run.tag("unveil.validation", "trained on too")
+                run.say(f"protocol {index.protocol} trains on all images: the validation loss is of images seen")
         trainer = Trainer(
             denoiser,
             build_objective(config.diffusion),
@@ -257,10 +260,9 @@ def main(
                     draw_preview(trainer, index.image_size, precision, preview)
                     run.log_artifact(preview, folder="previews")
         if not trainer.finished:
-            newest = checkpoints.newest()
             raise Terminated(
                 noted[0] if noted else signal.SIGTERM,  # of another process
-                f"; {newest} has all {trainer.images_seen:,} images so far: run the same command to go on",
+                f"; {trainer.saved} has all {trainer.images_seen:,} images so far: run the same command to go on",
             )
         if not processes.is_main:
             return

@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(days=2)  # with each other: one may be long at a preview, or have more samples to draw
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,10 @@ class Processes:
         return torch.cat([torch.from_numpy(part) for part in parts]) if parts is not None else None
 
 
-def rank() -> int:
-    """The rank that the environment gives to this process."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def world_size() -> int:
-    """How many processes the environment says there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the environment says there are, if it says all that is needed to meet them."""
+    described = all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if described else 1
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -93,9 +92,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        control = dist.new_group(backend="gloo")
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield Processes(dist.get_rank(), dist.get_world_size(), control)
     finally:
         dist.destroy_process_group()

@@ -573,7 +573,7 @@ class Evaluate(Section):
 
 
 class Launch(Section):
-    """Processes of train, sample and evaluate; never changes the result."""
+    """Processes of train and sample; they change no more than rounding, and the masks of dropout."""
 
     processes: Amount
     """On this machine; 0 = one for each GPU, or one without a GPU."""
@@ -602,6 +602,8 @@ class Params(Section):
                 "preprocess.protocol",
                 "adm-ip | squash, because download.source is folder (the others crop CelebA's 178 x 218 canvas)",
             )
+        if self.launch.processes > self.train.batch_size:
+            yield Problem("launch.processes", f"at most train.batch_size, {self.train.batch_size}")
         yield from self._network_problems()
         yield from self._grid_problems()
         yield from self._evaluation_problems()

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from unveil.tracking import (
 )
 
 RECORD_FORMAT = 1
+IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
 STAGES = ("download", "preprocess", "train", "sample", "evaluate")
@@ -55,9 +57,14 @@ class Terminated(BaseException):
         self.hint = hint
 
 
+def is_launched() -> bool:
+    """Whether torchrun or accelerate started this process: all that describes its place is in the environment."""
+    return all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
 def is_main_process() -> bool:
     """Whether this process prints, tracks and writes: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_launched() or os.environ["RANK"] == "0"
 
 
 class Run:
@@ -152,7 +159,8 @@ class Run:
             self.tag("unveil.upstream.missing", f"{record.as_posix()}: {one_line(error)}")
             return
         self.record["upstream"] |= chain
-        self._tracked.set_tags({f"unveil.upstream.{stage}": run_id for stage, run_id in runs.items()})
+        for stage, run_id in runs.items():
+            self.tag(f"unveil.upstream.{stage}", run_id)
         if model_id:
             self._follow_model(model_id)
         if self.name == SUMMARY_STAGE:
@@ -191,6 +199,7 @@ class Run:
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
+        self._tags[key] = value
         self._tracked.set_tags({key: value})
 
     def go_on(self, run_id: str | None) -> bool:
@@ -320,7 +329,7 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             hint = error.hint if isinstance(error, Terminated) else ""
             line = f"{name} was stopped by {signal.Signals(number).name}{hint}"
             end("KILLED", line)
-            _exit(f"error: {line}", 128 + number)
+            _exit(f"error: {line}" if is_main_process() else "", 128 + number)
         except SystemExit as error:
             end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
             raise
@@ -331,7 +340,8 @@ def stage(name: str, params: Path) -> Iterator[Run]:
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(line, file=sys.stderr, flush=True)
+    if line:
+        print(line, file=sys.stderr, flush=True)
     raise SystemExit(status) from None
 
 
@@ -357,15 +367,19 @@ def _signals_raised() -> Iterator[None]:
 
 @contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Note the first SIGINT, SIGTERM or SIGHUP in the list that is yielded; a second one raises ``Terminated``.
+    """Note SIGINT, SIGTERM and SIGHUP in the list that is yielded, so that work can end where it likes.
 
-    So what must not be left halfway can end where it likes.
+    A second Ctrl-C, after a moment, raises ``Terminated``. Other repetitions do not: a process of several gets a signal
+    twice, from the system and from what started it.
     """
     noted: list[int] = []
+    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if noted:
+        nonlocal first
+        if noted and number == signal.SIGINT and time.monotonic() - first > IMPATIENCE_SECONDS:
             raise Terminated(number)
+        first = first or time.monotonic()
         noted.append(number)
 
     numbers = [signal.SIGINT, *ENDING_SIGNALS]

@@ -409,7 +409,7 @@ class TrackedRun:
             curve: a metric that is logged at every step.
 
         Returns:
-            the steps that its curve has; None, and nothing done, if it cannot be gone on with.
+            the steps that its curve has; None, and this run stays, if it is finished or cannot be gone on with.
         """
         if self.client is None or self.run_id is None or run_id == self.run_id:
             return None
@@ -417,21 +417,29 @@ class TrackedRun:
             earlier = self.client.get_run(run_id)
             wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
             is_other = earlier.info.experiment_id != self.experiment_id or earlier.data.params != wanted
-            if is_other or earlier.info.lifecycle_stage != "active":
+            if is_other or earlier.info.lifecycle_stage != "active" or earlier.info.status == "FINISHED":
                 return None
             steps = frozenset(point.step for point in self.client.get_metric_history(run_id, curve))
-            self._stop_monitor()
-            self.client.delete_run(self.run_id)
-            self.client.update_run(run_id, status="RUNNING")
             if "unveil.error" in earlier.data.tags:
                 self.client.delete_tag(run_id, "unveil.error")
+            self.client.update_run(run_id, status="RUNNING")
         except self._failures:
             return None
-        self.run_id = run_id
+        self._stop_monitor()
+        superseded, self.run_id = self.run_id, run_id
         resumed = int(earlier.data.tags.get("unveil.resumed", 0)) + 1
         self.set_tags({**tags, "unveil.resumed": str(resumed)})
         self._start_monitor(self._uri)
+        self._delete(superseded)
         return steps
+
+    def _delete(self, run_id: str) -> None:
+        """Delete a run that has nothing in it; where that is not allowed, end it as KILLED."""
+        assert self.client is not None
+        try:
+            self.client.delete_run(run_id)
+        except self._failures:
+            self._write("end of an empty run", lambda client, _: client.set_terminated(run_id, "KILLED"))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, dotted names to plain values."""

@@ -257,3 +257,13 @@ def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(
         names, values = celeba._read_rows(path, celeba._lines(path), ["a", "b", "c", "d"], "-1 or 1", allowed)
         assert fast[0] == names
         np.testing.assert_array_equal(fast[1], values)
+
+
+@pytest.mark.parametrize("rows", ["000001.jpg 0", "", "000001.jpg 0\n000002.jpg 1"])
+def test_a_file_without_a_last_line_end_is_read_or_named(tmp_path: Path, rows: str) -> None:
+    (tmp_path / celeba.PARTITION_FILE).write_text(rows)
+    if rows:
+        assert celeba.read_partition(tmp_path)[0] == [row.split()[0] for row in rows.splitlines()]
+    else:
+        with pytest.raises(UnveilError, match="no rows"):
+            celeba.read_partition(tmp_path)

@@ -213,6 +213,25 @@ def test_a_missing_file_is_named(raw: Path, name: str) -> None:
         run(raw)
 
 
+@pytest.mark.parametrize("protocol", ["ddim", "adm-ip"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_holes_at_the_ends_of_tasks_and_shards_leave_the_rest_in_its_place(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, workers: int
+) -> None:
+    monkeypatch.setattr(module, "IMAGES_PER_TASK", 4)
+    whole = run(raw, protocol=protocol, shard_size=7)
+    folder = raw.parent / "shards"
+    before = {split: (load_tensor(folder, split, "ids"), load_images(folder, split)) for split in whole.splits}
+    broken = {1, 4, 7, 8, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 28, 29}
+    rewrite(raw, lambda name, data: b"" if Path(name).stem in {f"{number:06d}" for number in broken} else data)
+    index = run(raw, protocol=protocol, shard_size=7, workers=workers, on_corrupt="skip")
+    assert index.corrupt == tuple(f"{number:06d}.jpg" for number in sorted(broken))
+    for split, (ids, images) in before.items():
+        kept = torch.tensor([int(number) not in broken for number in ids])
+        assert torch.equal(load_tensor(folder, split, "ids"), ids[kept])
+        assert torch.equal(load_images(folder, split), images[kept])
+
+
 def test_decodes_only_a_little_ahead_of_the_writing(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded and not yet taken is bounded by the workers, not by the data set."""
     started = 0

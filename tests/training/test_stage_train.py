@@ -299,3 +299,32 @@ def test_other_code_starts_anew(project: Path, monkeypatch: pytest.MonkeyPatch) 
     (project / "code.py").write_text("another")
     again = _run()
     assert again.exit_code == 0 and "going on" not in again.output
+
+
+def test_a_shorter_training_keeps_its_own_checkpoints(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the longer one that was stopped are in its way."""
+    with monkeypatch.context() as patch:
+        _stop_at(320, patch)
+        _run()
+    set_params(project, images=224)
+    with monkeypatch.context() as patch:
+        _stop_at(192, patch)
+        _run()
+    assert [path.name for path in (project / ".unveil" / "checkpoints").glob("*/step-*")] == ["step-00000004"]
+    assert "going on from step 4" in _run().output
+
+
+def test_less_time_than_was_spent_ends_it_with_its_last_point(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        assert _run().exit_code == 128 + signal.SIGTERM
+    set_params(project, max_minutes=1e-6)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    assert [row["images"] for row in _curves(project)] == ["32"]

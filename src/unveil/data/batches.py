@@ -4,6 +4,7 @@ The split lies on the device as uint8, or streams from the shards on disk; the b
 normalisation happen on the device.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -172,9 +173,8 @@ def open_batches(
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # not needed on a GPU
+    """Bytes that this process may take, on its way through the machine's memory too, which several share."""
+    import psutil
 
-    return int(psutil.virtual_memory().available)
+    host = int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return min(host, int(torch.cuda.mem_get_info(device)[0])) if device.type == "cuda" else host

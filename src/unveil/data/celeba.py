@@ -297,7 +297,7 @@ def _read_aligned(
     """
     rows = path.read_bytes().split(b"\n", heading)[-1] if path.is_file() else b""
     length, name_width = rows.find(b"\n") + 1, rows.find(b" ")
-    if name_width < 1 or len(rows) % length or (length - 1 - name_width) % columns:
+    if name_width < 1 or not length or len(rows) % length or (length - 1 - name_width) % columns:
         return None
     table = np.frombuffer(rows, np.uint8).reshape(-1, length)
     width = (length - 1 - name_width) // columns

@@ -195,8 +195,15 @@ class Checkpoints:
             return None
         return run_id if isinstance(run_id, str) else None
 
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: of a longer training, if this one begins anew or further back."""
+        for path in self._paths():
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path, ignore_errors=True)
+
     def remove(self) -> None:
         """Remove all checkpoints of this run."""
+        (self.folder / RUN_FILE).unlink(missing_ok=True)  # first: no later run may go on with a finished one
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:

@@ -1,20 +1,20 @@
 """Compiling the network, where that is possible."""
 
+import os
 import shutil
 from importlib.util import find_spec
 
 import torch
 from torch import nn
 
-COMPILERS = ("g++", "c++", "clang++")
-
 
 def why_not(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot be used on a device, or None: it writes C++ for a CPU and Triton for a GPU."""
     if device.type == "cuda" and find_spec("triton") is None:
         return "the package triton is not installed"
-    if device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
-        return f"no C++ compiler is installed ({', '.join(COMPILERS)})"
+    compiler = os.environ.get("CXX") or "g++"  # what PyTorch takes
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        return f"no C++ compiler is installed ({compiler}; CXX names another)"
     return None
 
 

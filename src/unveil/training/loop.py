@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.held_out = held_out
         self.processes = processes
+        self.saved: Path | None = None  # the last checkpoint that this process wrote
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
@@ -185,6 +187,8 @@ class Trainer:
         self.denoiser.train()
         start = mark = time.perf_counter()
         first_step, marked_step, seconds = self.step, self.step, self.seconds
+        if self.finished and self._since.losses:  # resumed with less time than it had already
+            yield self._point(0.0, 0.0, preview=False, validate=self.held_out is not None)
         while not self.finished:
             self._since.add(*self._step())
             stopped, self.seconds = self.processes.agree(stop(), seconds + time.perf_counter() - start)
@@ -194,27 +198,36 @@ class Trainer:
             if self._due(self.config.log_every_images) or preview or checkpoint or validate or self.finished:
                 self._check(self._since.mean_loss())
                 now = time.perf_counter()
-                point = Progress(
-                    images=self.images_seen,
-                    loss=self._since.mean_loss(),
-                    grad_norm=self._since.mean_norm(),
-                    lr=self._lr(),
-                    images_per_second=(self.step - marked_step) * self.batches.batch_size / (now - mark),
-                    seconds_left=self._seconds_left((now - start) / (self.step - first_step)),
+                yield self._point(
+                    (self.step - marked_step) * self.batches.batch_size / (now - mark),
+                    self._seconds_left((now - start) / (self.step - first_step)),
                     preview=preview,
-                    loss_by_sigma=self._since.by_sigma(),
-                    validation_loss=self.validation_loss() if validate else None,
-                    minutes=self.seconds / 60,
+                    validate=validate,
                 )
-                self.points.append(point)
-                self._since = _Record()
-                yield point
                 mark, marked_step = time.perf_counter(), self.step
             if checkpoint:
                 self.save()
             if stopped and not self.finished:
                 self.save()
                 return
+
+    def _point(self, images_per_second: float, seconds_left: float, *, preview: bool, validate: bool) -> Progress:
+        """Add a point to the curves, of what happened since the last one."""
+        point = Progress(
+            images=self.images_seen,
+            loss=self._since.mean_loss(),
+            grad_norm=self._since.mean_norm(),
+            lr=self._lr(),
+            images_per_second=images_per_second,
+            seconds_left=seconds_left,
+            preview=preview,
+            loss_by_sigma=self._since.by_sigma(),
+            validation_loss=self.validation_loss() if validate else None,
+            minutes=self.seconds / 60,
+        )
+        self.points.append(point)
+        self._since = _Record()
+        return point
 
     def validation_loss(self) -> float:
         """Loss of the averaged weights on the held-out images, at noise that is the same every time.
@@ -265,15 +278,23 @@ class Trainer:
             "points": [asdict(point) for point in self.points],
             "seconds": self.seconds,
         }
-        self.checkpoints.save(self.step, tensors, facts)
+        self.saved = self.checkpoints.save(self.step, tensors, facts)
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint from before the end; False if there is none.
 
         Raises:
-            UnveilError: if it belongs to another network.
+            UnveilError: if it belongs to another network, or processes found different ones.
         """
         found = self.checkpoints.load(before=self.total_steps) if self.checkpoints is not None else None
+        step = found[1]["step"] if found is not None else 0
+        if self.processes.agree(step, -step) != [step, -step]:
+            raise UnveilError(
+                f"train: this process found a checkpoint of step {step}, another one of another step; expected a "
+                "project folder that all machines share"
+            )
+        if self.checkpoints is not None and self.processes.is_main:
+            self.checkpoints.remove_after(step)
         if self.checkpoints is None or found is None:
             return False
         tensors, facts = found
