@@ -376,6 +376,63 @@ def test_a_run_deleted_while_it_goes_on_does_not_stop_the_stage(
     assert any("metrics" in line for line in lines)
 
 
+def refusing(monkeypatch: pytest.MonkeyPatch, run: KnownRun, method: str) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise MlflowException("not today", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(run.client, method, refuse)
+
+
+def test_a_run_that_was_interrupted_is_gone_on_with(project: Path) -> None:
+    first = start(project, lr=1)
+    first.log_metrics({"loss": 3.0}, step=10)
+    first.finish("KILLED", "stopped")
+    second = start(project, lr=1)
+    empty = second.run_id
+    assert second.take_over(first.run_id, {"git.commit": "new"}, {"lr": 1}) == {10}
+    second.log_metrics({"loss": 2.0}, step=20)
+    second.finish("FINISHED")
+    found = client_of(project).get_run(first.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["unveil.resumed"] == "1" and found.data.tags["git.commit"] == "new"
+    assert "unveil.error" not in found.data.tags
+    assert history(project, first, "loss") == [(10, 3.0), (20, 2.0)]
+    assert client_of(project).get_run(empty).info.lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize("case", ["finished", "other parameters", "no such run", "deleted", "update refused"])
+def test_a_run_that_cannot_be_gone_on_with_leaves_both_as_they_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    first = start(project, lr=1)
+    first.finish("FINISHED" if case == "finished" else "KILLED")
+    if case == "deleted":
+        client_of(project).delete_run(first.run_id)
+    second = start(project, lr=2 if case == "other parameters" else 1)
+    with monkeypatch.context() as patch:
+        if case == "update refused":
+            refusing(patch, second, "update_run")
+        wanted = "0" * 32 if case == "no such run" else first.run_id
+        assert second.take_over(wanted, {}, {"lr": 2 if case == "other parameters" else 1}) is None
+    second.log_metrics({"loss": 1.0}, step=1)
+    second.finish("FINISHED")
+    assert history(project, second, "loss") == [(1, 1.0)]
+    assert client_of(project).get_run(second.run_id).info.status == "FINISHED"
+    assert client_of(project).get_run(first.run_id).info.status == ("FINISHED" if case == "finished" else "KILLED")
+
+
+def test_who_may_delete_nothing_goes_on_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = start(project), start(project)
+    first.finish("KILLED")
+    empty = second.run_id
+    refusing(monkeypatch, second, "delete_run")
+    assert second.take_over(first.run_id, {}, {}) == frozenset()
+    second.log_metrics({"loss": 1.0}, step=1)
+    second.finish("FINISHED")
+    assert history(project, first, "loss") == [(1, 1.0)]
+    assert client_of(project).get_run(empty).info.status == "KILLED"
+
+
 def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_path: Path, repository: Path) -> None:
     code = """
         import sys
