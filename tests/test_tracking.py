@@ -389,7 +389,7 @@ def test_a_run_that_was_interrupted_is_gone_on_with(project: Path) -> None:
     first.finish("KILLED", "stopped")
     second = start(project, lr=1)
     empty = second.run_id
-    assert second.take_over(first.run_id, {"git.commit": "new"}, {"lr": 1}) == {10}
+    assert second.take_over(first.run_id, {"git.commit": "new"}, {"lr": 1}) == frozenset({10})
     second.log_metrics({"loss": 2.0}, step=20)
     second.finish("FINISHED")
     found = client_of(project).get_run(first.run_id)
