@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,19 @@ def test_a_changed_length_starts_anew_if_the_learning_rate_follows_it(
     assert float(_curves(project)[-1]["lr"]) == 0
 
 
+@pytest.fixture
+def attentive() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and under nohup SIGHUP; these tests need them heard."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("attentive")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_with_a_checkpoint_of_that_moment(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
