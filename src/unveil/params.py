@@ -40,8 +40,11 @@ from unveil.diffusion.choices import (
     refusal,
 )
 from unveil.errors import UnveilError
+from unveil.evaluation.choices import ControlName, FeatureName, MetricName
 from unveil.training.choices import OptimizerName, ScheduleName
 
+LEAST_SPLITS = 10  # for an interval
+LEAST_IMAGES = 24  # for an extrapolation
 Scalar: TypeAlias = bool | int | float | str | None
 
 NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
@@ -533,10 +536,12 @@ class Sample(Section):
 class Evaluate(Section):
     """Which sets are compared, on which features."""
 
-    features: Literal["efficientnet-lite0", "inception"]
-    """The feature network."""
-    inception_weights: OptionalPath
-    """File of torch-fidelity's Inception weights; null = $UNVEIL_INCEPTION, then the network."""
+    features: Annotated[tuple[FeatureName, ...], BeforeValidator(_listed), Len(1)]
+    """The feature networks; each gives its own distances."""
+    weights: OptionalPath
+    """Folder of the networks' weights, or the file of the only one; null = $UNVEIL_WEIGHTS, then the network."""
+    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(_listed), Len(1)]
+    """What is measured."""
     num_images: Annotated[int, Ge(2)]
     """N: samples, noise and held-out images (of these all, if their split has fewer)."""
     reference_images: Amount
@@ -550,7 +555,13 @@ class Evaluate(Section):
     device: Device
     """auto = cuda if there is one."""
     seed: Seed
-    """Of the noise control and KID's subsets."""
+    """Of the noise control and of all subsets."""
+    controls: Annotated[tuple[ControlName, ...], BeforeValidator(_listed)]
+    """What is done to the held-out images to see what a mistake would cost."""
+    control_images: Amount
+    """Held-out images for each; 0 = as many as the floor has."""
+    interval_splits: Annotated[int, Ge(0), Le(1000)]
+    """Random halvings of the samples, for intervals and the extrapolation; 0 = neither."""
     kid_subsets: Count
     """Random subsets."""
     kid_subset_size: Annotated[int, Ge(2)]
@@ -565,6 +576,20 @@ class Evaluate(Section):
         if self.held_out_split == self.reference_split:
             others = " | ".join(name for name in get_args(SplitName) if name != self.reference_split)
             yield Problem("held_out_split", f"{others}, another one than evaluate.reference_split")
+        for key in ("features", "metrics", "controls"):
+            names = getattr(self, key)
+            if len(set(names)) < len(names):
+                yield Problem(key, "each name once")
+        if "inception-score" in self.metrics and "inception" not in self.features:
+            yield Problem("metrics", "no inception-score, which needs inception among evaluate.features")
+        if "memorization" in self.metrics and self.reference_split != "train":
+            yield Problem("metrics", "no memorization, which needs evaluate.reference_split train")
+        if 0 < self.control_images < 2 or self.control_images > self.num_images:
+            yield Problem("control_images", f"0, or 2 to evaluate.num_images, {self.num_images}")
+        if 0 < self.interval_splits < LEAST_SPLITS:
+            yield Problem("interval_splits", f"0, or {LEAST_SPLITS} to 1000")
+        if self.interval_splits and self.num_images < LEAST_IMAGES:
+            yield Problem("interval_splits", f"0, or evaluate.num_images of {LEAST_IMAGES} or more")
         if self.likelihood_images == 1:
             yield Problem("likelihood_images", "0, or 2 or more: a single image has no standard error")
         for key, count in (("num_images", self.num_images), ("reference_images", self.reference_images)):

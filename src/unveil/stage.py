@@ -89,10 +89,12 @@ class Run:
         self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
         own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
         self._logged_params = dict(own)
+        self._started = time.perf_counter()
         dvc, git = dvc_tags(), git_tags(root)
         experiment = dvc.get("dvc.exp_name")
         code = paths_digest(root, self._dvc_code)
-        tags = {"unveil.stage": name, **source_tags(name, experiment), **machine_tags(), **git, **dvc}
+        machine = machine_tags()
+        tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
         if code is not None:
             tags["unveil.code"] = code
         self.record: dict[str, Any] = {
@@ -110,6 +112,8 @@ class Run:
             "inputs": {},
             "outputs": {},
             "upstream": {},
+            "seconds": 0.0,
+            "machine": {key: value for key, value in machine.items() if key not in ("unveil.host", "unveil.pid")},
         }
         if tracking_is_off() or not is_main_process():
             self._tracked = TrackedRun.off()
@@ -120,6 +124,11 @@ class Run:
         self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
         if not store.is_default and store.database is None:  # a path would not hold on another machine
             self.record["tracking_uri"] = store.shown
+
+    @property
+    def seconds(self) -> float:
+        """Since this execution began; of a resumed training, without the time before."""
+        return time.perf_counter() - self._started
 
     def say(self, line: str) -> None:
         """Print a line of progress, once for all processes."""
@@ -263,8 +272,8 @@ class Run:
     def write_record(self, path: Path) -> None:
         """Write the run record, the last thing that a stage does.
 
-        It holds ids, parameters, last metrics, input and output hashes, and the records of all stages
-        before (flat, by stage name), so that it says everything even where the runs themselves are out
+        It holds ids, parameters, last metrics, input and output hashes, time and machine, and the records of all
+        stages before (flat, by stage name), so that it says everything even where the runs themselves are out
         of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
         """
         for kind, paths, add in (
@@ -277,6 +286,7 @@ class Run:
                 digest = paths_digest(self.root, [name])
                 if digest is not None:
                     add(name, digest)
+        self.record["seconds"] = round(self.seconds, 3)
         if is_main_process():
             write_json(path, self.record)
 

@@ -1,0 +1,226 @@
+"""Everything that is measured on the features of one network: one pass a set, then all metrics that are asked for."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.distributed import Processes
+from unveil.evaluation.choices import MetricName
+from unveil.evaluation.distances import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_stderr,
+    significant,
+    statistics,
+)
+from unveil.evaluation.feature_cache import FeatureCache
+from unveil.evaluation.features import Extractor, FeatureSet, feature_facts, features_of
+from unveil.evaluation.manifold import density_coverage, precision_recall
+from unveil.evaluation.memorization import Copies, find_copies
+from unveil.evaluation.sets import spread
+from unveil.evaluation.uncertainty import FrechetBySize, frechet_by_size, frechet_interval
+
+SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
+UNDAMAGED = "undamaged"
+"""Name, among the controls, of the same real images as they are."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one kind.
+
+    Attributes:
+        title: for a line of progress.
+        facts: which images they are, as JSON can hold it: equal facts, equal images.
+        count: how many.
+        parts: gives them anew each time, uint8 [n, 3, size, size] at a time.
+    """
+
+    title: str
+    facts: Mapping[str, Any]
+    count: int
+    parts: Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        metrics: names.
+        kid_subsets: random subsets of KID.
+        kid_subset_size: images in each.
+        interval_splits: random halvings for intervals and the extrapolation; 0 = neither.
+        seed: of all subsets.
+        shared: held-out images that the model was trained on.
+    """
+
+    metrics: Sequence[MetricName]
+    kid_subsets: int
+    kid_subset_size: int
+    interval_splits: int
+    seed: int
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found on one network's features.
+
+    Attributes:
+        features: the network's.
+        values: flat, as metrics/evaluate.json has them. ``<name>`` is of the samples, ``<name>_floor`` of held-out
+            real images, ``<name>_noise`` of uniform noise, ``<name>_fraction`` where the samples lie on the way from
+            floor (0) to noise (1), left out where there is no way; ``_stderr``, ``_low`` and ``_high`` are the
+            standard error and the 95 % interval.
+        names: of the metrics, in the order in which a reader wants them.
+        controls: by metric and control.
+        by_size: the Fréchet distance at several N.
+        copies: of training images and of each other.
+    """
+
+    features: FeatureSet
+    values: dict[str, float]
+    names: tuple[str, ...]
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_size: FrechetBySize | None = None
+    copies: Copies | None = None
+
+
+def extract_sets(
+    sets: Mapping[str, ImageSet],
+    extractor: Extractor,
+    cache: FeatureCache,
+    batch_size: int,
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Tensor]] | None:
+    """The features of every set, by set and layer, at rank 0, and None elsewhere.
+
+    What ``cache`` has is not computed. Every process calls it with the same sets.
+    """
+    found = {}
+    for name, images in sets.items():
+
+        def compute(images: ImageSet = images) -> dict[str, Tensor] | None:
+            say(f"{extractor.features.name}: features of {images.count:,} images, {images.title}")
+            return features_of(images.parts(), images.count, extractor, batch_size, device, processes)
+
+        found[name] = cache.get_or(feature_facts(extractor, device, images.facts), compute)
+    present = {name: layers for name, layers in found.items() if layers is not None}
+    return present if processes.is_main else None
+
+
+def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, asked: Asked) -> Measured:
+    """All metrics that are asked for.
+
+    Args:
+        layers: the features by set and layer: ``samples``, ``reference``, ``held_out``, ``noise``, and any others as
+            controls, whose names are theirs. A control is made of the held-out images at ``spread(held out, its N)``.
+        features: what they are.
+        asked: for.
+
+    Raises:
+        UnveilError: for sets that are too small, or features that are not finite.
+    """
+    sets = {name: found[features.layer] for name, found in layers.items()}
+    values: dict[str, float] = {}
+    found = Measured(features, values, _names(features, asked))
+    copies: Copies | None = None
+    by_size: FrechetBySize | None = None
+    if "frechet" in asked.metrics:
+        by_size = _frechet(sets, found, asked)
+    if "kernel" in asked.metrics:
+        _kernel(sets, found, asked)
+    if "precision-recall" in asked.metrics:
+        for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
+            pair = precision_recall(sets[name], sets[REFERENCE])
+            values[features.metric("precision") + end] = pair.precision
+            values[features.metric("recall") + end] = pair.recall
+    if "density-coverage" in asked.metrics:
+        for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
+            both = density_coverage(sets[name], sets[REFERENCE])
+            values[features.metric("density") + end] = both.density
+            values[features.metric("coverage") + end] = both.coverage
+    if "inception-score" in asked.metrics and features.logits is not None:
+        score = inception_score(layers[SAMPLES][features.logits], asked.seed)
+        values |= {"inception_score": score.mean, "inception_score_std": score.std}
+        values["inception_score_floor"] = inception_score(layers[HELD_OUT][features.logits], asked.seed).mean
+    if "memorization" in asked.metrics:
+        copies = find_copies(sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared)
+        values[features.metric("nearer_to_training")] = copies.memorization.nearer.found
+        values[features.metric("near_duplicates")] = copies.duplicates.near.found
+    rounded = {name: significant(value) for name, value in values.items()}
+    return Measured(features, rounded, found.names, found.controls, by_size, copies)
+
+
+def _names(features: FeatureSet, asked: Asked) -> tuple[str, ...]:
+    """Of the metrics that a card lists."""
+    names: list[str] = []
+    if "frechet" in asked.metrics:
+        names += [features.frechet, *([f"{features.frechet}_infinity"] if asked.interval_splits else [])]
+    if "kernel" in asked.metrics:
+        names.append(features.kernel)
+    if "precision-recall" in asked.metrics:
+        names += [features.metric("precision"), features.metric("recall")]
+    if "density-coverage" in asked.metrics:
+        names += [features.metric("density"), features.metric("coverage")]
+    if "inception-score" in asked.metrics and features.logits is not None:
+        names.append("inception_score")
+    return tuple(names)
+
+
+def _controls(sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features of each control, and of the same images undamaged."""
+    named = (SAMPLES, REFERENCE, HELD_OUT, NOISE)
+    controls = {name: rows for name, rows in sets.items() if name not in named}
+    if not controls:
+        return {}
+    held_out, count = sets[HELD_OUT], len(next(iter(controls.values())))
+    return {UNDAMAGED: held_out[torch.from_numpy(spread(len(held_out), count))], **controls}
+
+
+def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> FrechetBySize | None:
+    name, values = found.features.frechet, found.values
+    reference: Statistics = statistics(sets[REFERENCE])
+    for end, other in (("", SAMPLES), ("_floor", HELD_OUT), ("_noise", NOISE)):
+        values[name + end] = frechet_distance(statistics(sets[other]), reference)
+    if (share := fraction(values, name)) is not None:
+        values[f"{name}_fraction"] = share
+    found.controls[name] = {
+        control: significant(frechet_distance(statistics(rows), reference))
+        for control, rows in _controls(sets).items()
+    }
+    if not asked.interval_splits:
+        return None
+    interval = frechet_interval(sets[SAMPLES], reference, asked.seed, asked.interval_splits)
+    by_size = frechet_by_size(sets[SAMPLES], reference, interval, asked.seed)
+    values |= {f"{name}_stderr": interval.stderr, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    limit = f"{name}_infinity"
+    values |= {limit: by_size.infinity, f"{limit}_stderr": by_size.stderr}
+    values |= {f"{limit}_low": by_size.low, f"{limit}_high": by_size.high}
+    return by_size
+
+
+def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
+    name, values, reference = found.features.kernel, found.values, sets[REFERENCE]
+
+    def distance(rows: Tensor) -> float:
+        return kernel_distance(rows, reference, asked.kid_subsets, asked.kid_subset_size, asked.seed).mean
+
+    own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
+    values |= {name: own.mean, f"{name}_std": own.std}
+    values[f"{name}_stderr"] = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
+    values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
+
+
+def fraction(values: Mapping[str, float], name: str) -> float | None:
+    """``(samples - floor) / (noise - floor)`` of a distance, or None without a way to divide by."""
+    way = values[f"{name}_noise"] - values[f"{name}_floor"]
+    return (values[name] - values[f"{name}_floor"]) / way if way > 0 else None
