@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tests.evaluation.cards import card, choices, metrics
 
-from unveil.evaluation.card import Card
+from unveil.evaluation.card import Card, Metric
 from unveil.evaluation.features import FEATURE_SETS
 from unveil.evaluation.figures import (
     COLUMNS,
@@ -74,15 +74,15 @@ def test_by_nfe_has_one_point_or_none(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text() == "nfe,distance\n"
 
 
-def test_precision_recall_has_a_row_for_each_pair_on_the_same_features(tmp_path: Path) -> None:
-    write_precision_recall(tmp_path / "a.csv", card())
-    assert (tmp_path / "a.csv").read_text().splitlines() == [
-        "pair,fidelity,variety",
-        "precision and recall,0.71,0.52",
-        "density and coverage,0.9,0.81",
-    ]
-    write_precision_recall(tmp_path / "a.csv", card({"fid": 3.5, "precision": 0.7}))
-    assert (tmp_path / "a.csv").read_text() == "pair,fidelity,variety\n"
+def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_precision_recall(path, card())
+    assert path.read_text() == "features,precision,recall,density,coverage\ninception,0.71,0.52,0.9,0.81\n"
+    more = [Metric.of(name, {name: 0.5}, 9, 9) for name in ("fid", "precision", "recall_dinov2")]
+    write_precision_recall(path, Card.of(more, choices()))
+    assert path.read_text().splitlines()[1:] == ["inception,0.5,,,", "dinov2,,0.5,,"]
+    write_precision_recall(path, card({"fid": 3.5}))
+    assert path.read_text() == "features,precision,recall,density,coverage\n"
 
 
 def _coloured(count: int, channel: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.published import PUBLISHED, Measurement, comparable, share, why_not_comparable
 
 OURS = Measurement("inception", "fid", "celeba", "ddim", 64, "train", 162_770, 162_770, 50_000)
-ALL = {"protocol": "adm-ip", "reference_images": 202_599, "reference_total": 202_599}
+ALL: dict[str, Any] = {"protocol": "adm-ip", "reference_images": 202_599, "reference_total": 202_599}
 
 
 def test_every_value_has_a_known_protocol_and_a_source() -> None:

@@ -130,17 +130,17 @@ def revision_card(name: str) -> Card:
     if root is None:
         raise UnveilError(f"{name}: found no such file or folder, and no DVC project here; {expected}; give another")
     import dvc.api
-    from dvc.exceptions import DvcException, FileMissingError, OutputNotFoundError
+    from dvc.exceptions import DvcException, FileMissingError, OutputNotFoundError, PathMissingError
     from dvc.scm import RevError
 
     try:
         text = dvc.api.read(CARD.as_posix(), repo=str(root), rev=name)
     except RevError:
         raise UnveilError(f"{name}: found no such file, folder or revision; {expected}; give another") from None
-    except (FileMissingError, OutputNotFoundError):
+    except (FileMissingError, OutputNotFoundError, PathMissingError):
         raise UnveilError(
-            f"{name}: found no {CARD} of this revision in DVC's cache, expected one; `dvc pull --rev {name}` fetches "
-            "it, if that revision's evaluate stage wrote one"
+            f"{name}: found no {CARD} of this revision here, expected one in DVC's cache; `dvc fetch --all-commits` "
+            "brings it from a remote, if the evaluate stage of that revision wrote one"
         ) from None
     except (DvcException, OSError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
@@ -149,7 +149,7 @@ def revision_card(name: str) -> Card:
 
 
 def _project_root() -> Path | None:
-    """The DVC project around the working folder, with Git."""
+    """The DVC project around the working folder; None if there is none."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
 

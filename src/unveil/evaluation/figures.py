@@ -21,6 +21,7 @@ COLUMNS = 12
 ZOOMED = 96  # pixels of an image's side in the figure, at least
 TITLE_HEIGHT = 36  # pixels
 DPI = 100
+PRECISION_RECALL = ("precision", "recall", "density", "coverage")
 SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
 """The suffix of a metric's name, and the set of images whose distance it is."""
 
@@ -66,22 +67,18 @@ def write_by_nfe(path: Path, card: Card) -> None:
 
 
 def write_precision_recall(path: Path, card: Card) -> None:
-    """CSV for ``dvc plots``: one row for each pair that the card has, ``pair``, ``fidelity`` and ``variety``.
+    """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
 
-    Precision and density are of the first kind, recall and coverage of the second.
+    One row for the features of the card's headline, and one for each others that a metric's name ends with; what the
+    card does not have is empty.
     """
-    rows = [
-        (f"{one} and {other}", fidelity.value, variety.value)
-        for one, other in (("precision", "recall"), ("density", "coverage"))
-        for fidelity in _named(card, one)
-        for variety in _named(card, other)
-        if fidelity.name.removeprefix(one) == variety.name.removeprefix(other)
-    ]
-    _write_csv(path, ("pair", "fidelity", "variety"), rows)
-
-
-def _named(card: Card, name: str) -> list[Metric]:
-    return [metric for metric in card.metrics if metric.name == name or metric.name.startswith(f"{name}_")]
+    found: dict[str, dict[str, float]] = {}
+    for metric in card.metrics:
+        name, _, features = metric.name.partition("_")
+        if name in PRECISION_RECALL:
+            found.setdefault(features or card.choices.features.extractor, {})[name] = metric.value
+    rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in found.items()]
+    _write_csv(path, ("features", *PRECISION_RECALL), rows)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
