@@ -107,11 +107,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
                 "features": _features(extractor, device),
                 "model": {"weights_sha256": samples.facts.get("model"), **samples.facts.get("config", {})},
                 "sampling": _sampling(samples, count),
-                "evaluation": {"seed": settings.seed, "kid_subsets": subsets, "kid_subset_size": size},
+                "evaluation": _evaluation(settings),
                 "code": {"commit": _code_commit()},
             },
             notes=notes,
             environment=_versions(),
+            cost={key: likelihood[key] for key in ("bits_per_dim_nfe",) if key in likelihood},
         )
 
         write_json(METRICS, metrics)
@@ -188,6 +189,17 @@ def _sampling(samples: SampleFile, count: int) -> dict[str, Any]:
     rest = {key: value for key, value in samples.facts.items() if key not in said}
     used = f"{count} of {samples.total}, those with the smallest ids"
     return {"images": used, **rest, "guidance": "none", "images_sha256": samples.images_sha256}
+
+
+def _evaluation(settings: Evaluate) -> dict[str, Any]:
+    found = {
+        "seed": settings.seed,
+        "kid_subsets": settings.kid_subsets,
+        "kid_subset_size": settings.kid_subset_size,
+    }
+    if settings.likelihood_images:
+        found |= {"likelihood_images": settings.likelihood_images, "likelihood_probes": settings.likelihood_probes}
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -84,6 +84,9 @@ def test_published_values_stand_only_beside_the_same_measurement() -> None:
     assert {value.source for value in card().published.values} == {"2010.02502"}
     small = card(n=10_000).published
     assert small.values == () and small.why_not is not None and "this is of 10,000" in small.why_not
+    last = Card.of(metrics()[::-1], choices())  # the FID need not be the headline
+    assert last.headline.name == "bits_per_dim" and last.published == card().published
+    assert "this is kid" in str(Card.of(metrics()[1:], choices()).published.why_not)
     assert "lossy" in str(card(lossy=["The samples were JPEG files."]).published.why_not)
 
 

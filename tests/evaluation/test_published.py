@@ -37,7 +37,8 @@ def test_the_number_of_reference_images_chooses_among_the_values_of_a_protocol()
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"extractor": "dinov2", "frechet": "fd_dinov2"}, "this is fd_dinov2"),
+        ({"extractor": "dinov2", "metric": "fd_dinov2"}, "this is fd_dinov2"),
+        ({"metric": "kid"}, "this is kid"),
         ({"source": "cartoon"}, "the source cartoon"),
         ({"protocol": "score-sde"}, "this is score-sde"),
         (ALL | {"image_size": 32}, "this is at 32"),

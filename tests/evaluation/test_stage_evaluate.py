@@ -213,6 +213,7 @@ def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> N
     assert f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f}" in done.output
     card = (project / "reports" / "card.md").read_text()
     assert "## Likelihood" in card and "over 3 images of the test split" in card
+    assert "| likelihood_probes | 2 |" in card and "| bits_per_dim_nfe | " in card
     record = json.loads((project / "metrics" / "run.json").read_text())
     assert record["metrics"]["bits_per_dim"] == metrics["bits_per_dim"]
 

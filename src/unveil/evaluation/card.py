@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Valid
 from unveil.errors import UnveilError
 from unveil.evaluation.metrics import kind_of
 from unveil.evaluation.published import (
+    FID,
     INCEPTION,
     PUBLISHED_SAMPLES,
     Measurement,
@@ -315,19 +316,24 @@ class Card(_Part):
         """The metric of this name, if the card has it."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
+    @property
+    def comparable(self) -> Metric:
+        """The metric that published values may stand beside: the FID, or the headline of a card without one."""
+        return self.metric(FID) or self.headline
+
     def measurement(self) -> Measurement:
-        """What the headline was measured on."""
-        data, headline = self.choices.data, self.headline
+        """What ``comparable`` was measured on."""
+        data, metric = self.choices.data, self.comparable
         return Measurement(
             extractor=self.choices.features.extractor,
-            frechet=headline.name,
+            metric=metric.name,
             source=data.source,
             protocol=data.protocol,
             image_size=data.image_size,
             reference_split=data.reference.name,
             reference_images=data.reference.taken,
             reference_total=data.reference.images,
-            samples=headline.n,
+            samples=metric.n,
             lossy=bool(self.lossy),
         )
 

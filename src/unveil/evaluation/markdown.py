@@ -216,17 +216,17 @@ def _memorization(card: Card) -> str:
 def _published(card: Card) -> str:
     if card.published.why_not is not None:
         return f"Not comparable: {card.published.why_not}."
-    headline, data = card.headline, card.choices.data
+    metric, data = card.comparable, card.choices.data
     text = (
-        f"Published with {PUBLISHED_SAMPLES:,} samples of the same protocol; `{headline.name}` above is with "
-        f"{headline.n:,} against {share(data.reference.taken, data.reference.images)}."
+        f"Published with {PUBLISHED_SAMPLES:,} samples of the same protocol; `{metric.name}` above is with "
+        f"{metric.n:,} against {share(data.reference.taken, data.reference.images)}."
     )
     sampling = card.choices.sampling
     ours = (
         "**this model**",
         _text(sampling.get("sampler", "")),
         _text(sampling.get("nfe", "")),
-        f"**{headline.value:.2f}**{_spread(headline)}",
+        f"**{metric.value:.2f}**{_spread(metric)}",
         "this card",
         "",
     )

@@ -1,7 +1,7 @@
 """Published FIDs on CelebA 64 x 64, each with the measurement that it is of, and whether ours is the same one.
 
-Left out are numbers of another measurement than FID, such as those of Soft Truncation (2106.05527), whose code
-resizes as clean-fid does and adds noise to the samples.
+Left out are numbers of another measurement than FID, such as those of Soft Truncation (2106.05527), whose code resizes
+as clean-fid does.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 PUBLISHED_SAMPLES = 50_000
 PUBLISHED_SIZE = 64
 INCEPTION = "inception"
+FID = "fid"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Measurement:
 
     Attributes:
         extractor: name of the feature network.
-        frechet: what the distance is called.
+        metric: name of the number.
         source: of the images: ``celeba``, ``cartoon``, ``folder``.
         protocol: crop and resize, a key of ``PROTOCOLS``.
         image_size: side in pixels.
@@ -30,7 +31,7 @@ class Measurement:
     """
 
     extractor: str
-    frechet: str
+    metric: str
     source: str
     protocol: str
     image_size: int
@@ -73,7 +74,7 @@ class PublishedValue:
 
 
 _DDIM = ("ddim", "2010.02502", "table 1")
-_MEASURED_AGAIN = "the paper's checkpoint was measured at 5.9 by a reader (github.com/ermongroup/ddim, issue 17)"
+_MEASURED_AGAIN = "the paper's checkpoint was measured at 5.88 by a reader (github.com/ermongroup/ddim, issue 17)"
 _WHICH = "the paper says all training images, its repository 50,000 of them (github.com/forever208/DDPM-IP, issue 28)"
 _CURVES = ("adm-ip", "github.com/forever208/DDPM-IP", "curves")
 
@@ -116,8 +117,8 @@ def why_not_comparable(ours: Measurement) -> str | None:
 
 def _general_differences(ours: Measurement) -> list[str]:
     reasons = []
-    if ours.extractor != INCEPTION:
-        reasons.append(f"they are FIDs, on Inception's features, and this is {ours.frechet}")
+    if ours.extractor != INCEPTION or ours.metric != FID:
+        reasons.append(f"they are FIDs, on Inception's features, and this is {ours.metric}")
     if ours.source != "celeba":
         reasons.append(f"they are of CelebA, and these images are of the source {ours.source}")
     if ours.image_size != PUBLISHED_SIZE:
