@@ -82,9 +82,10 @@ class Comparison:
 def compare(a: Card, b: Card) -> Comparison:
     """Compare two cards.
 
-    A metric is judged by ``z = (b - a) / sqrt(stderr_a^2 + stderr_b^2)``: beyond ``LIMIT`` it moved. The errors count
-    as independent; where both cards share reference images or seeds they are not, and the judgement is on the safe
-    side. A standard error that a card lacks is taken from its interval, as that of a normal distribution. Metrics
+    A metric is judged by ``z = (b - a) / sqrt(stderr_a^2 + stderr_b^2)``: beyond ``LIMIT`` it moved, which is stricter
+    than 95 % because a card has many metrics. Standard errors are over draws of the samples; two cards of the same
+    sampling seed have errors in common, and then the judgement is on the safe side. A standard error that a card lacks
+    is taken from its interval, as that of a normal distribution. Metrics
     whose defining choices differ (``Kind.defined_by``, and N where it matters) are not compared.
     """
     differences = _differences(_choices(a), _choices(b))
