@@ -2,9 +2,10 @@
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -14,13 +15,15 @@ import unveil
 from unveil.data.shards import ShardIndex, verify
 from unveil.diffusion.denoiser import Denoiser
 from unveil.errors import UnveilError
-from unveil.evaluation.card import CardFacts, SplitFacts, notes_on, render
+from unveil.evaluation.card import Card, Metric, notes_on
 from unveil.evaluation.distances import FourSets, measure
-from unveil.evaluation.features import FEATURE_SETS, extract, load_extractor
-from unveil.evaluation.figures import for_figure, summary, write_comparison, write_distances
+from unveil.evaluation.features import FEATURE_SETS, Extractor, FeatureSet, extract, load_extractor
+from unveil.evaluation.figures import for_figure, summary, write_by_nfe, write_comparison, write_distances
 from unveil.evaluation.likelihood import measure_likelihood
+from unveil.evaluation.markdown import render
 from unveil.evaluation.sets import (
     SampleFile,
+    SetSizes,
     check_same_data,
     count_shared,
     load_real,
@@ -30,6 +33,7 @@ from unveil.evaluation.sets import (
     uniform_noise,
 )
 from unveil.files import file_digest, write_json, write_text
+from unveil.params import Evaluate
 from unveil.stage import stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.precision import resolve_device
@@ -39,8 +43,10 @@ MODELS = Path("models")
 SAMPLES = Path("samples/samples.safetensors")
 SAMPLES_RECORD = Path("samples/run.json")
 METRICS = Path("metrics/evaluate.json")
-CARD = Path("reports/card.md")
+CARD = Path("reports/card.json")
+CARD_PAGE = Path("reports/card.md")
 DISTANCES = Path("plots/evaluate/distances.json")
+BY_NFE = Path("plots/evaluate/by_nfe.csv")
 COMPARISON = Path("plots/evaluate/real-and-samples.png")
 RECORD = Path("metrics/run.json")
 
@@ -94,40 +100,34 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
         )
         features = extractor.features
         metrics = measure(sets, features, subsets, size, settings.seed) | likelihood
-        card = render(
-            CardFacts(
-                metrics=metrics,
-                features=features,
-                weights_file=extractor.weights_file,
-                weights_sha256=extractor.weights_sha256,
-                source=index.source,
-                protocol=index.protocol,
-                image_size=index.image_size,
-                shards=index.digest(),
-                reference=SplitFacts(reference, index.num_images(reference), sizes.reference),
-                held_out=SplitFacts(held_out, index.num_images(held_out), sizes.held_out),
-                kid_subsets=subsets,
-                kid_subset_size=size,
-                seed=settings.seed,
-                device=device.type,
-                samples_sha256=samples.images_sha256,
-                samples_total=samples.total,
-                samples=samples.facts,
-                versions=_versions(),
-                commit=_code_commit(),
-                notes=notes,
-            )
+        card = Card.of(
+            _metrics(metrics, features),
+            {
+                "data": _data(index, settings, sizes),
+                "features": _features(extractor, device),
+                "model": {"weights_sha256": samples.facts.get("model"), **samples.facts.get("config", {})},
+                "sampling": _sampling(samples, count),
+                "evaluation": _evaluation(settings),
+                "code": {"commit": _code_commit()},
+            },
+            notes=notes,
+            environment=_versions(),
+            cost={key: likelihood[key] for key in ("bits_per_dim_nfe",) if key in likelihood},
         )
 
         write_json(METRICS, metrics)
-        write_text(CARD, card)
-        write_distances(DISTANCES, metrics, features)
+        card.save(CARD)
+        write_text(CARD_PAGE, render(card))
+        write_distances(DISTANCES, card)
+        write_by_nfe(BY_NFE, card)
         write_comparison(COMPARISON, shown, for_figure(samples.images), metrics, features, held_out)
 
         run.log_metrics(metrics, model=True)
         run.log_artifact(METRICS)
         run.log_artifact(CARD)
+        run.log_artifact(CARD_PAGE)
         run.log_artifact(DISTANCES, folder="plots")
+        run.log_artifact(BY_NFE, folder="plots")
         run.log_artifact(COMPARISON, folder="plots")
         run.write_record(RECORD)
         run.say(summary(metrics, features))
@@ -145,6 +145,61 @@ def model_of(samples: SampleFile, device: torch.device) -> Denoiser:
             "or set evaluate.likelihood_images to 0"
         )
     return denoiser
+
+
+def _metrics(flat: Mapping[str, float | int], features: FeatureSet) -> list[Metric]:
+    counts = int(flat["num_samples"]), int(flat["num_reference"])
+    found = [Metric.of(name, flat, *counts) for name in (features.frechet, features.kernel)]
+    if "bits_per_dim" in flat:
+        found.append(Metric.of("bits_per_dim", flat, int(flat["num_likelihood"])))
+    return found
+
+
+def _data(index: ShardIndex, settings: Evaluate, sizes: SetSizes) -> dict[str, Any]:
+    def split(name: str, taken: int) -> dict[str, str | int]:
+        return {"name": name, "images": index.num_images(name), "taken": taken}
+
+    return {
+        "source": index.source,
+        "protocol": index.protocol,
+        "image_size": index.image_size,
+        "reference": split(settings.reference_split, sizes.reference),
+        "held_out": split(settings.held_out_split, sizes.held_out),
+        "shards": index.digest(),
+        "order": "evenly spaced over the split in the order of ids: place floor(i images / taken)",
+    }
+
+
+def _features(extractor: Extractor, device: torch.device) -> dict[str, Any]:
+    features = extractor.features
+    return {
+        "extractor": features.name,
+        "layer": features.layer,
+        "dimension": features.dimension,
+        "preprocessing": features.preprocessing,
+        "weights_file": extractor.weights_file,
+        "weights_sha256": extractor.weights_sha256,
+        "device": device.type,
+        "dtype": "float32",
+    }
+
+
+def _sampling(samples: SampleFile, count: int) -> dict[str, Any]:
+    said = ("source", "protocol", "image_size", "shards", "model", "config")  # in other sections
+    rest = {key: value for key, value in samples.facts.items() if key not in said}
+    used = f"{count} of {samples.total}, those with the smallest ids"
+    return {"images": used, **rest, "guidance": "none", "images_sha256": samples.images_sha256}
+
+
+def _evaluation(settings: Evaluate) -> dict[str, Any]:
+    found = {
+        "seed": settings.seed,
+        "kid_subsets": settings.kid_subsets,
+        "kid_subset_size": settings.kid_subset_size,
+    }
+    if settings.likelihood_images:
+        found |= {"likelihood_images": settings.likelihood_images, "likelihood_probes": settings.likelihood_probes}
+    return found
 
 
 def _versions() -> dict[str, str]:

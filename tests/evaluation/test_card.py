@@ -1,174 +1,159 @@
-"""The evaluation card: all that makes a number stands in it, and nothing that changes by itself."""
+"""The evaluation card as a document: whole, strict, and the same bytes for the same facts."""
 
-from dataclasses import replace
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from tests.evaluation.cards import FLAT, card, choices, metrics
 
-from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card import (
-    PUBLISHED,
-    CardFacts,
-    SplitFacts,
-    flatten,
-    notes_on,
-    render,
-    why_not_comparable,
-)
-from unveil.evaluation.features import FEATURE_SETS, FeatureSet
+from unveil.errors import UnveilError
+from unveil.evaluation.card import Card, Metric, flatten, notes_on, parse_card, read_card
+from unveil.evaluation.features import FEATURE_SETS
 from unveil.evaluation.sets import SetSizes
 
+ROOT = Path(__file__).resolve().parents[2]
 LITE, INCEPTION = FEATURE_SETS["efficientnet-lite0"], FEATURE_SETS["inception"]
-ALL_OF_TRAIN = SplitFacts("train", 162_770, 162_770)
 
 
-def _metrics(features: FeatureSet) -> dict[str, float | int]:
-    fd, kid = features.frechet, features.kernel
-    return {
-        fd: 152.318,
-        f"{fd}_floor": 37.0625,
-        f"{fd}_noise": 1493.27,
-        f"{fd}_fraction": 0.0791466,
-        kid: 0.0183727,
-        f"{kid}_std": 0.00231,
-        f"{kid}_floor": -1.25e-05,
-        f"{kid}_noise": 0.71,
-        "num_samples": 2000,
-        "num_reference": 3000,
-        "num_held_out": 1500,
-    }
-
-
-def _facts(features: FeatureSet = LITE) -> CardFacts:
-    return CardFacts(
-        metrics=_metrics(features),
-        features=features,
-        weights_file="weights.pth",
-        weights_sha256="5793" * 16,
-        source="celeba",
-        protocol="ddim",
-        image_size=64,
-        shards="abcd" * 16,
-        reference=SplitFacts("train", 162_770, 3000),
-        held_out=SplitFacts("test", 19_962, 1500),
-        kid_subsets=100,
-        kid_subset_size=1000,
-        seed=7,
-        device="cpu",
-        samples_sha256="ef01" * 16,
-        samples_total=2500,
-        samples={
-            "protocol": "ddim",
-            "sampler": "heun",
-            "grid": "karras",
-            "steps": 18,
-            "nfe": 35,
-            "seed": 11,
-            "precision": "bf16",
-            "threshold": "none",
-            "model": "9876",
-            "config": {
-                "network": {"channels": 128, "channel_multipliers": [1, 2]},
-                "ema_half_life_images": 4000,
-            },
-        },
-        versions={"torch": "2.14.0"},
-        commit="c0ffee" * 6,
+def test_a_metric_takes_its_numbers_from_flat_values() -> None:
+    metric = Metric.of("fid", FLAT, 50_000, 162_770, controls={"jpeg-75": 6})
+    assert (metric.value, metric.stderr, metric.low, metric.high, metric.level) == (
+        12.3181,
+        0.061,
+        12.2003,
+        12.4401,
+        0.95,
     )
-
-
-def _as_published(features: FeatureSet = INCEPTION) -> CardFacts:
-    """50,000 samples against all training images."""
-    return replace(_facts(features), metrics=_metrics(features) | {"num_samples": 50_000}, reference=ALL_OF_TRAIN)
-
-
-def _rows(card: str) -> dict[str, list[str]]:
-    """First cell of each table row to its other cells."""
-    lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
-    return {cells[0]: cells[1:] for cells in lines}
-
-
-def test_holds_every_metric_with_its_controls() -> None:
-    rows = _rows(render(_facts()))
-    assert rows["`fd_efficientnet_lite0`"][:4] == ["152.318", "37.0625", "1493.27", "0.0791466"]
-    assert rows["`kid_efficientnet_lite0`"][:3] == ["0.0183727 ± 0.00231", "-1.25e-05", "0.71"]
-
-
-def test_holds_everything_that_made_the_number() -> None:
-    card = render(_facts())
-    rows = _rows(card)
-    assert "N = 2,000 samples" in card and "2,000 images of uniform noise" in card
-    assert "the same 3,000 real images of the train split" in card
-    assert "1,500 real images of the test split" in card
-    assert rows["source"] == ["`celeba`"]
-    assert rows["protocol"] == [f"`ddim`: {PROTOCOLS['ddim'].describe()}"]
-    assert rows["reference"] == ["train split, 3,000 of 162,770 images"]
-    assert rows["held out"] == ["test split, 1,500 of 19,962 images"]
-    assert _rows(render(_as_published()))["reference"] == ["train split, all 162,770 images"]
-    assert rows["shards"] == [f"sha256 `{'abcd' * 16}`"]
-    assert rows["weights of the network"] == [f"`weights.pth`, sha256 `{'5793' * 16}`"]
-    assert rows["seed"] == ["11"] and "7, of the noise and the subsets" in card
-    for key, value in (
-        ("sampler", "heun"),
-        ("grid", "karras"),
-        ("steps", "18"),
-        ("nfe", "35"),
-        ("precision", "bf16"),
-    ):
-        assert rows[key] == [value]
-    assert rows["threshold"] == ["none"]
-    assert rows["images"] == ["2000 of 2500, those with the smallest ids"]
-    assert rows["bytes of the images"] == [f"sha256 `{'ef01' * 16}`"]
-    assert rows["weights"] == ["sha256 `9876`"]
-    assert rows["network.channel_multipliers"] == ["1, 2"] and rows["ema_half_life_images"] == ["4000"]
-    assert rows["torch"] == ["2.14.0"] and "c0ffee" in rows["last commit that changed the code"][0]
-
-
-def test_is_the_same_for_the_same_facts_and_no_row_is_torn() -> None:
-    assert render(_facts()) == render(_facts())
-    odd = render(replace(_facts(), samples={"note": "a | b\nc"}))
-    assert "| note | a \\| b c |" in odd
-    assert "The samples do not say." in odd
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_knows_every_protocol_and_says_what_it_does(protocol: str) -> None:
-    assert PROTOCOLS[protocol].describe() in render(replace(_facts(), protocol=protocol))
-
-
-def test_shows_published_values_only_of_the_same_measurement() -> None:
-    assert why_not_comparable(INCEPTION, "celeba", "ddim", 64, ALL_OF_TRAIN, 50_000) is None
-    card = render(_as_published())
-    assert "`fid` above is with 50,000 against all 162,770." in card
-    for value in PUBLISHED["ddim"]:
-        assert f"| {value.model} | {value.steps} | {value.fid:.2f} | {value.where} |" in card
-    assert "1.27" not in card and "Not comparable" not in card
-    other = render(replace(_as_published(), protocol="adm-ip"))
-    assert "| ADM-IP |  | 1.27 | 2301.11706 |" in other and "3.26" not in other
+    assert (metric.floor, metric.noise, metric.fraction, metric.controls) == (1.9, 400.1, 0.026163, {"jpeg-75": 6.0})
+    assert metric.lower_is_better and not Metric.of("recall", FLAT, 5).lower_is_better
+    bare = Metric.of("fid_infinity", FLAT, 5)  # fid's own endings are not its
+    assert bare.stderr is bare.low is bare.level is bare.floor is None
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"features": LITE}, "this is fd_efficientnet_lite0"),
-        ({"source": "cartoon"}, "the source cartoon"),
-        ({"protocol": "score-sde"}, "this is score-sde"),
-        ({"protocol": "adm-ip", "image_size": 32}, "this is at 32"),
-        ({"reference": SplitFacts("valid", 19_867, 19_867)}, "the valid split"),
-        ({"reference": SplitFacts("train", 162_770, 50_000)}, "this is of 50,000 against 50,000 of 162,770"),
-        ({"num_images": 10_000}, "of 50,000 samples against all training images, and this is of 10,000 against all"),
+        ({"low": 1.0}, "stand together"),
+        ({"low": 2.0, "high": 1.0, "level": 0.9}, "low 2 is above high 1"),
+        ({"name": "beauty"}, "no known kind"),
+        ({"value": float("nan")}, "finite"),
+        ({"stderr": -1.0}, "greater than or equal to 0"),
+        ({"colour": 1}, "Extra inputs"),
     ],
 )
-def test_says_in_one_line_why_others_do_not_compare(changes: dict[str, Any], said: str) -> None:
-    same = {"features": INCEPTION, "source": "celeba", "protocol": "ddim", "image_size": 64}
-    found: dict[str, Any] = same | {"reference": ALL_OF_TRAIN, "num_images": 50_000} | changes
-    reason = why_not_comparable(**found)
-    assert reason is not None and said in reason and ";" not in reason
-    count = found.pop("num_images")
-    facts = replace(_facts(found["features"]), **found)
-    card = render(replace(facts, metrics=dict(facts.metrics) | {"num_samples": count}))
-    assert f"Not comparable: {reason}." in card.splitlines()
-    assert "3.26" not in card and "1.27" not in card
+def test_a_metric_that_is_not_whole_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Metric(**{"name": "fid", "value": 1.0, "lower_is_better": True, "n": 10} | changes)
+
+
+def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "reports" / "card.json"
+    one = card()
+    one.save(path)
+    assert read_card(path) == one
+    assert read_card(path).to_json() == path.read_text()
+    assert json.loads(path.read_text())["format"] == 2
+    assert one.choices.model["network"] == {"channels": 128, "channel_multipliers": [1, 2]}  # JSON has no tuples
+    assert one.headline.name == "fid" and one.metric("kid") == one.metrics[1] and one.metric("loss") is None
+
+
+def test_equal_facts_give_equal_bytes() -> None:
+    assert card().to_json() == card().to_json()
+    apart = card(environment={"torch": "2.15"}, cost={})
+    document, other = json.loads(card().to_json()), json.loads(apart.to_json())
+    assert document != other
+    for section in ("environment", "cost"):
+        del document[section], other[section]
+    assert document == other
+
+
+def test_a_card_keeps_choices_that_it_has_no_name_for() -> None:
+    kept = card(data={"shard_hashes": {"train-00000": "ab"}, "order": "by id"}, features={"batch": 4})
+    assert kept.choices.data.shard_hashes == {"train-00000": "ab"}
+    again = parse_card(kept.to_json(), "a card")
+    assert again.choices.model_dump()["data"]["order"] == "by id"
+    assert again.choices.model_dump()["features"]["batch"] == 4
+
+
+def test_published_values_stand_only_beside_the_same_measurement() -> None:
+    assert card().published.why_not is None
+    assert {value.source for value in card().published.values} == {"2010.02502"}
+    small = card(n=10_000).published
+    assert small.values == () and small.why_not is not None and "this is of 10,000" in small.why_not
+    last = Card.of(metrics()[::-1], choices())  # the FID need not be the headline
+    assert last.headline.name == "bits_per_dim" and last.published == card().published
+    assert "this is kid" in str(Card.of(metrics()[1:], choices()).published.why_not)
+    assert "lossy" in str(card(lossy=["The samples were JPEG files."]).published.why_not)
+
+
+@pytest.mark.parametrize("broken", ["twice", "none", "infinite", "choices"])
+def test_facts_that_are_no_card_are_refused(broken: str) -> None:
+    made = metrics()
+    facts = choices()
+    if broken == "twice":
+        made.append(made[0])
+    elif broken == "none":
+        made = []
+    elif broken == "infinite":
+        facts["sampling"]["eta"] = float("inf")
+    else:
+        del facts["data"]["protocol"]
+    with pytest.raises(ValueError, match=r"twice|at least 1|not JSON compliant|Field required"):
+        Card.of(made, facts)
+
+
+def _changed(**changes: Any) -> str:
+    return json.dumps(json.loads(card().to_json()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "found no whole JSON"),
+        ('{"format": 2, "metrics": [', "found no whole JSON"),
+        ("[" * 100_000, "found no whole JSON"),
+        ('{"format": 2, "metrics": [], "x": NaN}', "found no whole JSON"),
+        ("[1, 2]", "found JSON without format and metrics"),
+        ('{"fid": 3.5}', "found JSON without format and metrics"),
+        (_changed(format=1), "found an evaluation card of format 1, expected 2"),
+        (_changed(format=None), "found an evaluation card of format None, expected 2"),
+        (_changed(metrics=[]), "metrics: "),
+        (_changed(metrics=[{"name": "fid"}]), "metrics.0.value: Field required"),
+        (_changed(notes=[3]), "notes.0: Input should be a valid string"),
+        (_changed(mood="good"), "mood: Extra inputs"),
+        (_changed(choices={}), "choices.data: Field required"),
+    ],
+)
+def test_reading_what_is_no_card_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "card.json"
+    path.write_text(text)
+    with pytest.raises(UnveilError) as caught:
+        read_card(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and said in line and "dvc repro evaluate" in line and "\n" not in line
+
+
+def test_reading_no_file_or_no_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="found no such file"):
+        read_card(tmp_path / "card.json")
+    (tmp_path / "card.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UnveilError, match="found no readable text"):
+        read_card(tmp_path / "card.json")
+
+
+def test_a_card_is_read_without_pytorch(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    card().save(path)
+    code = (
+        "import sys; from pathlib import Path; import unveil.evaluation.__main__; "
+        "from unveil.evaluation.card import read_card; from unveil.evaluation.markdown import render; "
+        "render(read_card(Path(sys.argv[1]))); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run((sys.executable, "-c", code, str(path)), check=True, env={"PYTHONPATH": "src"}, cwd=ROOT)
 
 
 def test_warns_of_few_images_and_of_images_that_are_in_both_sets() -> None:
@@ -180,8 +165,6 @@ def test_warns_of_few_images_and_of_images_that_are_in_both_sets() -> None:
     assert notes_on(SetSizes(2000, 3000, 2000), LITE, shared=12)[0].startswith("12 of the 2,000 held-out images")
     (reference,) = notes_on(SetSizes(2000, 1000, 2000), LITE)
     assert reference.startswith("The reference of 1,000 images is not above the 1,280 features")
-    assert "- note one\n" in render(replace(_facts(), notes=["note one"]))
-    assert "## Notes" not in render(_facts())
 
 
 def test_warns_of_a_floor_at_fewer_images() -> None:

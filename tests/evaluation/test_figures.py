@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.evaluation.cards import card, choices, metrics
 
+from unveil.evaluation.card import Card, Metric
 from unveil.evaluation.features import FEATURE_SETS
 from unveil.evaluation.figures import (
     COLUMNS,
@@ -15,8 +17,11 @@ from unveil.evaluation.figures import (
     TITLE_HEIGHT,
     for_figure,
     summary,
+    write_by_nfe,
+    write_by_size,
     write_comparison,
     write_distances,
+    write_precision_recall,
 )
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
@@ -37,12 +42,47 @@ METRICS: dict[str, float | int] = {
 
 def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) -> None:
     path = tmp_path / "new" / "distances.json"
-    write_distances(path, METRICS, LITE)
+    write_distances(path, card())
     assert json.loads(path.read_text()) == [
-        {"set": "samples", "distance": 152.318, "kernel_distance": 0.0183727},
-        {"set": "real, held out", "distance": 37.0625, "kernel_distance": -1.25e-05},
-        {"set": "uniform noise", "distance": 1493.27, "kernel_distance": 0.71},
+        {"set": "samples", "distance": 12.3181, "kernel_distance": 0.0083727},
+        {"set": "real, held out", "distance": 1.9, "kernel_distance": -1.25e-05},
+        {"set": "uniform noise", "distance": 400.1, "kernel_distance": 0.41},
+        {"set": "jpeg-75", "distance": 6.2, "kernel_distance": 0.003},
+        {"set": "blur-1", "distance": 25.0, "kernel_distance": 0.02},
     ]
+
+
+def test_distances_without_a_kernel_distance_or_controls(tmp_path: Path) -> None:
+    write_distances(tmp_path / "a.json", card({"fid": 3.5}))
+    rows = json.loads((tmp_path / "a.json").read_text())
+    assert rows[0] == {"set": "samples", "distance": 3.5, "kernel_distance": None}
+    assert [row["set"] for row in rows] == ["samples", "jpeg-75", "blur-1"]
+
+
+def test_by_size_has_a_row_for_each_number_of_samples(tmp_path: Path) -> None:
+    (part,) = card().by_size
+    write_by_size(tmp_path / "a.csv", part)
+    assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n5000,16.1,11.9\n50000,12.3181,11.9\n"
+    write_by_size(tmp_path / "a.csv", part.model_copy(update={"extrapolation": None}))
+    assert (tmp_path / "a.csv").read_text().endswith("\n50000,12.3181,\n")
+
+
+def test_by_nfe_has_one_point_or_none(tmp_path: Path) -> None:
+    write_by_nfe(tmp_path / "a.csv", card())
+    assert (tmp_path / "a.csv").read_text() == "nfe,distance\n35,12.3181\n"
+    write_by_nfe(tmp_path / "a.csv", Card.of(metrics(), choices() | {"sampling": {}}))
+    assert (tmp_path / "a.csv").read_text() == "nfe,distance\n"
+
+
+def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_precision_recall(path, card())
+    assert path.read_text() == "features,precision,recall,density,coverage\ninception,0.71,0.52,0.9,0.81\n"
+    more = [Metric.of(name, {name: 0.5}, 9, 9) for name in ("fid", "precision", "recall_dinov2")]
+    write_precision_recall(path, Card.of(more, choices()))
+    assert path.read_text().splitlines()[1:] == ["inception,0.5,,,", "dinov2,,0.5,,"]
+    write_precision_recall(path, card({"fid": 3.5}))
+    assert path.read_text() == "features,precision,recall,density,coverage\n"
 
 
 def _coloured(count: int, channel: int) -> torch.Tensor:

@@ -19,6 +19,8 @@ from typer.testing import CliRunner, Result
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.design import DiffusionConfig
 from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
+from unveil.evaluation.card import read_card
+from unveil.evaluation.markdown import render
 from unveil.files import file_digest
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
@@ -26,7 +28,9 @@ from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = (
     "metrics/evaluate.json",
+    "reports/card.json",
     "reports/card.md",
+    "plots/evaluate/by_nfe.csv",
     "plots/evaluate/distances.json",
     "plots/evaluate/real-and-samples.png",
 )
@@ -100,6 +104,10 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     card = written["reports/card.md"].decode()
     assert "| nfe | 7 |" in card and "N = 24 is not above" in card and "cartoon" in card
     assert str(project) not in card
+    document = read_card(project / "reports" / "card.json")
+    assert render(document) == card
+    assert document.headline.value == metrics["fd_efficientnet_lite0"] and document.headline.n == 24
+    assert written["plots/evaluate/by_nfe.csv"].decode() == f"nfe,distance\n7,{document.headline.value}\n"
     record = json.loads((project / "metrics" / "run.json").read_text())
     assert record["metrics"] == metrics
     assert set(record["inputs"]) >= {"data/shards", "samples/samples.safetensors"}
@@ -205,6 +213,7 @@ def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> N
     assert f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f}" in done.output
     card = (project / "reports" / "card.md").read_text()
     assert "## Likelihood" in card and "over 3 images of the test split" in card
+    assert "| likelihood_probes | 2 |" in card and "| bits_per_dim_nfe | " in card
     record = json.loads((project / "metrics" / "run.json").read_text())
     assert record["metrics"]["bits_per_dim"] == metrics["bits_per_dim"]
 

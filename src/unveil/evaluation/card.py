@@ -1,86 +1,388 @@
-"""The evaluation card: one page that says what a number is, and everything that made it.
+"""The evaluation card: one document that holds a number and everything that made it.
 
-It holds no dates, run times or paths of a machine: equal inputs give equal bytes.
+It is written as JSON, which programs compare, and as Markdown, which people read; the second is made of the first.
+Equal inputs give equal bytes, except for the sections ``environment`` and ``cost``. This module needs no PyTorch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
-from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.features import FeatureSet
-from unveil.evaluation.sets import SetSizes
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
+from unveil.errors import UnveilError
+from unveil.evaluation.metrics import kind_of
+from unveil.evaluation.published import (
+    FID,
+    INCEPTION,
+    PUBLISHED_SAMPLES,
+    Measurement,
+    PublishedValue,
+    comparable,
+    why_not_comparable,
+)
+from unveil.files import write_text
 
-@dataclass(frozen=True)
-class PublishedValue:
-    """A FID of CelebA 64 x 64 in the literature, of 50,000 samples."""
+if TYPE_CHECKING:  # they import PyTorch
+    from unveil.evaluation.features import FeatureSet
+    from unveil.evaluation.sets import SetSizes
 
-    model: str
-    steps: str
-    fid: float
-    where: str
+FORMAT: Literal[2] = 2
+LEVEL = 0.95
 
-
-PUBLISHED = {
-    "ddim": (
-        PublishedValue("DDPM", "1000", 3.26, "2010.02502"),
-        PublishedValue("DDIM", "1000", 3.51, "2010.02502"),
-        PublishedValue("DDIM", "100", 6.53, "2010.02502"),
-        PublishedValue("DDIM", "50", 9.17, "2010.02502"),
-        PublishedValue("DDIM", "10", 17.33, "2010.02502"),
-    ),
-    "adm-ip": (
-        PublishedValue("ADM", "", 1.60, "the curves in DDPM-IP's repository"),
-        PublishedValue("ADM-IP", "", 1.31, "the curves in DDPM-IP's repository"),
-        PublishedValue("ADM-IP", "", 1.27, "2301.11706"),
-    ),
-}
-PUBLISHED_SIZE = 64
-PUBLISHED_SAMPLES = 50_000
+Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
-class SplitFacts:
+class _Part(BaseModel):
+    """A part of the card: nothing unknown stands in it, and it never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Part):
+    """One number with what a reader needs to judge it.
+
+    Attributes:
+        name: as in metrics/evaluate.json.
+        value: of the samples.
+        lower_is_better: which direction is good.
+        n: samples that it is of (of bits per dimension: held-out images).
+        n_reference: real images that they were compared with; None where there are none.
+        stderr: standard error of ``value``.
+        std: spread of the estimates that ``value`` is the mean of, over subsets (KID) or splits (Inception Score).
+        low: lower end of the confidence interval.
+        high: its upper end.
+        level: its confidence, in (0, 1).
+        floor: value of held-out real images.
+        noise: value of uniform noise.
+        fraction: where the samples lie on the way from floor (0) to noise (1).
+        controls: values of real images that were damaged in a known way, by the control's name (``jpeg-75``).
+    """
+
+    name: str
+    value: FiniteFloat
+    lower_is_better: bool
+    n: Count
+    n_reference: Count | None = None
+    stderr: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    std: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    level: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+    floor: FiniteFloat | None = None
+    noise: FiniteFloat | None = None
+    fraction: FiniteFloat | None = None
+    controls: dict[str, FiniteFloat] = {}
+
+    @model_validator(mode="after")
+    def _known_and_whole(self) -> Self:
+        kind_of(self.name)
+        if len({self.low is None, self.high is None, self.level is None}) > 1:
+            raise ValueError("low, high and level stand together or not at all")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        flat: Mapping[str, float | int],
+        n: int,
+        n_reference: int | None = None,
+        level: float = LEVEL,
+        controls: Mapping[str, float] | None = None,
+    ) -> Self:
+        """The metric from flat values as metrics/evaluate.json has them.
+
+        Args:
+            name: key of its value; its other numbers have the same key and an ending: ``_stderr``, ``_std``,
+                ``_low`` and ``_high``, ``_floor``, ``_noise``, ``_fraction``, each if there is one.
+            flat: the values.
+            n: samples that it is of.
+            n_reference: real images that they were compared with.
+            level: confidence of the interval, if ``flat`` has one.
+            controls: values of damaged real images, by the control's name.
+        """
+        endings = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
+        found = {ending: float(flat[f"{name}_{ending}"]) for ending in endings if f"{name}_{ending}" in flat}
+        return cls(
+            name=name,
+            value=float(flat[name]),
+            lower_is_better=kind_of(name).lower_is_better,
+            n=n,
+            n_reference=n_reference,
+            level=level if "low" in found else None,
+            controls={key: float(value) for key, value in (controls or {}).items()},
+            **found,
+        )
+
+
+class AtSize(_Part):
+    """A distance at a number of samples."""
+
+    images: Count
+    distance: FiniteFloat
+
+
+class BySize(_Part):
+    """How a distance falls with the number of samples, and where it would end (1911.07023)."""
+
+    metric: str
+    points: tuple[AtSize, ...]
+    extrapolation: FiniteFloat | None = None
+
+
+class Memorization(_Part):
+    """Whether the model repeats its training images, or itself: in words, and the numbers behind them."""
+
+    sentences: tuple[str, ...]
+    numbers: dict[str, int | FiniteFloat] = {}
+
+
+class Split(_Part):
     """A split that images were taken from, how many it has, and how many were taken."""
 
     name: str
-    images: int
-    taken: int
+    images: Count
+    taken: Count
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """Everything that the card says."""
+class DataChoices(_Part):
+    """The real images. What is stated beyond these names is kept and compared as well.
 
-    metrics: Mapping[str, float | int]
-    features: FeatureSet
-    weights_file: str
-    weights_sha256: str
+    Attributes:
+        source: where they are from: ``celeba``, ``cartoon``, ``folder``.
+        protocol: crop and resize, a key of ``PROTOCOLS``.
+        image_size: side in pixels.
+        reference: what the samples are compared with.
+        held_out: what the floor is measured on.
+        shards: sha256 of all shards together.
+        shard_hashes: sha256 of each, by its file name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
     source: str
     protocol: str
-    image_size: int
-    shards: str  # digest of the shards
-    reference: SplitFacts
-    held_out: SplitFacts
-    kid_subsets: int
-    kid_subset_size: int
-    seed: int
+    image_size: Count
+    reference: Split
+    held_out: Split
+    shards: str
+    shard_hashes: dict[str, str] = {}
+
+
+class FeatureChoices(_Part):
+    """The feature network of the distances. What is stated beyond these names is kept and compared as well.
+
+    Attributes:
+        extractor: its name in params.yaml.
+        layer: of which the numbers are.
+        dimension: how many they are.
+        preprocessing: from uint8 pixels to its input, in words.
+        weights_file: name of the file of its weights.
+        weights_sha256: their hash.
+        device: that computed the features.
+        dtype: of the arithmetic.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    extractor: str
+    layer: str
+    dimension: Count
+    preprocessing: str
+    weights_file: str
+    weights_sha256: str
     device: str
-    samples_sha256: str  # of the N images
-    samples_total: int
-    samples: Mapping[str, Any]  # their file's metadata; "model" and "config" describe the model
-    versions: Mapping[str, str]
-    commit: str | None
-    notes: Sequence[str] = field(default=())
+    dtype: str
+
+
+class Choices(_Part):
+    """Everything that made the numbers, so that two cards that differ can say in what.
+
+    Attributes:
+        data: the real images.
+        features: the feature network.
+        model: ``weights_sha256``, ``parameters``, ``ema``, ``network``, ``diffusion``, ``training`` ...
+        sampling: ``sampler``, ``grid``, ``steps``, ``nfe``, ``guidance``, ``seed``, ``precision``, ``threshold`` ...
+        evaluation: ``seed``, ``kid_subsets``, ``neighbours``, ``controls`` (name to words) ...
+        code: ``commit``. What names a run and is none of its inputs (a DVC experiment) belongs to ``environment``.
+    """
+
+    data: DataChoices
+    features: FeatureChoices
+    model: dict[str, JsonValue] = {}
+    sampling: dict[str, JsonValue] = {}
+    evaluation: dict[str, JsonValue] = {}
+    code: dict[str, JsonValue] = {}
+
+
+class Published(_Part):
+    """The published values of the same measurement, or why there are none."""
+
+    values: tuple[PublishedValue, ...] = ()
+    why_not: str | None = None
+
+
+class Card(_Part):
+    """An evaluation, whole.
+
+    Attributes:
+        format: of this document.
+        metrics: the first is the one that the card is about.
+        by_size: distances at several N.
+        memorization: None if it was not looked for.
+        lossy: what was lost before the samples came here (JPEG), one sentence each.
+        notes: warnings, one sentence each.
+        published: values of the literature.
+        choices: everything that made the numbers.
+        environment: versions and hardware; not compared.
+        cost: seconds of training, sampling and evaluation, images per second ..., where known; not compared.
+    """
+
+    format: Literal[2] = FORMAT
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    by_size: tuple[BySize, ...] = ()
+    memorization: Memorization | None = None
+    lossy: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    published: Published
+    choices: Choices
+    environment: dict[str, JsonValue] = {}
+    cost: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _each_metric_once(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a metric stands twice among {', '.join(names)}")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        metrics: Sequence[Metric],
+        choices: Mapping[str, Any],
+        *,
+        by_size: Sequence[BySize] = (),
+        memorization: Mapping[str, Any] | None = None,
+        lossy: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        environment: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The card of these facts, with the published values that they may stand beside.
+
+        Args:
+            metrics: the one that the card is about first.
+            choices: nested mapping, as ``Choices`` has it; tuples become lists.
+            by_size: distances at several N.
+            memorization: ``sentences`` and ``numbers``.
+            lossy: what was lost before the samples came here, one sentence each.
+            notes: warnings, one sentence each.
+            environment: versions and hardware.
+            cost: seconds and the like.
+
+        Raises:
+            ValueError: for facts that are not whole, of another type, or not finite.
+        """
+        document = {
+            "format": FORMAT,
+            "metrics": [metric.model_dump() for metric in metrics],
+            "by_size": [part.model_dump() for part in by_size],
+            "memorization": memorization,
+            "lossy": list(lossy),
+            "notes": list(notes),
+            "published": {},
+            "choices": choices,
+            "environment": environment or {},
+            "cost": cost or {},
+        }
+        found = cls.model_validate_json(json.dumps(document, allow_nan=False), strict=True)
+        measured = found.measurement()
+        published = Published(values=comparable(measured), why_not=why_not_comparable(measured))
+        return found.model_copy(update={"published": published})
 
     @property
-    def num_images(self) -> int:
-        """N, the samples and the noise images."""
-        return int(self.metrics["num_samples"])
+    def headline(self) -> Metric:
+        """The metric that the card is about."""
+        return self.metrics[0]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of this name, if the card has it."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    @property
+    def comparable(self) -> Metric:
+        """The metric that published values may stand beside: the FID, or the headline of a card without one."""
+        return self.metric(FID) or self.headline
+
+    def measurement(self) -> Measurement:
+        """What ``comparable`` was measured on."""
+        data, metric = self.choices.data, self.comparable
+        return Measurement(
+            extractor=self.choices.features.extractor,
+            metric=metric.name,
+            source=data.source,
+            protocol=data.protocol,
+            image_size=data.image_size,
+            reference_split=data.reference.name,
+            reference_images=data.reference.taken,
+            reference_total=data.reference.images,
+            samples=metric.n,
+            lossy=bool(self.lossy),
+        )
+
+    def to_json(self) -> str:
+        """The document: JSON of a fixed layout, so that equal cards have equal bytes."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the document atomically."""
+        write_text(path, self.to_json())
 
 
-def notes_on(sizes: SetSizes, features: FeatureSet, shared: int = 0) -> list[str]:
+def read_card(path: Path) -> Card:
+    """The card in a file. Raises UnveilError for one that is missing, damaged, of another format, or no card."""
+    if not path.is_file():
+        raise UnveilError(f"{path}: found no such file, expected an evaluation card; run `dvc repro evaluate`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnveilError(f"{path}: found no readable text ({error}), expected an evaluation card") from None
+    return parse_card(text, str(path))
+
+
+def parse_card(text: str, name: str) -> Card:
+    """The card in a text; ``name`` is what an error calls it. Raises UnveilError as ``read_card`` does."""
+    mend = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"
+    try:
+        content = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise UnveilError(f"{name}: found no whole JSON ({error}), expected an evaluation card; {mend}") from None
+    if not isinstance(content, dict) or "format" not in content or "metrics" not in content:
+        raise UnveilError(f"{name}: found JSON without format and metrics, expected an evaluation card; {mend}")
+    if content["format"] != FORMAT:
+        raise UnveilError(
+            f"{name}: found an evaluation card of format {content['format']!r}, expected {FORMAT}; {mend}"
+        )
+    try:
+        return Card.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the card"
+        raise UnveilError(f"{name}: {place}: {first['msg']}; the card is damaged; {mend}") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def notes_on(sizes: "SetSizes", features: "FeatureSet", shared: int = 0) -> list[str]:
     """What a reader of distances of so many images should be warned of.
 
     ``shared`` of the held-out images are among those of the reference.
@@ -107,7 +409,7 @@ def notes_on(sizes: SetSizes, features: FeatureSet, shared: int = 0) -> list[str
             f"{what} is not above the {features.dimension:,} features, so covariances are singular: "
             f"compare the Fréchet distance with that of other models at these numbers of images only."
         )
-    if features.name == "inception" and sizes.samples < PUBLISHED_SAMPLES:
+    if features.name == INCEPTION and sizes.samples < PUBLISHED_SAMPLES:
         found.append(
             f"FID is biased upwards at small N: at N = {sizes.samples:,} it is larger than the same model's "
             f"FID at {PUBLISHED_SAMPLES:,}."
@@ -115,169 +417,8 @@ def notes_on(sizes: SetSizes, features: FeatureSet, shared: int = 0) -> list[str
     return found
 
 
-def why_not_comparable(
-    features: FeatureSet, source: str, protocol: str, image_size: int, reference: SplitFacts, num_images: int
-) -> str | None:
-    """Why the published FIDs are numbers on something else, as one clause; None if they are not."""
-    reasons = []
-    if features.name != "inception":
-        reasons.append(f"they are FIDs, on Inception's features, and this is {features.frechet}")
-    if source != "celeba":
-        reasons.append(f"they are of CelebA, and these images are of the source {source}")
-    if image_size != PUBLISHED_SIZE:
-        reasons.append(f"they are at {PUBLISHED_SIZE} x {PUBLISHED_SIZE}, and this is at {image_size}")
-    if protocol not in PUBLISHED:
-        reasons.append(f"they use the protocols {' and '.join(PUBLISHED)}, and this is {protocol}")
-    if reference.name != "train":
-        reasons.append(f"they are distances from the training images, and this is from the {reference.name} split")
-    if num_images != PUBLISHED_SAMPLES or reference.taken != reference.images:
-        reasons.append(
-            f"they are of {PUBLISHED_SAMPLES:,} samples against all training images, and this is of "
-            f"{num_images:,} against {_share(reference)}"
-        )
-    return "; ".join(reasons) or None
-
-
-def render(facts: CardFacts) -> str:
-    """The card, in Markdown."""
-    sections = (
-        _distances(facts),
-        _likelihood(facts),
-        _notes(facts),
-        _data(facts),
-        _measurement(facts),
-        _section("Samples", _table(("what", "value"), _rows(_sampling(facts)))),
-        _model(facts),
-        _published(facts),
-        _software(facts),
-    )
-    return "# Evaluation card\n\n" + "\n".join(section for section in sections if section)
-
-
-def _distances(facts: CardFacts) -> str:
-    header = ("metric", "samples", "floor: real, held out", "scale: uniform noise", "fraction of the way")
-    rows = []
-    for name, more in ((facts.features.frechet, ""), (facts.features.kernel, "_std")):
-        value = _number(facts.metrics[name])
-        if more:
-            value += f" ± {_number(facts.metrics[name + more])}"
-        share = facts.metrics.get(f"{name}_fraction")
-        rows.append(
-            (
-                f"`{name}`",
-                value,
-                _number(facts.metrics[f"{name}_floor"]),
-                _number(facts.metrics[f"{name}_noise"]),
-                "" if share is None else _number(share),
-            )
-        )
-    text = (
-        f"N = {facts.num_images:,} samples. Each number is a distance from the same {facts.reference.taken:,} real "
-        f"images of the {facts.reference.name} split, lower is better. The floor is the distance of "
-        f"{facts.held_out.taken:,} real images of the {facts.held_out.name} split, the scale that of "
-        f"{facts.num_images:,} images of uniform noise; the fraction is 0 at the floor and 1 at the scale."
-    )
-    return _section("Distances", text + "\n\n" + _table(header, rows))
-
-
-def _likelihood(facts: CardFacts) -> str:
-    metrics = facts.metrics
-    if "bits_per_dim" not in metrics:
-        return ""
-    text = (
-        f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits per dimension, an upper bound, "
-        f"lower is better: mean and standard error over {metrics['num_likelihood']:,} images of the "
-        f"{facts.held_out.name} split, by the probability-flow ODE (2011.13456) with uniform dequantization, "
-        f"{_number(metrics['bits_per_dim_nfe'])} network evaluations an image."
-    )
-    return _section("Likelihood", text)
-
-
-def _notes(facts: CardFacts) -> str:
-    return _section("Notes", "\n".join(f"- {note}" for note in facts.notes)) if facts.notes else ""
-
-
-def _data(facts: CardFacts) -> str:
-    rows = (
-        ("source", f"`{facts.source}`"),
-        ("protocol", f"`{facts.protocol}`: {PROTOCOLS[facts.protocol].describe()}"),
-        ("image size", f"{facts.image_size} x {facts.image_size}"),
-        ("reference", f"{facts.reference.name} split, {_share(facts.reference)} images"),
-        ("held out", f"{facts.held_out.name} split, {_share(facts.held_out)} images"),
-        ("choice of images", "evenly spaced over the split in the order of ids: place floor(i images / taken)"),
-        ("shards", f"sha256 `{facts.shards}`"),
-    )
-    return _section("Data", _table(("what", "value"), rows))
-
-
-def _share(split: SplitFacts) -> str:
-    return f"all {split.images:,}" if split.taken == split.images else f"{split.taken:,} of {split.images:,}"
-
-
-def _measurement(facts: CardFacts) -> str:
-    features = facts.features
-    rows = (
-        ("features", f"{features.title}: layer `{features.layer}`, {features.dimension:,} numbers an image"),
-        ("input of the network", f"uint8 images with no file in between; {features.preprocessing}"),
-        ("weights of the network", f"`{facts.weights_file}`, sha256 `{facts.weights_sha256}`"),
-        ("arithmetic", f"features in float32 on {facts.device}, distances in float64"),
-        (
-            "Fréchet distance",
-            "squared Fréchet distance of the Gaussians with the features' mean and covariance (1706.08500)",
-        ),
-        (
-            "kernel distance",
-            f"unbiased squared maximum mean discrepancy with the kernel (x.y / {features.dimension} + 1)^3, "
-            f"mean and standard deviation over {facts.kid_subsets} random subsets of {facts.kid_subset_size} "
-            f"images (1801.01401)",
-        ),
-        ("evaluation seed", f"{facts.seed}, of the noise and the subsets"),
-    )
-    return _section("Measurement", _table(("what", "value"), rows))
-
-
-def _sampling(facts: CardFacts) -> dict[str, Any]:
-    said = ("source", "protocol", "image_size", "shards", "model", "config")  # in other sections
-    rest = {key: value for key, value in facts.samples.items() if key not in said}
-    used = f"{facts.num_images} of {facts.samples_total}, those with the smallest ids"
-    return {"images": used} | rest | {"bytes of the images": f"sha256 `{facts.samples_sha256}`"}
-
-
-def _model(facts: CardFacts) -> str:
-    known: dict[str, Any] = {}
-    if weights := facts.samples.get("model"):
-        known["weights"] = f"sha256 `{weights}`"
-    known |= facts.samples.get("config") or {}
-    return _section("Model", _table(("what", "value"), _rows(known)) if known else "The samples do not say.")
-
-
-def _published(facts: CardFacts) -> str:
-    title = f"Published values, CelebA {PUBLISHED_SIZE} x {PUBLISHED_SIZE}"
-    reason = why_not_comparable(
-        facts.features, facts.source, facts.protocol, facts.image_size, facts.reference, facts.num_images
-    )
-    if reason:
-        return _section(title, f"Not comparable: {reason}.")
-    rows = [(row.model, row.steps, f"{row.fid:.2f}", row.where) for row in PUBLISHED[facts.protocol]]
-    text = (
-        f"Published with {PUBLISHED_SAMPLES:,} samples against all images of the training set; "
-        f"`fid` above is with {facts.num_images:,} against {_share(facts.reference)}."
-    )
-    return _section(title, text + "\n\n" + _table(("model", "steps", "FID", "where"), rows))
-
-
-def _software(facts: CardFacts) -> str:
-    commit = f"`{facts.commit}`" if facts.commit else "not in a Git checkout"
-    rows = [("last commit that changed the code", commit), *facts.versions.items()]
-    return _section("Software", _table(("what", "value"), rows))
-
-
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, _text(value)) for key, value in flatten(values).items()]
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Nested mappings as one, with dotted keys; an empty mapping has none."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -285,30 +426,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return _number(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
-    return "none" if value is None else str(value)
-
-
-def _number(value: float | int) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n{text}\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,5 +1,8 @@
-"""What an evaluation shows: the distances as a table to plot, and real images beside samples."""
+"""What an evaluation shows: data for DVC's plots, made of the card, and real images beside samples."""
 
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,26 +11,82 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unveil.evaluation.card import BySize, Card, Metric
 from unveil.evaluation.features import FeatureSet
 from unveil.evaluation.sets import spread
-from unveil.files import atomic_path, write_json
+from unveil.files import atomic_path, write_json, write_text
 
 ROWS = 3
 COLUMNS = 12
 ZOOMED = 96  # pixels of an image's side in the figure, at least
 TITLE_HEIGHT = 36  # pixels
 DPI = 100
+PRECISION_RECALL = ("precision", "recall", "density", "coverage")
 SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
 """The suffix of a metric's name, and the set of images whose distance it is."""
 
 
-def write_distances(path: Path, metrics: dict[str, float | int], features: FeatureSet) -> None:
-    """JSON for ``dvc plots``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control."""
+def write_distances(path: Path, card: Card) -> None:
+    """JSON for ``dvc plots``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control.
+
+    The kernel distance is null where the card has none of a set.
+    """
+    distances, kernel = _by_set(card.headline), _by_set(_kernel(card))
     rows = [
-        {"set": name, "distance": metrics[features.frechet + end], "kernel_distance": metrics[features.kernel + end]}
-        for end, name in SETS.items()
+        {"set": name, "distance": distance, "kernel_distance": kernel.get(name)} for name, distance in distances.items()
     ]
     write_json(path, rows)
+
+
+def _by_set(metric: Metric | None) -> dict[str, float]:
+    """The values of a metric, by the set of images that each is of."""
+    if metric is None:
+        return {}
+    ends = zip(SETS.values(), (metric.value, metric.floor, metric.noise), strict=True)
+    return {name: value for name, value in (*ends, *metric.controls.items()) if value is not None}
+
+
+def _kernel(card: Card) -> Metric | None:
+    return next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
+
+
+def write_by_size(path: Path, part: BySize) -> None:
+    """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line."""
+    rows = [(point.images, point.distance, part.extrapolation) for point in part.points]
+    _write_csv(path, ("images", "distance", "extrapolated"), rows)
+
+
+def write_by_nfe(path: Path, card: Card) -> None:
+    """CSV for ``dvc plots diff``: one row, ``nfe`` of the samples and their ``distance``.
+
+    Each experiment has one point, and all of them together make the curve of quality for compute. Samples that do
+    not say their ``nfe`` give a file with a header alone.
+    """
+    nfe = card.choices.sampling.get("nfe")
+    _write_csv(path, ("nfe", "distance"), [] if nfe is None else [(nfe, card.headline.value)])
+
+
+def write_precision_recall(path: Path, card: Card) -> None:
+    """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
+
+    One row for the features of the card's headline, and one for each others that a metric's name ends with; what the
+    card does not have is empty.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric in card.metrics:
+        name, _, features = metric.name.partition("_")
+        if name in PRECISION_RECALL:
+            found.setdefault(features or card.choices.features.extractor, {})[name] = metric.value
+    rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in found.items()]
+    _write_csv(path, ("features", *PRECISION_RECALL), rows)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    write_text(path, text.getvalue())
 
 
 def write_comparison(

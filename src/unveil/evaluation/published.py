@@ -1,0 +1,149 @@
+"""Published FIDs on CelebA 64 x 64, each with the measurement that it is of, and whether ours is the same one.
+
+Left out are numbers of another measurement than FID, such as those of Soft Truncation (2106.05527), whose code resizes
+as clean-fid does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PUBLISHED_SAMPLES = 50_000
+PUBLISHED_SIZE = 64
+INCEPTION = "inception"
+FID = "fid"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a distance was measured on.
+
+    Attributes:
+        extractor: name of the feature network.
+        metric: name of the number.
+        source: of the images: ``celeba``, ``cartoon``, ``folder``.
+        protocol: crop and resize, a key of ``PROTOCOLS``.
+        image_size: side in pixels.
+        reference_split: the split that the samples are compared with.
+        reference_images: how many of its images were taken.
+        reference_total: how many it has.
+        samples: N.
+        lossy: whether the samples went through a lossy file format.
+    """
+
+    extractor: str
+    metric: str
+    source: str
+    protocol: str
+    image_size: int
+    reference_split: str
+    reference_images: int
+    reference_total: int
+    samples: int
+    lossy: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedValue:
+    """A FID in the literature: 50,000 samples as PNG or in memory, Inception-v3 of 2015-12-05, the training images.
+
+    Attributes:
+        model: as its authors call it.
+        sampler: what drew the samples; empty where the source does not say.
+        steps: network evaluations a sample; None where the source does not say.
+        fid: the value.
+        protocol: the images' crop and resize, by the authors' code; a key of ``PROTOCOLS``.
+        source: arXiv number, or address.
+        where: place in the source.
+        reference_images: training images that were compared with; None = all.
+        image_size: side in pixels.
+        samples: N.
+        note: what a reader should know before comparing.
+    """
+
+    model: str
+    sampler: str
+    steps: int | None
+    fid: float
+    protocol: str
+    source: str
+    where: str
+    reference_images: int | None = None
+    image_size: int = PUBLISHED_SIZE
+    samples: int = PUBLISHED_SAMPLES
+    note: str = ""
+
+
+_DDIM = ("ddim", "2010.02502", "table 1")
+_MEASURED_AGAIN = "the paper's checkpoint was measured at 5.88 by a reader (github.com/ermongroup/ddim, issue 17)"
+_WHICH = "the paper says all training images, its repository 50,000 of them (github.com/forever208/DDPM-IP, issue 28)"
+_CURVES = ("adm-ip", "github.com/forever208/DDPM-IP", "curves")
+
+PUBLISHED = (
+    PublishedValue("DDPM", "ancestral, large variance", 1000, 3.26, *_DDIM, note=_MEASURED_AGAIN),
+    PublishedValue("DDPM", "ancestral, small variance", 1000, 5.98, *_DDIM),
+    PublishedValue("DDIM", "ddim, eta 0", 1000, 3.51, *_DDIM),
+    PublishedValue("DDIM", "ddim, eta 0", 100, 6.53, *_DDIM),
+    PublishedValue("DDIM", "ddim, eta 0", 50, 9.17, *_DDIM),
+    PublishedValue("DDIM", "ddim, eta 0", 20, 13.73, *_DDIM),
+    PublishedValue("DDIM", "ddim, eta 0", 10, 17.33, *_DDIM),
+    PublishedValue("ADM-IP", "", None, 1.27, "adm-ip", "2301.11706", "abstract", note=_WHICH),
+    PublishedValue("ADM-IP", "", None, 1.31, *_CURVES, reference_images=50_000, note=_WHICH),
+    PublishedValue("ADM", "", None, 1.60, *_CURVES, reference_images=50_000, note=_WHICH),
+)
+PROTOCOLS_WITH_VALUES = tuple(dict.fromkeys(value.protocol for value in PUBLISHED))
+
+
+def comparable(ours: Measurement) -> tuple[PublishedValue, ...]:
+    """The published values that are of the same measurement as ours, best first."""
+    if _general_differences(ours):
+        return ()
+    fitting = [value for value in PUBLISHED if value.protocol == ours.protocol and _same_images(value, ours)]
+    return tuple(sorted(fitting, key=lambda value: value.fid))
+
+
+def why_not_comparable(ours: Measurement) -> str | None:
+    """Why no published value is of the same measurement, as one clause that names each difference; None if one is."""
+    if comparable(ours):
+        return None
+    reasons = _general_differences(ours)
+    candidates = [value for value in PUBLISHED if value.protocol == ours.protocol] or list(PUBLISHED)
+    if not any(_same_images(value, ours) for value in candidates):
+        reasons.append(
+            f"they are of {PUBLISHED_SAMPLES:,} samples against {_references(candidates)}, and this is of "
+            f"{ours.samples:,} against {share(ours.reference_images, ours.reference_total)}"
+        )
+    return "; ".join(reasons)
+
+
+def _general_differences(ours: Measurement) -> list[str]:
+    reasons = []
+    if ours.extractor != INCEPTION or ours.metric != FID:
+        reasons.append(f"they are FIDs, on Inception's features, and this is {ours.metric}")
+    if ours.source != "celeba":
+        reasons.append(f"they are of CelebA, and these images are of the source {ours.source}")
+    if ours.image_size != PUBLISHED_SIZE:
+        reasons.append(f"they are at {PUBLISHED_SIZE} x {PUBLISHED_SIZE}, and this is at {ours.image_size}")
+    if ours.protocol not in PROTOCOLS_WITH_VALUES:
+        reasons.append(f"they use the protocols {' and '.join(PROTOCOLS_WITH_VALUES)}, and this is {ours.protocol}")
+    if ours.reference_split != "train":
+        reasons.append(
+            f"they are distances from the training images, and this is from the {ours.reference_split} split"
+        )
+    if ours.lossy:
+        reasons.append("they are of samples as the model gives them, and these went through a lossy file format")
+    return reasons
+
+
+def _same_images(value: PublishedValue, ours: Measurement) -> bool:
+    expected = ours.reference_total if value.reference_images is None else value.reference_images
+    return value.samples == ours.samples and expected == ours.reference_images
+
+
+def _references(values: Sequence[PublishedValue]) -> str:
+    counts = dict.fromkeys(value.reference_images for value in values)
+    return " or ".join("all training images" if count is None else f"{count:,} of them" for count in counts)
+
+
+def share(taken: int, total: int) -> str:
+    """How many of a set, in words: ``all 40`` or ``24 of 40``."""
+    return f"all {total:,}" if taken == total else f"{taken:,} of {total:,}"
