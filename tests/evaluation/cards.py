@@ -74,7 +74,8 @@ def choices(**changes: Mapping[str, Any]) -> dict[str, Any]:
         "evaluation": {"seed": 7, "kid_subsets": 100, "controls": {"jpeg-75": "saved as JPEG of quality 75"}},
         "code": {"commit": "c0ffee"},
     }
-    return {name: section | dict(changes.get(name, {})) for name, section in found.items()}
+    whole = {name: section | dict(changes.get(name, {})) for name, section in found.items()}
+    return whole | {"features": {"inception": whole["features"]}}
 
 
 def metrics(flat: Mapping[str, float | int] = FLAT, n: int = 50_000) -> list[Metric]:
@@ -86,6 +87,7 @@ def metrics(flat: Mapping[str, float | int] = FLAT, n: int = 50_000) -> list[Met
             3 if name == "bits_per_dim" else n,
             None if name in ("inception_score", "bits_per_dim") else TRAIN,
             controls={key: values[name] for key, values in CONTROLS.items() if name in values},
+            features=None if name == "bits_per_dim" else "inception",
         )
         for name in NAMES
         if name in flat

@@ -76,7 +76,7 @@ def test_a_card_keeps_choices_that_it_has_no_name_for() -> None:
     assert kept.choices.data.shard_hashes == {"train-00000": "ab"}
     again = parse_card(kept.to_json(), "a card")
     assert again.choices.model_dump()["data"]["order"] == "by id"
-    assert again.choices.model_dump()["features"]["batch"] == 4
+    assert again.choices.model_dump()["features"]["inception"]["batch"] == 4
 
 
 def test_published_values_stand_only_beside_the_same_measurement() -> None:

@@ -147,7 +147,7 @@ FROM_REFERENCE = ON_FEATURES - {"inception_score"}
     [
         ({"data": {"protocol": "gan"}}, set(NAMES), "data.protocol is ddim in A and gan in B"),
         ({"data": {"shards": "ef" * 32}}, FROM_REFERENCE | {"bits_per_dim"}, "data.shards is abcdabcdabcd... in A"),
-        ({"features": {"layer": "768"}}, ON_FEATURES, "features.layer is 2048 in A and 768 in B"),
+        ({"features": {"layer": "768"}}, ON_FEATURES, "features.inception.layer is 2048 in A and 768 in B"),
         ({"features": {"device": "cuda"}}, set(), ""),
         ({"data": {"reference": {"name": "train", "images": TRAIN, "taken": 9}}}, FROM_REFERENCE, "taken is 162770 in"),
         ({"evaluation": {"neighbours": 5}}, {"precision", "recall", "density", "coverage"}, "neighbours is not stated"),

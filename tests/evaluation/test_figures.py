@@ -78,8 +78,11 @@ def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     write_precision_recall(path, card())
     assert path.read_text() == "features,precision,recall,density,coverage\ninception,0.71,0.52,0.9,0.81\n"
-    more = [Metric.of(name, {name: 0.5}, 9, 9) for name in ("fid", "precision", "recall_dinov2")]
-    write_precision_recall(path, Card.of(more, choices()))
+    names = {"fid": "inception", "precision": "inception", "recall_dinov2": "dinov2"}
+    more = [Metric.of(name, {name: 0.5}, 9, 9, features=on) for name, on in names.items()]
+    both = choices()
+    both["features"]["dinov2"] = both["features"]["inception"] | {"extractor": "dinov2"}
+    write_precision_recall(path, Card.of(more, both))
     assert path.read_text().splitlines()[1:] == ["inception,0.5,,,", "dinov2,,0.5,,"]
     write_precision_recall(path, card({"fid": 3.5}))
     assert path.read_text() == "features,precision,recall,density,coverage\n"

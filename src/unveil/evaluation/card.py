@@ -57,7 +57,8 @@ class Metric(_Part):
         floor: value of held-out real images.
         noise: value of uniform noise.
         fraction: where the samples lie on the way from floor (0) to noise (1).
-        controls: values of real images that were damaged in a known way, by the control's name (``jpeg-75``).
+        controls: values of real images that were damaged in a known way, by the control's name (``jpeg75``).
+        features: the feature network that it is on, a key of ``choices.features``; None for one without.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Metric(_Part):
     noise: FiniteFloat | None = None
     fraction: FiniteFloat | None = None
     controls: dict[str, FiniteFloat] = {}
+    features: str | None = None
 
     @model_validator(mode="after")
     def _known_and_whole(self) -> Self:
@@ -93,6 +95,7 @@ class Metric(_Part):
         n_reference: int | None = None,
         level: float = LEVEL,
         controls: Mapping[str, float] | None = None,
+        features: str | None = None,
     ) -> Self:
         """The metric from flat values as metrics/evaluate.json has them.
 
@@ -104,6 +107,7 @@ class Metric(_Part):
             n_reference: real images that they were compared with.
             level: confidence of the interval, if ``flat`` has one.
             controls: values of damaged real images, by the control's name.
+            features: the feature network.
         """
         endings = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
         found = {ending: float(flat[f"{name}_{ending}"]) for ending in endings if f"{name}_{ending}" in flat}
@@ -115,6 +119,7 @@ class Metric(_Part):
             n_reference=n_reference,
             level=level if "low" in found else None,
             controls={key: float(value) for key, value in (controls or {}).items()},
+            features=features,
             **found,
         )
 
@@ -206,7 +211,7 @@ class Choices(_Part):
 
     Attributes:
         data: the real images.
-        features: the feature network.
+        features: the feature networks, by name.
         model: ``weights_sha256``, ``parameters``, ``ema``, ``network``, ``diffusion``, ``training`` ...
         sampling: ``sampler``, ``grid``, ``steps``, ``nfe``, ``guidance``, ``seed``, ``precision``, ``threshold`` ...
         evaluation: ``seed``, ``kid_subsets``, ``neighbours``, ``controls`` (name to words) ...
@@ -214,7 +219,7 @@ class Choices(_Part):
     """
 
     data: DataChoices
-    features: FeatureChoices
+    features: dict[str, FeatureChoices]
     model: dict[str, JsonValue] = {}
     sampling: dict[str, JsonValue] = {}
     evaluation: dict[str, JsonValue] = {}
@@ -260,6 +265,9 @@ class Card(_Part):
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise ValueError(f"a metric stands twice among {', '.join(names)}")
+        for metric in self.metrics:
+            if metric.features is not None and metric.features not in self.choices.features:
+                raise ValueError(f"{metric.name} is on features {metric.features!r}, of which the choices say nothing")
         return self
 
     @classmethod
@@ -325,7 +333,7 @@ class Card(_Part):
         """What ``comparable`` was measured on."""
         data, metric = self.choices.data, self.comparable
         return Measurement(
-            extractor=self.choices.features.extractor,
+            extractor=metric.features or "",
             metric=metric.name,
             source=data.source,
             protocol=data.protocol,

@@ -142,14 +142,21 @@ def _movement(name: str, a: Metric | None, b: Metric | None, differences: Iterab
 
 def _defining(kind: Kind, a: Metric, b: Metric, differences: Iterable[Difference]) -> list[str]:
     """Each choice that makes the two values numbers on different things."""
+    keys = [_on_features(key, a) for key in kind.defined_by]
     reasons = [
         f"{difference.key} is {_shown(difference.a)} in A and {_shown(difference.b)} in B"
         for difference in differences
-        if any(difference.key == key or difference.key.startswith(f"{key}.") for key in kind.defined_by)
+        if any(difference.key == key or difference.key.startswith(f"{key}.") for key in keys)
     ]
     if kind.depends_on_n and a.n != b.n:
         reasons.append(f"N is {a.n:,} in A and {b.n:,} in B")
     return reasons
+
+
+def _on_features(key: str, metric: Metric) -> str:
+    """The dotted key of a choice of the metric's own feature network."""
+    section, _, name = key.partition(".")
+    return f"features.{metric.features}.{name}" if section == "features" else key
 
 
 def standard_error(metric: Metric) -> float | None:

@@ -69,14 +69,13 @@ def write_by_nfe(path: Path, card: Card) -> None:
 def write_precision_recall(path: Path, card: Card) -> None:
     """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
 
-    One row for the features of the card's headline, and one for each others that a metric's name ends with; what the
-    card does not have is empty.
+    One row for each feature network; what the card does not have is empty.
     """
     found: dict[str, dict[str, float]] = {}
     for metric in card.metrics:
-        name, _, features = metric.name.partition("_")
-        if name in PRECISION_RECALL:
-            found.setdefault(features or card.choices.features.extractor, {})[name] = metric.value
+        name = metric.name.partition("_")[0]
+        if name in PRECISION_RECALL and metric.features is not None:
+            found.setdefault(metric.features, {})[name] = metric.value
     rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in found.items()]
     _write_csv(path, ("features", *PRECISION_RECALL), rows)
 

@@ -26,7 +26,7 @@ def render(card: Card) -> str:
         _section("Notes", _list(card.notes)),
         _section(f"Published values, CelebA {PUBLISHED_SIZE} x {PUBLISHED_SIZE}", _published(card)),
         _section("Data", _values(_data(card))),
-        _section("Features", _values(flatten(choices.features.model_dump()))),
+        *(_section(f"Features: {name}", _values(flatten(on.model_dump()))) for name, on in choices.features.items()),
         _section("Sampling", _values(flatten(choices.sampling)) or UNSAID),
         _section("Model", _values(flatten(choices.model)) or UNSAID),
         _section("Evaluation", _values(_evaluation(card))),
@@ -50,7 +50,8 @@ def _summary(card: Card) -> str:
 
 
 def _headline(card: Card) -> str:
-    metric, data, features = card.headline, card.choices.data, card.choices.features
+    metric, data = card.headline, card.choices.data
+    on = "" if metric.features is None else f", features of `{metric.features}`"
     against = (
         f" against {share(data.reference.taken, data.reference.images)} real images of the {data.reference.name} split"
         if metric.n_reference
@@ -58,8 +59,8 @@ def _headline(card: Card) -> str:
     )
     return (
         f"**`{metric.name}` = {_number(metric.value)}**{_spread(metric)}: {metric.n:,} samples{against} of "
-        f"`{data.source}`, protocol `{data.protocol}` at {data.image_size} x {data.image_size}, "
-        f"features of `{features.extractor}`. {_direction(metric).capitalize()} is better."
+        f"`{data.source}`, protocol `{data.protocol}` at {data.image_size} x {data.image_size}{on}. "
+        f"{_direction(metric).capitalize()} is better."
     )
 
 

@@ -25,7 +25,7 @@ class Kind:
         meaning: one sentence for a reader who has never met it.
         source: the paper that defines it.
         defined_by: choices of the card, dotted, without which its values are numbers on different things. A name
-            stands for everything below it.
+            stands for everything below it; ``features`` for those of the metric's own network.
         depends_on_n: whether its expected value changes with the number of samples.
     """
 
