@@ -113,7 +113,7 @@ def test_vgg16_ends_after_its_second_hidden_layer() -> None:
 def test_the_vision_transformer_is_torchs_own_with_the_scales_in_its_weights() -> None:
     """Without resized positions: with gamma in the last weights of each branch, these are pre-norm layers."""
     torch.manual_seed(0)
-    network = VisionTransformer(128, 2, 2, 16, 14).double()
+    network: Any = VisionTransformer(128, 2, 2, 16, 14).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     images = torch.randn(2, 3, 56, 56, dtype=torch.float64)
