@@ -31,8 +31,8 @@ def inception_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.8, 1.2)
             nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
+            module.running_mean = 0.1 * torch.randn(module.num_features)
+            module.running_var = 0.8 + 0.4 * torch.rand(module.num_features)
     torch.save(network.state_dict(), path)
     return path
 

@@ -16,6 +16,7 @@ from torch_fidelity import feature_extractor_clip, feature_extractor_inceptionv3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
+from torchvision.models import vgg16
 
 from unveil.errors import UnveilError
 from unveil.evaluation import extractors
@@ -105,7 +106,7 @@ def test_vgg16_is_torch_fidelitys(
 
 def test_vgg16_ends_after_its_second_hidden_layer() -> None:
     with torch.device("meta"):
-        network = extractors.vgg16()
+        network = vgg16()
     linear = [module for module in network.classifier[:4] if isinstance(module, nn.Linear)]
     assert len(linear) == 2 and linear[-1] is network.classifier[3] and linear[-1].out_features == 4096
 
@@ -210,7 +211,7 @@ def test_no_code_in_a_file_of_weights_is_run(network: Any, tmp_path: Path) -> No
     assert witness.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"weights", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"weights", pickle.dumps({"a": 1}, protocol=2)])
 def test_a_file_that_holds_no_tensors_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)

@@ -201,7 +201,7 @@ def test_anybodys_samples_are_compared_as_far_as_they_say_what_they_are(tmp_path
     stated = load_samples(path, 10, protocol="ddim")
     assert check_same_data(path, stated, shards, index) == ("source", "shards") and "protocol" not in stated.unknown
     other = load_samples(path, 10, protocol="gan")
-    with pytest.raises(UnveilError, match="protocol is 'gan', but .* has 'ddim'; .*; preprocess with that protocol"):
+    with pytest.raises(UnveilError, match=r"protocol is 'gan', but .* has 'ddim'; .*; preprocess with that protocol"):
         check_same_data(path, other, shards, index)
     with pytest.raises(UnveilError, match=r"found 'ddmi', expected ddim \| score-sde"):
         load_samples(path, 10, protocol="ddmi")
@@ -211,7 +211,7 @@ def test_anybodys_samples_of_another_size_are_refused(tmp_path: Path) -> None:
     index = _shards(tmp_path / "shards", {"train": [4]})
     path = _foreign(tmp_path, "npz", _images(torch.arange(3), size=16))
     found = load_samples(path, 2)
-    with pytest.raises(UnveilError, match="image_size is 16, but .* has 8; .*; preprocess with that image_size"):
+    with pytest.raises(UnveilError, match=r"image_size is 16, but .* has 8; .*; preprocess with that image_size"):
         check_same_data(path, found, tmp_path / "shards", index)
 
 

@@ -234,11 +234,12 @@ def extract_layers(
     device = torch.device(device)
     size = batch_size if device.type == "cuda" else CPU_BATCH
     network = extractor.network.to(device)
+    parts: Iterable[Tensor] = images
     if isinstance(images, Tensor):
-        images, count = [images], len(images) if images.dim() else None
+        parts, count = [images], len(images) if images.dim() else None
     rows = _Rows(extractor.features.layers, count)
     with _exact():
-        for part in images:
+        for part in parts:
             _check_images(part)
             for batch in part.split(size):
                 rows.add(network(batch.to(device, non_blocking=True)))
