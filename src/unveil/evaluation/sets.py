@@ -13,64 +13,133 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
+from unveil.evaluation.sample_sources import (
+    ImageSet,
+    check_images,
+    describe,
+    read_folder,
+    read_npz,
+    read_safetensors,
+)
 from unveil.files import file_digest
 
+MEND = "run `dvc repro sample`"
 SHARED_FACTS = ("source", "protocol", "image_size", "shards")
 """Keys of the samples' metadata that must agree with the shards."""
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """The samples that an evaluation uses, and what their file says about itself."""
+    """The samples that an evaluation uses, and what their file says about itself.
 
-    images: Tensor  # uint8 [N, 3, H, W], in the order of their ids
-    total: int  # images in the file
-    facts: dict[str, Any]  # the file's metadata
-    sha256: str  # of the file
-    images_sha256: str  # of the bytes of ``images``
-
-
-def load_samples(path: Path, count: int) -> SampleFile:
-    """The ``count`` samples with the smallest ids, from a file that the sample stage wrote.
-
-    Sample i depends on (seed, i) alone, so these are the same images for any longer run. Raises
-    UnveilError for a file that is missing, damaged, of another type or shape, or too short.
+    Attributes:
+        images: uint8 [N, 3, H, W]: of a file of the sample stage in the order of their ids, else the first.
+        total: images in the file or folder.
+        facts: the file's metadata. Of another generator's samples ``images_from`` says in words what they were read
+            from, ``lossy`` which files were compressed with loss, if any, and ``protocol`` is what the user states.
+        sha256: of the file; of a folder, over the names and bytes of the files that were read.
+        images_sha256: of the bytes of ``images``.
+        unknown: facts that a file of the sample stage has, and that are not known of these.
     """
-    mend = "run `dvc repro sample`"
+
+    images: Tensor
+    total: int
+    facts: dict[str, Any]
+    sha256: str
+    images_sha256: str
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether they are of another generator than the sample stage."""
+        return "images_from" in self.facts
+
+
+MODEL_FACTS = ("model", "sampler", "steps", "nfe", "seed")
+"""Keys of the samples' metadata that say how they were made."""
+
+
+def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleFile:
+    """``count`` samples of the sample stage or of anybody's generator.
+
+    Of the sample stage's file those with the smallest ids: sample i depends on (seed, i) alone, so these are the same
+    images for any longer run. Of other files, and of a folder in natural order, the first; see
+    :mod:`unveil.evaluation.sample_sources`.
+
+    Args:
+        path: a safetensors file, an ``.npz``, or a folder of images.
+        count: N.
+        protocol: which the user states for samples that do not say it themselves.
+
+    Raises:
+        UnveilError: for what is missing, damaged, of another type or shape, too short, or says another protocol.
+    """
+    if path.is_dir():
+        return _foreign(path, read_folder(path, count), protocol)
     if not path.is_file():
-        raise UnveilError(f"{path}: no such file, expected the samples; {mend}")
+        raise UnveilError(f"{path}: no such file, expected the samples; {MEND}")
+    if path.suffix.lower() == ".npz":
+        return _foreign(path, read_npz(path, count), protocol)
+    if path.suffix.lower() in (".npy", ".pkl", ".pickle", ".pt", ".pth", ".zip", ".tar", ".gz"):
+        raise UnveilError(
+            f"{path}: found a {path.suffix} file, expected .safetensors, .npz or a folder of images; write one of them"
+        )
+    metadata, own = _metadata(path)
+    if not own:
+        return _foreign(path, read_safetensors(path, count), protocol)
+    samples = _own_samples(path, count, metadata)
+    if protocol is not None and samples.facts["protocol"] != protocol:
+        raise UnveilError(
+            f"{path}: protocol is {samples.facts['protocol']!r}, but {protocol!r} is stated; state none, "
+            "the file says it"
+        )
+    return samples
+
+
+def _metadata(path: Path) -> tuple[dict[str, str], bool]:
+    """The metadata of a safetensors file, and whether they are the sample stage's."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {MEND}") from error
+    return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS})
+
+
+def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
+    try:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
     except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {mend}") from error
+        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {MEND}") from error
     if missing := {"images", "ids"} - set(tensors):
-        raise UnveilError(f"{path}: found {sorted(tensors)}, expected also {sorted(missing)}; {mend}")
-    images, ids = tensors["images"], tensors["ids"]
-    _check_images(path, images, mend)
+        raise UnveilError(f"{path}: found {sorted(tensors)}, expected also {sorted(missing)}; {MEND}")
+    images, ids = tensors.pop("images"), tensors["ids"]
+    check_images(path, images, MEND)
     if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):
-        found = f"{_type(ids)}, {len(ids.unique())} different"
-        raise UnveilError(f"{path}: ids are {found}, expected int64 [{len(images)}], all different; {mend}")
+        found = f"{describe(ids)}, {len(ids.unique())} different"
+        raise UnveilError(f"{path}: ids are {found}, expected int64 [{len(images)}], all different; {MEND}")
     if len(images) < count:
         raise UnveilError(
             f"evaluate.num_images: found {count}, but {path} holds {len(images)} samples; "
             f"lower it, or raise sample.num_samples"
         )
-    facts = _facts(path, metadata, mend)
-    used = images[ids.argsort()[:count]]
-    return SampleFile(used, len(images), facts, file_digest(path), _digest(used))
+    facts = _facts(path, metadata)
+    total, order = len(images), ids.argsort()[:count]
+    # In their order already, as the sample stage writes them: then none is copied.
+    used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
+    return SampleFile(used, total, facts, file_digest(path), _digest(used))
 
 
-def _check_images(path: Path, images: Tensor, mend: str) -> None:
-    found = _type(images)
-    if images.is_floating_point() and not torch.isfinite(images).all():
-        found += " with NaN or infinity"
-    square = images.dim() == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-    if images.dtype != torch.uint8 or not square:
-        raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
+def _foreign(path: Path, found: ImageSet, protocol: str | None) -> SampleFile:
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UnveilError(f"protocol of {path}: found {protocol!r}, expected {' | '.join(PROTOCOLS)}")
+    facts = found.facts | ({"protocol": protocol} if protocol is not None else {})
+    unknown = tuple(name for name in (*SHARED_FACTS, *MODEL_FACTS) if name not in facts)
+    return SampleFile(found.images, found.total, facts, found.sha256, _digest(found.images), unknown)
 
 
 def _digest(images: Tensor) -> str:
@@ -80,11 +149,7 @@ def _digest(images: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _type(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _facts(path: Path, metadata: dict[str, str], mend: str) -> dict[str, Any]:
+def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """The metadata with its values decoded from JSON: one object under one key, or one value a key.
 
     Sorted in the second case, because safetensors keeps no order of keys.
@@ -92,16 +157,24 @@ def _facts(path: Path, metadata: dict[str, str], mend: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = {key: json.loads(metadata[key]) for key in sorted(metadata)}
     except ValueError as error:
-        raise UnveilError(f"{path}: its metadata is not JSON ({error}); {mend}") from error
+        raise UnveilError(f"{path}: its metadata is not JSON ({error}); {MEND}") from error
     if len(facts) == 1 and isinstance(only := next(iter(facts.values())), dict):
         facts = only
     if missing := [key for key in SHARED_FACTS if key not in facts]:
-        raise UnveilError(f"{path}: its metadata lacks {', '.join(missing)}; {mend}")
+        raise UnveilError(f"{path}: its metadata lacks {', '.join(missing)}; {MEND}")
     return facts
 
 
-def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardIndex) -> None:
-    """Raise UnveilError unless the samples' model was trained on these shards, at this size."""
+def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardIndex) -> tuple[str, ...]:
+    """Compare all that the samples say with these shards; what they do not say, they cannot be asked.
+
+    Returns:
+        The facts that could not be compared, none for the sample stage's file: of another generator's samples nobody
+        knows whether its training images were cropped and resized as these.
+
+    Raises:
+        UnveilError: the samples are of another size, or say that their model was trained on other images.
+    """
     shards = {
         "source": index.source,
         "protocol": index.protocol,
@@ -115,11 +188,13 @@ def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardI
             f"run `dvc repro sample`"
         )
     for key, expected in shards.items():
-        if samples.facts[key] != expected:
+        if key in samples.facts and samples.facts[key] != expected:
+            mend = f"preprocess with that {key}" if samples.foreign else "run `dvc repro`"
             raise UnveilError(
                 f"{path}: {key} is {samples.facts[key]!r}, but {folder / 'index.json'} has {expected!r}; "
-                f"a distance between the two means nothing; run `dvc repro`"
+                f"a distance between the two means nothing; {mend}"
             )
+    return tuple(key for key in shards if key not in samples.facts)
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:

@@ -1,0 +1,132 @@
+"""Features that were computed before: a sweep of forty samplers pays once for its reference."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unveil.distributed import Processes
+from unveil.files import atomic_path
+
+FORMAT = 1
+LEFT_OVER = 86_400  # seconds after which a half-written file is nobody's any more
+
+
+def facts_key(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts that JSON can hold: the same for equal facts in any order of keys."""
+    text = json.dumps({"format": FORMAT, "facts": facts}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FeatureCache:
+    """A folder of features, one safetensors file for each set of facts that decides them.
+
+    Several runs may use one folder at once: files appear whole, and one that disappears is computed again.
+
+    Args:
+        folder: made when it is first written to.
+        limit: bytes that all files may have together; the least recently used go first. None = no limit.
+        processes: rank 0 reads and writes, all compute.
+        say: takes a line about a file that is damaged, or cannot be kept.
+
+    Attributes:
+        hits: sets that were found.
+        misses: sets that were computed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        limit: int | None = None,
+        processes: Processes | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.limit, self.say = folder, limit, say
+        self.processes = processes or Processes()
+        self.hits = 0
+        self.misses = 0
+
+    def get_or(
+        self, facts: Mapping[str, Any], compute: Callable[[], dict[str, Tensor] | None]
+    ) -> dict[str, Tensor] | None:
+        """The features with these facts: from the folder, or from ``compute`` and then kept.
+
+        Args:
+            facts: everything that decides the features, as JSON can hold it; see ``features.feature_facts``.
+            compute: gives a tensor for each layer at rank 0, and is called by all processes or by none.
+
+        Returns:
+            The features at rank 0, None elsewhere.
+        """
+        path = self.folder / f"{facts_key(facts)}.safetensors"
+        found = self._read(path, facts) if self.processes.is_main else None
+        if self.processes.from_main(found is not None):
+            self.hits += 1
+            return found
+        self.misses += 1
+        computed = compute()
+        if computed is not None and self.processes.is_main:
+            self._write(path, facts, computed)
+        return computed
+
+    def _read(self, path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            kept = json.loads(metadata["features"])
+            if kept != {"format": FORMAT, "facts": json.loads(json.dumps(facts)), "sha256": _digest(tensors)}:
+                raise ValueError("other content than it says")
+            path.touch()  # used now
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            self.say(f"{path}: damaged ({error}); its features are computed again")
+            return None
+        return tensors
+
+    def _write(self, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if self.limit is not None and size > self.limit:
+            self.say(f"{self.folder}: features of {size:,} bytes are not kept; the limit is {self.limit:,}")
+            return
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        # One key, because safetensors writes several in random order.
+        said = json.dumps({"format": FORMAT, "facts": facts, "sha256": _digest(whole)}, sort_keys=True)
+        try:
+            with atomic_path(path) as temporary:
+                save_file(whole, temporary, {"features": said})
+            self._make_room(path)
+        except (OSError, SafetensorError) as error:
+            self.say(f"{path}: cannot be written ({error}); the features are used, but not kept")
+
+    def _make_room(self, newest: Path) -> None:
+        """Delete what was not used for longest until all fits, and what a killed run left."""
+        for temporary in self.folder.glob(".*.tmp"):
+            if time.time() - temporary.stat().st_mtime > LEFT_OVER:
+                temporary.unlink(missing_ok=True)
+        if self.limit is None:
+            return
+        files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total > self.limit and path != newest:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,362 @@
+"""Samples from anybody's model: a safetensors file, an ``.npz`` as the ADM suite writes it, a folder of images.
+
+Every reader gives the first N images as one uint8 tensor and holds no image twice. Nothing is unpickled,
+resized, cropped or rounded: what would need that is refused, because it would change the number.
+"""
+
+import hashlib
+import io
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unveil.data.sources.facts import worker_count
+from unveil.errors import UnveilError
+from unveil.files import file_digest
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+CHUNK_IMAGES = 1024  # of an archive that are decompressed at once
+FILES_AT_ONCE = 256  # of a folder
+TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of somebody's model.
+
+    Attributes:
+        images: uint8 [N, 3, size, size].
+        total: images that there are.
+        sha256: of the file; of a folder, over the names and bytes of the files that were read.
+        facts: what is known of them, for the card: ``images_from`` in words, ``image_size``, and, only where it is
+            so, ``lossy`` and ``left_out``.
+    """
+
+    images: Tensor
+    total: int
+    sha256: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_images(path: Path, images: Tensor, mend: str) -> None:
+    """Raise UnveilError unless the images are uint8 [N, 3, size, size]."""
+    found = describe(images)
+    if images.is_floating_point() and not torch.isfinite(images).all():
+        found += " with NaN or infinity"
+    square = images.dim() == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if images.dtype != torch.uint8 or not square:
+        raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
+
+
+def describe(tensor: Tensor) -> str:
+    """Type and shape of a tensor."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def check_count(path: Path, total: int, count: int) -> None:
+    """Raise UnveilError if there are fewer images than are to be evaluated."""
+    if total == 0:
+        raise UnveilError(f"{path}: holds no images, expected {count}; name the samples of a model")
+    if total < count:
+        raise UnveilError(
+            f"evaluate.num_images: found {count}, but {path} holds {total} samples; lower it, or draw more samples"
+        )
+
+
+# --- safetensors ------------------------------------------------------------------------------------------
+
+
+def read_safetensors(path: Path, count: int) -> ImageSet:
+    """The first ``count`` images of any safetensors file with one tensor of images.
+
+    The tensor is ``images``, or the only one that can be images: uint8 [N, 3, H, W] or [N, H, W, 3].
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            name = _images_key(path, shapes, "U8")
+            total = shapes[name][1][0] if shapes[name][1] else 0
+            if len(shapes[name][1]) == 4:
+                check_count(path, total, count)
+            rows = slices[name][:count] if shapes[name][1] else file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); write it again") from error
+    if rows.dim() == 4 and rows.shape[1] != 3 and rows.shape[3] == 3:
+        rows = rows.permute(0, 3, 1, 2).contiguous()
+    check_images(path, rows, TO_UINT8 if rows.is_floating_point() else "write square RGB images as uint8")
+    facts = {"images_from": f"a safetensors file, {name}", "image_size": rows.shape[-1]}
+    return ImageSet(rows, total, file_digest(path), facts)
+
+
+def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], uint8: str, *first: str) -> str:
+    """Name of the array that holds the images."""
+    for name in (*first, "images"):
+        if name in arrays:
+            return name
+    fitting = [name for name, (kind, shape) in arrays.items() if kind == uint8 and len(shape) == 4]
+    if len(fitting) != 1:
+        found = (
+            ", ".join(f"{name} ({kind} {list(shape)})" for name, (kind, shape) in sorted(arrays.items())) or "nothing"
+        )
+        raise UnveilError(
+            f"{path}: found {found}, expected one array of images, uint8 [N, 3, H, W] or [N, H, W, 3]; name it images"
+        )
+    return fitting[0]
+
+
+# --- npz --------------------------------------------------------------------------------------------------
+
+
+def read_npz(path: Path, count: int) -> ImageSet:
+    """The first ``count`` images of an archive of NumPy's, as ADM's suite writes it.
+
+    The images are ``arr_0``, ``images``, or the only array that can be images: uint8 [N, H, W, 3] or [N, 3, H, W].
+    Labels (``arr_1``) are not read. Arrays of objects, which only pickle can load, are refused unread.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {}
+            for member in archive.namelist():
+                with archive.open(member) as stream:
+                    arrays[member.removesuffix(".npy")] = _npy_header(path, member, stream)
+            name = _images_key(
+                path, {key: (str(kind), shape) for key, (shape, _, kind) in arrays.items()}, "uint8", "arr_0"
+            )
+            shape, fortran, kind = arrays[name]
+            _check_array(path, name, shape, fortran, kind)
+            check_count(path, shape[0], count)
+            member = next(member for member in archive.namelist() if member.removesuffix(".npy") == name)
+            with archive.open(member) as stream:
+                _npy_header(path, member, stream)
+                images = _read_rows(stream, (count, *shape[1:]))
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise UnveilError(
+            f"{path}: damaged or not an .npz archive ({error}); write it again with numpy.savez"
+        ) from None
+    facts = {"images_from": f"an .npz archive, {name}", "image_size": images.shape[-1]}
+    return ImageSet(images, shape[0], file_digest(path), facts)
+
+
+def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the order is Fortran's, and type of the array that begins here."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, kind = read(stream)
+    except ValueError as error:
+        words = " ".join(str(error).split())[:100]
+        raise UnveilError(f"{path}: {member} is not an array of NumPy's ({words}); write it with numpy.savez") from None
+    if kind.hasobject:
+        raise UnveilError(
+            f"{path}: {member} holds a pickle, which could run code and is not loaded; expected an array of uint8; "
+            "write plain arrays with numpy.savez"
+        )
+    return shape, fortran, kind
+
+
+def _check_array(path: Path, name: str, shape: tuple[int, ...], fortran: bool, kind: np.dtype[Any]) -> None:
+    rgb = len(shape) == 4 and 3 in (shape[1], shape[3])
+    height_width = (shape[2:] if shape[1] == 3 else shape[1:3]) if rgb else ()
+    if kind != np.uint8 or not rgb or height_width[0] != height_width[1] or fortran:
+        order = " in Fortran's order" if fortran else ""
+        mend = TO_UINT8 if kind.kind == "f" else "write square RGB images as uint8, in C order"
+        raise UnveilError(
+            f"{path}: {name} is {kind} {list(shape)}{order}, expected uint8 [N, size, size, 3] or "
+            f"[N, 3, size, size]; {mend}"
+        )
+
+
+def _read_rows(stream: IO[bytes], shape: tuple[int, ...]) -> Tensor:
+    """The first images of an array of bytes, a chunk at a time: uint8 [N, 3, H, W]."""
+    channels_first = shape[1] == 3
+    height, width = shape[2:] if channels_first else shape[1:3]
+    images = torch.empty((shape[0], 3, height, width), dtype=torch.uint8)
+    size = prod(shape[1:])
+    for start in range(0, shape[0], CHUNK_IMAGES):
+        rows = min(CHUNK_IMAGES, shape[0] - start)
+        content = stream.read(rows * size)
+        if len(content) != rows * size:
+            raise EOFError(f"ends after {start * size + len(content):,} bytes of {shape[0] * size:,}")
+        part = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(rows, *shape[1:])
+        images[start : start + rows] = part if channels_first else part.permute(0, 3, 1, 2)
+    return images
+
+
+# --- folder -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3]
+    format: str
+    lossy: bool
+    digest: bytes
+
+
+def read_folder(folder: Path, count: int) -> ImageSet:
+    """The first ``count`` images of a folder and of those below it, in natural order: 2.png before 10.png.
+
+    Pixels are what one sees: palettes and grey become RGB, rotation by EXIF is applied; colour profiles are not.
+    What has no such pixels is refused by name: transparency, 16 bits, animations, images of several sizes. What a file
+    is, its bytes say and not its name, so JPEGs are marked also where they are called ``.png``.
+    """
+    files, left_out = find_images(folder)
+    total = len(files)
+    check_count(folder, total, count)
+    files = files[:count]
+    digest = hashlib.sha256()
+    formats: Counter[str] = Counter()
+    lossy: Counter[str] = Counter()
+    images = torch.empty(0, dtype=torch.uint8)
+    with ThreadPoolExecutor(worker_count(0)) as pool:
+        for start in range(0, count, FILES_AT_ONCE):
+            chunk = files[start : start + FILES_AT_ONCE]
+            for place, (file, decoded) in enumerate(zip(chunk, pool.map(_decode, chunk), strict=True), start):
+                if place == 0:
+                    images = torch.empty((count, 3, *decoded.pixels.shape[:2]), dtype=torch.uint8)
+                _check_size(file, decoded, files[0], tuple(images.shape[2:]))
+                images[place] = torch.from_numpy(decoded.pixels).permute(2, 0, 1)
+                formats[decoded.format] += 1
+                lossy[decoded.format] += decoded.lossy
+                digest.update(file.relative_to(folder).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+                digest.update(decoded.digest)
+    kinds = ", ".join(f"{number:,} {name}" for name, number in sorted(formats.items()))
+    facts: dict[str, Any] = {"images_from": f"a folder of images: {kinds}", "image_size": images.shape[-1]}
+    if lossy.total():
+        named = ", ".join(f"{number:,} {name}" for name, number in sorted(lossy.items()) if number)
+        facts["lossy"] = f"{lossy.total():,} of {count:,} files are compressed with loss: {named}"
+    if left_out:
+        facts["left_out"] = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(left_out.items()))
+    return ImageSet(images, total, digest.hexdigest(), facts)
+
+
+def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Image files of a folder in any depth, in natural order, and the suffixes of its other files.
+
+    Hidden files are left out, and folders that are links are not followed.
+    """
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in files:
+            if name.startswith("."):
+                continue
+            path = Path(parent, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "without a suffix"] += 1
+    if not found:
+        kinds = f", only {', '.join(sorted(others))}" if others else ""
+        raise UnveilError(
+            f"{folder}: found no images{kinds}, expected {', '.join(sorted(IMAGE_SUFFIXES))} in any depth; "
+            "name a folder of samples"
+        )
+    return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix())), others
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A key that puts numbers in a name in the order of their values."""
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+    return parts, name
+
+
+def _decode(path: Path) -> _Decoded:
+    try:
+        content = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is not used
+            with Image.open(io.BytesIO(content)) as image:
+                problem = _problem(image, content)
+                pixels = None if problem else np.array(_to_rgb(image))
+                lossy = _is_lossy(image, content)
+                kind = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format or "", image.format or "unknown")
+    except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
+        words = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
+        raise UnveilError(f"{path}: cannot be read ({words}); repair or remove it") from None
+    if pixels is None:
+        raise UnveilError(f"{path}: {problem}, expected 8-bit RGB without transparency; write the samples as such")
+    if kind == "WEBP" and lossy:
+        kind = "lossy WEBP"
+    return _Decoded(pixels, kind, lossy, hashlib.sha256(content).digest())
+
+
+def _problem(image: Image.Image, content: bytes) -> str | None:
+    """Why an image has no 8-bit RGB pixels of its own, in a few words."""
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        return f"an animation of {getattr(image, 'n_frames', 1)} frames"
+    if _bits(image, content) > 8:
+        return "16 bits or more a channel"
+    if image.has_transparency_data:
+        low, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if int(low) < 255:  # type: ignore[arg-type]
+            return "transparent pixels"
+    if image.mode not in ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1"):
+        return f"colours of mode {image.mode}"
+    return None
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    """Bits a channel in the file: Pillow cuts 16-bit colour to 8 without a word."""
+    if image.format == "PNG":
+        return content[24]
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, 8)  # type: ignore[attr-defined]
+        return max(bits) if isinstance(bits, Sequence) else int(bits)
+    if image.format == "PPM" and (header := re.match(rb"P[1-6](?:\s+|#[^\n]*\n)*\d+\s+\d+\s+(\d+)", content)):
+        return int(header[1]).bit_length()
+    return 16 if image.mode in ("I", "F") or image.mode.startswith("I;16") else 8
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(image)
+    if turned.has_transparency_data:  # opaque everywhere
+        turned = turned.convert("RGBA")
+    return turned.convert("RGB")
+
+
+def _is_lossy(image: Image.Image, content: bytes) -> bool:
+    if image.format == "WEBP":
+        return b"VP8 " in _webp_chunks(content)
+    compression = str(image.info.get("compression", "")).lower()
+    return image.format in ("JPEG", "MPO") or (image.format == "TIFF" and compression in ("jpeg", "tiff_jpeg", "webp"))
+
+
+def _webp_chunks(content: bytes) -> list[bytes]:
+    """Names of the chunks of a WebP: ``VP8`` and a space is the one that loses."""
+    names, place = [], 12
+    while place + 8 <= len(content):
+        names.append(content[place : place + 4])
+        place += 8 + (struct.unpack_from("<I", content, place + 4)[0] + 1) // 2 * 2
+    return names
+
+
+def _check_size(file: Path, decoded: _Decoded, first: Path, size: tuple[int, ...]) -> None:
+    height, width = decoded.pixels.shape[:2]
+    if height != width:
+        raise UnveilError(
+            f"{file}: {width} x {height} pixels, expected a square image; crop it as the protocol of the shards does"
+        )
+    if (height, width) != size:
+        raise UnveilError(
+            f"{file}: {width} x {height} pixels, but {first} has {size[1]} x {size[0]}, expected images of one size; "
+            "remove what is no sample"
+        )

@@ -1,0 +1,234 @@
+"""The weights of the feature networks: where they may lie, and the proof that they are the published ones."""
+
+import http.client
+import os
+import shutil
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from unveil.errors import UnveilError
+from unveil.files import atomic_path, file_digest
+
+ENVIRONMENT = "UNVEIL_WEIGHTS"
+"""A file of weights, or a folder in which the published names are looked for."""
+INCEPTION_ENVIRONMENT = "UNVEIL_INCEPTION"
+"""The file of Inception's weights."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that somebody published, and how to know it again.
+
+    Attributes:
+        name: under which it is published, and cached.
+        url: where.
+        size: bytes, None where nobody says.
+        sha256: hexadecimal; its first digits, where the publisher gives no more; "" where it gives none.
+        aliases: other names of the same bytes.
+        environment: variable that names this one file, "" for none.
+    """
+
+    name: str
+    url: str
+    size: int | None
+    sha256: str
+    aliases: tuple[str, ...] = ()
+    environment: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, the published one first."""
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file that was found, and its SHA-256, which is the published one where one is published."""
+
+    path: Path
+    sha256: str
+
+
+# torch-fidelity's file. pytorch-fid publishes the same bytes under the other name.
+INCEPTION = PublishedFile(
+    name="weights-inception-2015-12-05-6726825d.pth",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    size=95_628_359,
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    aliases=("pt_inception-2015-12-05-6726825d.pth",),
+    environment=INCEPTION_ENVIRONMENT,
+)
+# OpenAI's file: its address holds the SHA-256. The second name is the one in torch-fidelity's cache.
+CLIP = PublishedFile(
+    name="ViT-B-32.pt",
+    url=(
+        "https://openaipublic.azureedge.net/clip/models/"
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
+    ),
+    size=None,
+    sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    aliases=("clip-vit-b-32-40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af.pt",),
+)
+# torchvision's file: its name ends in the first eight digits of the SHA-256, and more is not published.
+VGG16 = PublishedFile(
+    name="vgg16-397923af.pth",
+    url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    size=None,
+    sha256="397923af",
+)
+# Meta's file, which is published without a hash.
+DINOV2 = PublishedFile(
+    name="dinov2_vitl14_pretrain.pth",
+    url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    size=None,
+    sha256="",
+)
+PUBLISHED = (INCEPTION, CLIP, VGG16, DINOV2)
+
+
+def find_weights(
+    published: PublishedFile,
+    path: Path | None = None,
+    *,
+    key: str = "evaluate.weights",
+    sha256: str | None = None,
+) -> WeightsFile:
+    """The published weights, checked by size and SHA-256 before anything reads them.
+
+    Looks, in this order, at ``path``; at the file that the published file's own variable names, which
+    only Inception has ($UNVEIL_INCEPTION); at $UNVEIL_WEIGHTS; and in torch's cache of checkpoints, into which
+    it downloads them last of all.
+
+    Args:
+        published: the file that is asked for.
+        path: the file, under any name, or a folder that holds it under one of its names.
+        key: of the parameter that ``path`` is from, for messages.
+        sha256: the expected hash where none is published; elsewhere it has to agree with the published one.
+
+    Raises:
+        UnveilError: they are nowhere, or are not the published ones. A place that is named and does not hold them
+            is a reason to stop, never to look further; only $UNVEIL_WEIGHTS may be a folder without them, or a
+            file that is another network's.
+    """
+    published = _expected(published, sha256)
+    if path is not None:
+        return _named(path, key, published)
+    if published.environment and (named := os.environ.get(published.environment)):
+        return _named(Path(named), f"${published.environment}", published)
+    if (named := os.environ.get(ENVIRONMENT)) and _may_hold(Path(named), published):
+        return _named(Path(named), f"${ENVIRONMENT}", published)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for cached in (folder / name for name in published.names):
+        if cached.exists():
+            problem, digest = _inspect(cached, published)
+            if problem:
+                raise UnveilError(
+                    f"{cached}: {problem}, expected {_identity(published)}; delete it, and it is fetched from "
+                    f"{published.url}"
+                )
+            return WeightsFile(cached, digest)
+    return WeightsFile(folder / published.name, _download(folder / published.name, published, key))
+
+
+def problem_of(path: Path, published: PublishedFile) -> str | None:
+    """What is wrong with a file that should be the published one, in a few words; None if nothing is."""
+    return _inspect(path, published)[0]
+
+
+def _inspect(path: Path, published: PublishedFile) -> tuple[str | None, str]:
+    """What is wrong with a file, and its SHA-256, "" if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512).lstrip().lower()
+        size = path.stat().st_size
+        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+            return "a web page, not weights", ""
+        if published.size is not None and size != published.size:
+            return f"{size:,} bytes of {published.size:,}", ""
+        if size == 0:
+            return "an empty file", ""
+        digest = file_digest(path)
+    except OSError as error:
+        return f"unreadable ({error.strerror})", ""
+    return (None if digest.startswith(published.sha256) else f"sha256 {digest}"), digest
+
+
+def _expected(published: PublishedFile, sha256: str | None) -> PublishedFile:
+    """The published file, with the hash that its user gives for it."""
+    if not sha256:
+        return published
+    given = sha256.lower()
+    if len(given) != 64 or set(given) - set("0123456789abcdef"):
+        raise UnveilError(f"sha256 of {published.name}: found {sha256!r}, expected 64 hexadecimal digits")
+    if not given.startswith(published.sha256):
+        raise UnveilError(
+            f"sha256 of {published.name}: found {sha256}, but {published.sha256} is published; drop yours"
+        )
+    return replace(published, sha256=given)
+
+
+def _identity(published: PublishedFile) -> str:
+    if not published.sha256:
+        return f"{published.name}, of which no sha256 is published"
+    begins = "" if len(published.sha256) == 64 else "beginning with "
+    return f"{published.name} with sha256 {begins}{published.sha256}"
+
+
+def _within(folder: Path, published: PublishedFile) -> Path | None:
+    return next((folder / name for name in published.names if (folder / name).is_file()), None)
+
+
+def _may_hold(place: Path, published: PublishedFile) -> bool:
+    """Whether what $UNVEIL_WEIGHTS names is for this network: no folder without it, no other network's file."""
+    if place.is_dir():
+        return _within(place, published) is not None
+    return place.name in published.names or not any(place.name in other.names for other in PUBLISHED)
+
+
+def _named(path: Path, place: str, published: PublishedFile) -> WeightsFile:
+    digest, problem = "", None
+    found: Path | None = path
+    if path.is_dir():
+        found = _within(path, published)
+        problem = None if found else f"a folder without {' or '.join(published.names)}"
+    elif not path.exists():
+        problem = "no such file"
+    if found and not problem:
+        problem, digest = _inspect(found, published)
+    if problem or not found:
+        raise UnveilError(
+            f"{place}: {path}: {problem}, expected {_identity(published)}; it is published at {published.url}"
+        )
+    return WeightsFile(found, digest)
+
+
+def _download(destination: Path, published: PublishedFile, key: str) -> str:
+    """Fetch the file into torch's cache; its SHA-256."""
+    try:
+        with atomic_path(destination) as temporary:
+            with urllib.request.urlopen(published.url, timeout=60) as answer, temporary.open("wb") as stream:
+                shutil.copyfileobj(answer, stream)
+            problem, digest = _inspect(temporary, published)
+            if problem:
+                raise UnveilError(_missing(destination, published, key, f"the network gave {problem}"))
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        problem = f"the download failed ({reason})"
+        raise UnveilError(_missing(destination, published, key, problem)) from error
+    return digest
+
+
+def _missing(cached: Path, published: PublishedFile, key: str, problem: str) -> str:
+    places = [f"{key} is null"]
+    if published.environment:
+        places.append(f"${published.environment} is not set")
+    place = os.environ.get(ENVIRONMENT)
+    places.append(f"${ENVIRONMENT} is not set" if not place else f"${ENVIRONMENT} ({place}) does not hold it")
+    return (
+        f"{_identity(published)} is not there: {', '.join(places)}, {cached} does not exist, "
+        f"and from {published.url} {problem}; fetch that file some other way and name it, or its folder, in {key} "
+        f"or ${ENVIRONMENT}, or set evaluate.features: efficientnet-lite0"
+    )
