@@ -28,8 +28,9 @@ PRODUCT_ROUNDING = 2e-3  # the same, for distances by products in float32
 
 MEMORIZED_RULE = (
     f"memorized: samples are nearer to the training images than held-out images are (by the rank test or a "
-    f"share, p < {FALSE_ALARMS} after Bonferroni), and those nearer than the nearest 5 % of held-out images are nearest "
-    f"to training images more often than to held-out ones (p < {SIDE_ALARMS}), which typical faces are not"
+    f"share, p < {FALSE_ALARMS} after Bonferroni), and as many as are nearer than the nearest 5 % of held-out images, "
+    f"those nearest to any real image, are nearer to training images than to held-out ones more often than a lot would "
+    f"have it (p < {SIDE_ALARMS}), which typical faces are not"
 )
 DUPLICATED_RULE = (
     f"duplicated: at least twice as many samples as expected have another sample nearer than the nearest 1 % of "
@@ -65,7 +66,8 @@ class Memorization:
     nearest: dict[float, Share]
     """Per quantile q: the share of samples nearer than the nearest q of held-out images."""
     towards_training: Share | None
-    """Of the samples nearer than the nearest 5 %: how many have a training image as nearest of all real ones."""
+    """As many samples as are nearer than the nearest 5 %, those nearest to any real image: how many of them are
+    nearest to a training one. None if there are none."""
     num_samples: int
     """Different ones: of duplicates, one counts."""
     num_held_out: int
@@ -95,7 +97,7 @@ class Memorization:
         if self.towards_training is not None:
             share = self.towards_training
             found.append(
-                f"of those near ones {share.found:.1%} have a training image as the nearest of all real images "
+                f"of as many, those nearest to any real image, {share.found:.1%} are nearest to a training one "
                 f"(expected {share.expected:.1%}, {_chance(share.p)})"
             )
         return (*found, *self.notes)
@@ -306,8 +308,8 @@ def _memorization(
     one, other = to_training
     nearer = rank_test(one, other)
     shares = {quantile: quantile_test(one, other, quantile, random) for quantile in QUANTILES}
-    near = _below(one, other, _rank(QUANTILES[-1], len(other)), random)
-    towards = _towards_training(one[near], in_training[near], to_held_out, near, num_training, num_held_out, random)
+    near = round(shares[QUANTILES[-1]].found * len(one))
+    towards = _towards_training(one, in_training, to_held_out, near, num_training, num_held_out, random)
     least = min(nearer.p, *(share.p for share in shares.values())) * (1 + len(shares))
     memorized = least < FALSE_ALARMS and towards is not None and towards.p < SIDE_ALARMS
     notes = []
@@ -338,27 +340,30 @@ def _towards_training(
     distances: NDArray[np.float64],
     in_training: NDArray[np.int64],
     to_held_out: Neighbours,
-    near: NDArray[np.bool_],
+    near: int,
     num_training: int,
     num_held_out: int,
     random: np.random.Generator,
 ) -> Share | None:
-    """Of the near samples, the share whose nearest real image is a training image, and its chance.
+    """Of the ``near`` samples nearest to any real image, the share that is nearest to a training one, and its chance.
 
     If the samples know nothing of which real images were trained on, then that a real image is a training one is
     drawn by lot among all T + M, whatever the samples are. Samples with one nearest image share its lot.
+    They are chosen by their distance to all real images: near training images alone, they would lean there.
     """
-    if not near.any():
+    if near == 0:
         return None
-    elsewhere = to_held_out.distances[near, 0]
-    training = (distances < elsewhere) | ((distances == elsewhere) & (random.random(len(distances)) < 0.5))
-    images = np.where(training, in_training, num_training + to_held_out.indices[near, 0])
-    counts = np.unique(images, return_counts=True)[1].astype(np.float64)
-    total, n = num_training + num_held_out, len(images)
+    elsewhere = to_held_out.distances[:, 0]
+    tie = random.random(len(distances))
+    training = (distances < elsewhere) | ((distances == elsewhere) & (tie < 0.5))
+    images = np.where(training, in_training, num_training + to_held_out.indices[:, 0])
+    chosen = np.lexsort((tie, np.minimum(distances, elsewhere)))[:near]
+    counts = np.unique(images[chosen], return_counts=True)[1].astype(np.float64)
+    total = num_training + num_held_out
     expected = num_training / total
-    variance = ((counts**2).sum() - n**2 / total) * expected * (1 - expected) * total / (total - 1)
-    found = float(training.mean())
-    z = (found - expected) * n / math.sqrt(variance) if variance > 0 else 0.0
+    variance = ((counts**2).sum() - near**2 / total) * expected * (1 - expected) * total / (total - 1)
+    found = float(training[chosen].mean())
+    z = float((found - expected) * near / math.sqrt(variance)) if variance > 0 else 0.0
     return Share(found, expected, _above(z), z)
 
 
