@@ -11,19 +11,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import Tensor
-from torch_fidelity import calculate_metrics
+from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import (
     FourSets,
     frechet_distance,
+    inception_score,
     kernel_distance,
+    kernel_stderr,
     measure,
     significant,
     statistics,
 )
 from unveil.evaluation.features import FEATURE_SETS, FeatureSet, extract, load_extractor
+from unveil.evaluation.manifold import precision_recall
 from unveil.evaluation.sets import uniform_noise
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
@@ -86,6 +92,29 @@ def test_statistics_are_in_float64_whatever_the_features_are() -> None:
     np.testing.assert_allclose(found["sigma"], torch.cov(features.double().T).numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("count", "block"), [(5, 2), (97, 10), (60, 4096)])
+def test_statistics_are_torch_fidelitys_whatever_the_blocks(
+    monkeypatch: pytest.MonkeyPatch, count: int, block: int
+) -> None:
+    """For fewer vectors than features, too."""
+    monkeypatch.setattr("unveil.evaluation.distances.BLOCK_ROWS", block)
+    features = 3 + torch.randn(count, 32, generator=torch.Generator().manual_seed(count))
+    expected, found = fid_features_to_statistics(features.double()), statistics(features)
+    for name in ("mu", "sigma"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12)
+        assert found[name].dtype == np.float64
+
+
+def test_features_of_two_networks_are_refused() -> None:
+    one, other = torch.randn(2, 10, 4).unbind()
+    with pytest.raises(UnveilError, match="found 3 and 4 numbers an image"):
+        frechet_distance(statistics(one[:, :3]), statistics(other))
+    with pytest.raises(UnveilError, match="found 4 numbers an image, expected 3"):
+        kernel_distance(one[:, :3], other, subsets=2, subset_size=5, seed=0)
+    with pytest.raises(UnveilError, match="features of the reference: found NaN"):
+        kernel_stderr(one, other / 0, kernel_distance(one, one, 1, 5, 0), 1)
+
+
 def _brute_force(one: Tensor, other: Tensor) -> float:
     """The unbiased estimate, one kernel value at a time."""
 
@@ -140,6 +169,51 @@ def test_kernel_distance_is_unbiased() -> None:
     ]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize(("subsets", "size"), [(3, 20), (60, 40)])
+def test_kernel_stderr_is_the_scatter_over_draws_of_the_samples(shift: float, subsets: int, size: int) -> None:
+    """Both where the sets are alike, and the linear part of the variance vanishes, and where they are not."""
+    generator = torch.Generator().manual_seed(5)
+    reference = torch.randn(50, 6, generator=generator)
+    draws = torch.randn(300, 40, 6, generator=generator) + shift
+    found = [kernel_distance(samples, reference, subsets, size, seed) for seed, samples in enumerate(draws)]
+    stderrs = [
+        kernel_stderr(samples, reference, distance, subsets) for samples, distance in zip(draws, found, strict=True)
+    ]
+    scatter = float(np.std([distance.mean for distance in found]))
+    assert float(np.sqrt(np.mean(np.square(stderrs)))) == pytest.approx(scatter, rel=0.12)
+    if subsets == 60 and shift:
+        assert np.mean([distance.std for distance in found]) < 0.7 * scatter  # what is printed elsewhere is no error
+
+
+def test_kernel_stderr_is_the_same_in_blocks_and_of_products_of_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(6)
+    samples, reference = (torch.randn(count, 3, generator=generator).double() for count in (9, 7))
+    of_reference = ((samples @ reference.T / 3 + 1) ** 3).mean(dim=1)
+    h = (samples @ samples.T / 3 + 1) ** 3 - of_reference[:, None] - of_reference
+    n = range(9)
+    squared = np.mean([h[i, j] * h[k, m] for i in n for j in n for k in n for m in n if len({i, j, k, m}) == 4])
+    s1 = float(np.mean([h[i, j] * h[i, k] for i in n for j in n for k in n if len({i, j, k}) == 3]) - squared)
+    s2 = np.mean([h[i, j] ** 2 for i in n for j in n if i != j]) - squared
+    distance = kernel_distance(samples, reference, subsets=4, subset_size=5, seed=0)
+    expected = np.sqrt((4 * 7 * max(s1, 0) + 2 * s2) / (9 * 8) + distance.std**2 / 4)
+    assert kernel_stderr(samples, reference, distance, 4) == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr("unveil.evaluation.distances.BLOCK_ROWS", 4)
+    assert kernel_stderr(samples, reference, distance, 4) == pytest.approx(expected, rel=1e-9)
+
+
+def test_inception_score_is_torch_fidelitys_and_has_its_ends() -> None:
+    logits = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
+    expected = isc_features_to_metric(logits, splits=4, rng_seed=9)
+    found = inception_score(logits, seed=9, splits=4)
+    assert (found.mean, found.std) == (expected["inception_score_mean"], expected["inception_score_std"])
+    assert inception_score(torch.zeros(50, 7), seed=0).mean == pytest.approx(1)
+    certain = 200 * torch.eye(7).repeat(100, 1)
+    assert inception_score(certain, seed=0, splits=1).mean == pytest.approx(7)
+    with pytest.raises(UnveilError, match=r"logits: found shape \[9, 7\], expected \[N, D\] with N >= 10"):
+        inception_score(logits[:9], seed=0)
 
 
 @pytest.mark.parametrize("size", [1, 11])
@@ -263,6 +337,75 @@ def test_equals_torch_fidelitys_own_command_on_the_same_images_as_png(tmp_path: 
     kernel = kernel_distance(one, other, subsets=5, subset_size=16, seed=3)
     assert kernel.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
     assert kernel.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+
+
+class _Tiny(FeatureExtractorBase):
+    """A network of random weights in float64, with features and logits."""
+
+    def __init__(self, name: str, features_list: list[str], **_: object) -> None:
+        super().__init__(name, features_list)
+        generator = torch.Generator().manual_seed(11)
+        self.kernels = torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) / 14
+        self.head = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = torch.conv2d(images.double() / 128 - 1, self.kernels, stride=4).relu().mean(dim=(2, 3))
+        both = {"8": features, "logits": 4 * features @ self.head}
+        return tuple(both[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("8", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"isc": "logits"}.get(metric, "8")
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
+
+
+def test_all_metrics_equal_torch_fidelitys_command_on_pngs_in_float64(tmp_path: Path) -> None:
+    if "tiny" not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor("tiny", _Tiny)
+    samples, reference = _pictures(40, 0), _pictures(50, 1)
+    expected = calculate_metrics(
+        input1=_save(samples, tmp_path / "samples"),
+        input2=_save(reference, tmp_path / "reference"),
+        feature_extractor="tiny",
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        kid_subsets=7,
+        kid_subset_size=30,
+        isc_splits=4,
+        rng_seed=3,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    network = _Tiny("tiny", ["8", "logits"])
+    (one, logits), (other, _) = network(samples), network(reference)
+    kernel = kernel_distance(one, other, subsets=7, subset_size=30, seed=3)
+    score, manifold = inception_score(logits, seed=3, splits=4), precision_recall(one, other)
+    found = {
+        "frechet_inception_distance": frechet_distance(statistics(one), statistics(other)),
+        "kernel_inception_distance_mean": kernel.mean,
+        "kernel_inception_distance_std": kernel.std,
+        "inception_score_mean": score.mean,
+        "inception_score_std": score.std,
+        "precision": manifold.precision,
+        "recall": manifold.recall,
+    }
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-6)
+    assert 0 < manifold.precision < 1 and 0 < manifold.recall < 1 and score.mean > 1.01
 
 
 def test_orders_good_and_bad_images() -> None:

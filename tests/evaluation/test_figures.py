@@ -16,6 +16,7 @@ from unveil.evaluation.figures import (
     ROWS,
     TITLE_HEIGHT,
     for_figure,
+    neighbours_figure,
     summary,
     write_by_nfe,
     write_by_size,
@@ -138,3 +139,17 @@ def test_summary_is_a_small_aligned_table() -> None:
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[3].startswith("0.079 of the way")
     assert lines[4] == "2000 samples, 1500 held out, 2000 noise, against 3000 real images"
+
+
+def test_neighbours_are_beside_their_samples_with_their_distances() -> None:
+    samples, nearest = _coloured(3, 0), _coloured(6, 1).reshape(3, 2, 3, 8, 8)
+    figure = neighbours_figure(samples, nearest, np.array([[0.0, 1.5], [2.0, 2.5], [3.0, 3.25]]))
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    expected = [image for row in range(3) for image in (samples[row], *nearest[row])]
+    assert len(shown) == 9
+    for found, image in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(found), image.permute(1, 2, 0).numpy())
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["", "0", "1.5", "", "2", "2.5", "", "3", "3.25"]
+    with pytest.raises(ValueError, match="neighbours_figure: found shapes"):
+        neighbours_figure(samples[:2], nearest, np.zeros((3, 2)))

@@ -1,5 +1,6 @@
 """Distances between two sets of images, from their features, with the two controls that give them a scale."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.metric_fid import (
     KEY_METRIC_FID,
-    fid_features_to_statistics,
     fid_statistics_to_metric,
 )
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import (
     KEY_METRIC_KID_MEAN,
     KEY_METRIC_KID_STD,
@@ -23,7 +24,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.features import FeatureSet
 
 DIGITS = 6  # significant ones that are kept; float32 features carry no more
-BLOCK_ROWS = 2048  # rows of the kernel matrix that are held at once
+BLOCK_ROWS = 2048  # rows of a kernel matrix, or of features in float64, that are held at once
 
 Statistics = dict[str, Any]
 
@@ -31,6 +32,14 @@ Statistics = dict[str, Any]
 @dataclass(frozen=True)
 class KernelDistance:
     """Mean and standard deviation of the squared maximum mean discrepancy over random subsets."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class InceptionScore:
+    """Mean and standard deviation of the score over disjoint parts of the samples. At least 1."""
 
     mean: float
     std: float
@@ -46,14 +55,37 @@ class FourSets:
     noise: Tensor
 
 
+def check_features(features: Tensor, at_least: int = 1, what: str = "features", dimension: int | None = None) -> None:
+    """Raise UnveilError unless features are finite and [N, D], N >= ``at_least`` and, if given, D = ``dimension``.
+
+    ``what`` names them in the error, as in "features of the samples".
+    """
+    if features.dim() != 2 or len(features) < at_least:
+        raise UnveilError(f"{what}: found shape {list(features.shape)}, expected [N, D] with N >= {at_least}")
+    if dimension is not None and features.shape[1] != dimension:
+        raise UnveilError(
+            f"{what}: found {features.shape[1]} numbers an image, expected {dimension} as of the others; "
+            f"extract all sets with one network"
+        )
+    if not all(bool(block.isfinite().all()) for block in features.split(BLOCK_ROWS)):  # its copies are large
+        raise UnveilError(f"{what}: found NaN or infinity, expected finite numbers")
+
+
 def statistics(features: Tensor) -> Statistics:
-    """Mean and covariance (divisor N - 1) of features [N, D], in float64. Needs N >= 2."""
-    if features.dim() != 2 or len(features) < 2:
-        raise UnveilError(f"features: found shape {list(features.shape)}, expected [N, D] with N >= 2")
-    if not torch.isfinite(features).all():
-        raise UnveilError("features: found NaN or infinity, expected finite numbers")
-    found: Statistics = fid_features_to_statistics(features.to(torch.float64))
-    return found
+    """Mean ``mu`` [D] and covariance ``sigma`` [D, D] (divisor N - 1) of features [N, D], in float64.
+
+    Equal to torch-fidelity's of the features in float64, but only a block of rows is ever held in float64.
+    Raises UnveilError unless the features are finite and N >= 2. A covariance of N <= D vectors is singular,
+    which the Fréchet distance allows.
+    """
+    check_features(features, at_least=2)
+    blocks = features.split(BLOCK_ROWS)
+    mean = torch.stack([block.to(torch.float64).sum(dim=0) for block in blocks]).sum(dim=0) / len(features)
+    scatter = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for block in blocks:
+        centred = block.to(torch.float64) - mean
+        scatter.addmm_(centred.T, centred)
+    return {"mu": mean.numpy(), "sigma": (scatter / (len(features) - 1)).numpy()}
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
@@ -61,7 +93,11 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
 
     ``|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, as torch-fidelity computes it. It is biased upwards
     by an amount that falls with the number of images, so only distances at the same numbers compare.
+    Raises UnveilError for features of different dimension.
     """
+    if one["mu"].shape != other["mu"].shape:
+        found = f"{len(one['mu'])} and {len(other['mu'])} numbers an image"
+        raise UnveilError(f"features: found {found}, expected as many; extract both sets with one network")
     return float(fid_statistics_to_metric(one, other, verbose=False)[KEY_METRIC_FID])
 
 
@@ -76,6 +112,8 @@ def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, 
         raise UnveilError(
             f"evaluate.kid_subset_size: found {subset_size}, expected 2 to {smaller}, the images of the set"
         )
+    check_features(one)
+    check_features(other, dimension=one.shape[1])
     one, other = one.to(torch.float64), other.to(torch.float64)
     if len(one) ** 2 + len(other) ** 2 <= 2 * subsets * subset_size**2:
         return _kernel_distance_at_once(one.numpy(), other.numpy(), subsets, subset_size, seed)
@@ -119,6 +157,56 @@ def _block_sums(
 def _diagonal_sums(x: NDArray[np.float64], in_x: NDArray[np.float64]) -> NDArray[np.float64]:
     diagonal: NDArray[np.float64] = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
     return diagonal @ in_x
+
+
+def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, subsets: int) -> float:
+    """Standard error of ``distance.mean``, a mean over ``subsets`` subsets, over draws of the samples.
+
+    The reference [M, D] is held fixed; samples are [N, D], N >= 4. It has two parts. With
+    ``h(x, x') = k(x, x') - f(x) - f(x')`` and ``f(x)`` the mean of ``k(x, y)`` over the reference, the estimate
+    from all vectors is a U-statistic of h and a constant. Its variance is (Hoeffding 1948, eq. 5.13)
+    ``[4 (N - 2) s1 + 2 s2] / (N (N - 1))``, where ``s2 = var h`` and ``s1 = var E[h | x]`` are estimated without
+    bias by the means of products ``h_ij h_ik`` and ``h_ij h_kl`` over different indices. Given the vectors, the
+    subsets are independent draws whose mean is that estimate: they add ``distance.std^2 / subsets``.
+    Unlike ``distance.std``, which says how much one subset scatters, it says how far a model's value can be trusted.
+    """
+    check_features(samples, at_least=4, what="features of the samples")
+    check_features(reference, dimension=samples.shape[1], what="features of the reference")
+    n = len(samples)
+    to_reference = torch.cat([_kernel(rows, reference).mean(dim=1) for rows in samples.split(BLOCK_ROWS)])
+    level = float(to_reference.mean())  # taken off every h, which changes no variance and spares digits
+    sums, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    for start in range(0, n, BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        h = _kernel(samples[rows], samples) - to_reference[rows, None] - to_reference + level
+        h.diagonal(offset=start).zero_()
+        sums[rows], squares[rows] = h.sum(dim=1), (h * h).sum(dim=1)
+    same = float(squares.sum())
+    shared = float((sums * sums).sum()) - same
+    disjoint = float(sums.sum()) ** 2 - 4 * shared - 2 * same
+    pairs = n * (n - 1)
+    squared_mean = disjoint / (pairs * (n - 2) * (n - 3))
+    s2 = max(same / pairs - squared_mean, 0.0)
+    s1 = max(shared / (pairs * (n - 2)) - squared_mean, 0.0)
+    variance = (4 * (n - 2) * s1 + 2 * s2) / pairs
+    return math.sqrt(variance + distance.std**2 / subsets)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """KID's kernel, float64 [len(x), len(y)]; the product is in the features' own type."""
+    return ((x @ y.T).to(torch.float64) / x.shape[1] + 1) ** 3
+
+
+def inception_score(logits: Tensor, seed: int, splits: int = 10) -> InceptionScore:
+    """``exp E KL(p(y|x) || p(y))`` of logits [N, classes] (Salimans et al. 2016, 1606.03498), by torch-fidelity.
+
+    The samples are shuffled as torch-fidelity does for ``rng_seed=seed``, and cut into ``splits`` parts. It
+    depends on the classifier alone, knows no reference, and says little of faces: ImageNet has no such class.
+    Raises UnveilError where there are fewer samples than parts.
+    """
+    check_features(logits, at_least=splits, what="logits")
+    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
+    return InceptionScore(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
 def measure(sets: FourSets, features: FeatureSet, subsets: int, subset_size: int, seed: int) -> dict[str, float | int]:

@@ -154,3 +154,31 @@ def _grid(images: Tensor) -> NDArray[np.uint8]:
     size = chosen.shape[-1]
     tiled = chosen.reshape(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2)
     return tiled.reshape(rows * size, columns * size, 3).numpy()
+
+
+def neighbours_figure(samples: Tensor, neighbours: Tensor, distances: NDArray[np.float64]) -> Figure:
+    """A row for each sample, uint8 [n, 3, H, W]: itself, then its nearest training images, uint8 [n, k, 3, H, W].
+
+    Each neighbour has its ``distances`` [n, k] in feature space above it, nearest first.
+    """
+    count, k = distances.shape
+    if len(samples) != count or neighbours.shape[:2] != (count, k):
+        found = f"{list(samples.shape)}, {list(neighbours.shape)} and {list(distances.shape)}"
+        raise ValueError(f"neighbours_figure: found shapes {found}, expected [n, ...], [n, k, ...] and [n, k]")
+    title, gap = 18, 8  # pixels
+    width, height = (k + 1) * ZOOMED + gap, count * (ZOOMED + title) + title
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure.text(ZOOMED / 2 / width, 1 - title / 2 / height, "sample", ha="center", va="center", fontsize=9)
+    place = (gap + (1 + k / 2) * ZOOMED) / width
+    figure.text(place, 1 - title / 2 / height, "nearest training images", ha="center", va="center", fontsize=9)
+    for row in range(count):
+        bottom = height - title - (row + 1) * (ZOOMED + title)
+        for column in range(k + 1):
+            left = column * ZOOMED + (gap if column else 0)
+            axes = figure.add_axes((left / width, bottom / height, ZOOMED / width, ZOOMED / height))
+            image = neighbours[row, column - 1] if column else samples[row]
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            if column:
+                axes.set_title(f"{distances[row, column - 1]:.3g}", fontsize=8, pad=2)
+    return figure
