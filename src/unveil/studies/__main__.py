@@ -81,6 +81,30 @@ def tutorials(
             study_of.fill_report(report, table)
 
 
+@app.command()
+def distances(
+    images: Annotated[int, typer.Option(min=4, help="N, images of each set.")] = 2000,
+    held_out: Annotated[str, typer.Option(help="Split of the images that are changed: valid or test.")] = "test",
+    features: Annotated[str, typer.Option(help="Feature network, as evaluate.features.")] = "efficientnet-lite0",
+    weights: Annotated[Path | None, typer.Option(help="File of its weights; default: its usual places.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and draws.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once, on a GPU.")] = 64,
+    shards: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("data/shards"),
+    raw: Annotated[Path, typer.Option(help="Folder of the archive that the shards were made of.")] = Path("data/raw"),
+    out: Annotated[Path, typer.Option(help="Folder of the study; what is measured there is kept.")] = Path(
+        "reports/distances"
+    ),
+) -> None:
+    """What moves a Fréchet distance, and by how much: real images against real images, changed on purpose."""
+    from unveil.studies import distances as study_of
+
+    with one_line_errors():
+        settings = study_of.Settings(images, held_out, seed, features, weights, batch_size)
+        study = study_of.Study(shards, raw, out, settings, say=typer.echo)
+        study.run()
+        typer.echo(study_of.write_report(study))
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
