@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -31,7 +32,10 @@ OUTPUTS = (
     "reports/card.json",
     "reports/card.md",
     "plots/evaluate/by_nfe.csv",
+    "plots/evaluate/by_size.csv",
     "plots/evaluate/distances.json",
+    "plots/evaluate/neighbours.png",
+    "plots/evaluate/precision_recall.csv",
     "plots/evaluate/real-and-samples.png",
 )
 SIZE = 16
@@ -61,7 +65,7 @@ def _samples(folder: Path, index: ShardIndex, images: Tensor, **changes: Any) ->
 def _params(folder: Path, **changes: Any) -> None:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    small = {"num_images": 24, "reference_images": 24, "kid_subsets": 4, "kid_subset_size": 12}
+    small = {"num_images": 24, "reference_images": 24, "kid_subsets": 4, "kid_subset_size": 12, "control_images": 12}
     params["evaluate"] |= small | changes
     yaml.dump(params, folder / "params.yaml")
 
@@ -87,8 +91,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _run() -> Result:
-    return CliRunner().invoke(app, [])
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def _kept(project: Path) -> dict[str, bytes]:
+    """All outputs, the card without what differs at every run."""
+    found = {name: (project / name).read_bytes() for name in OUTPUTS}
+    document = json.loads(found["reports/card.json"])
+    found["reports/card.json"] = json.dumps(
+        {key: value for key, value in document.items() if key not in ("environment", "cost")}
+    ).encode()
+    found["reports/card.md"] = found["reports/card.md"].split(b"## Environment")[0]
+    return found
 
 
 def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
@@ -96,6 +111,7 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     written = {name: (project / name).read_bytes() for name in OUTPUTS}
+    kept = _kept(project)
     metrics = json.loads(written["metrics/evaluate.json"])
     assert (metrics["num_samples"], metrics["num_reference"], metrics["num_held_out"]) == (24, 24, 24)
     assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_noise"]
@@ -115,7 +131,69 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     index = ShardIndex.load(project / "data" / "shards")
     _samples(project / "samples", index, _images(30, 99))  # the same samples in a file of other bytes
     assert _run().exit_code == 0
-    assert {name: (project / name).read_bytes() for name in OUTPUTS} == written
+    assert _kept(project) == kept
+
+
+def test_a_second_evaluation_computes_only_what_is_new(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _run()
+    assert first.exit_code == 0, first.output
+    assert first.output.count("efficientnet-lite0: features of") == 7  # samples, three sets, three controls
+    index = ShardIndex.load(project / "data" / "shards")
+    _samples(project / "samples", index, _images(30, 77))  # as another sampler's
+    second = _run()
+    assert second.exit_code == 0, second.output
+    assert [line for line in second.output.splitlines() if "features of" in line] == [
+        "efficientnet-lite0: features of 24 images, samples"
+    ]
+
+
+def test_controls_stand_in_the_card_and_one_that_cannot_be_made_is_named(project: Path) -> None:
+    done = _run()
+    assert done.exit_code == 0, done.output
+    card = read_card(project / "reports" / "card.json")
+    controls = card.headline.controls
+    assert set(controls) == {"undamaged", "jpeg75", "blur", "noisy"}
+    assert all(controls["undamaged"] < controls[name] for name in ("blur", "noisy"))
+    assert any("The control other_protocol was left out: data/raw" in note for note in card.notes)
+    assert card.memorization is not None and card.memorization.sentences
+    assert [part.metric for part in card.by_size] == ["fd_efficientnet_lite0"]
+    headline = card.headline
+    assert headline.low is not None and headline.high is not None and headline.stderr is not None
+    assert headline.low < headline.value < headline.high
+    assert {metric.name.partition("_")[0] for metric in card.metrics} == {
+        "fd",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
+
+
+def test_measures_only_what_is_asked_for(project: Path) -> None:
+    _params(project, metrics=["kernel"], controls=[], interval_splits=0)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    assert {name for name in metrics if not name.startswith("num_")} == {
+        f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_floor", "_noise")
+    }
+    assert not (project / "plots" / "evaluate" / "neighbours.png").exists()
+
+
+def test_anybodys_samples_get_the_same_card_elsewhere(project: Path) -> None:
+    assert _run().exit_code == 0
+    before = _kept(project)
+    np.savez(project / "peer.npz", _images(30, 99).permute(0, 2, 3, 1).numpy())
+    done = _run("--samples", "peer.npz", "--out", "peer", "--protocol", "score-sde")
+    assert done.exit_code == 0, done.output
+    assert _kept(project) == before
+    ours, theirs = (read_card(folder / "reports" / "card.json") for folder in (project, project / "peer"))
+    assert ours.headline == theirs.headline  # the same images
+    assert any("do not say their source, shards" in note for note in theirs.notes), theirs.notes
+    assert "nfe" not in theirs.choices.sampling and "npz" in str(theirs.choices.sampling["images_from"])
+    wrong = _run("--samples", "peer.npz", "--out", "other", "--protocol", "ddim")
+    assert wrong.exit_code == 1 and "protocol" in wrong.stderr and not (project / "other").exists()
 
 
 def test_samples_that_are_the_reference_lie_at_nothing(project: Path) -> None:
@@ -153,13 +231,15 @@ def test_takes_all_of_the_reference_split_and_what_the_held_out_split_has(projec
         ("split", "evaluate.kid_subset_size: found 12, but the valid split of data/shards gives 4 images"),
         ("reference", "evaluate.reference_images: found 41, but the train split of data/shards has 40 images"),
         ("shard", "test-00000.safetensors: missing or not what index.json says"),
-        ("weights", "evaluate.inception_weights: nowhere.pth: no such file"),
+        ("weights", "evaluate.weights: nowhere.pth: no such file"),
+        ("foreign", "--samples samples/samples.safetensors.npz: found no --out"),
         ("half", "samples/samples.safetensors: damaged"),
     ],
 )
 def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken: str, said: str) -> None:
     index = ShardIndex.load(project / "data" / "shards")
     samples = project / "samples" / "samples.safetensors"
+    arguments: list[str] = []
     if broken == "protocol":
         _samples(project / "samples", index, _images(30, 99), protocol="ddim")
     elif broken == "count":
@@ -174,10 +254,12 @@ def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken
         content[-1] ^= 1
         shard.write_bytes(content)
     elif broken == "weights":
-        _params(project, features="inception", inception_weights="nowhere.pth")
+        _params(project, features=["inception"], weights="nowhere.pth")
+    elif broken == "foreign":
+        arguments = ["--samples", "samples/samples.safetensors.npz"]
     elif broken == "half":
         samples.write_bytes(samples.read_bytes()[:1000])
-    done = _run()
+    done = _run(*arguments)
     assert done.exit_code == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
@@ -210,7 +292,7 @@ def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> N
     assert metrics["bits_per_dim_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
     assert metrics["bits_per_dim_nfe"] == pytest.approx(expected.nfe.double().mean().item(), rel=1e-5)
     assert metrics["num_likelihood"] == 3
-    assert f"{metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f}" in done.output
+    assert f"{metrics['bits_per_dim']:.6g}  ± {metrics['bits_per_dim_stderr']:.2g}" in done.output
     card = (project / "reports" / "card.md").read_text()
     assert "## Likelihood" in card and "over 3 images of the test split" in card
     assert "| likelihood_probes | 2 |" in card and "| bits_per_dim_nfe | " in card

@@ -83,7 +83,7 @@ def test_smoke_is_small_and_its_splits_hold_what_it_evaluates() -> None:
     assert params.preprocess.image_size <= 32
     assert params.train.images <= 1024
     assert params.sample.steps == 4
-    assert params.evaluate.features == "efficientnet-lite0"  # ships in a package: no network
+    assert params.evaluate.features == ("efficientnet-lite0",)  # ships in a package: no network
     for share in (split.train, split.valid, split.test):
         assert round(share * faces) >= 20
     assert params.preprocess.shard_size < split.train * faces  # more than one shard
@@ -117,7 +117,7 @@ def test_celeba64_ddpm_is_ddims_published_configuration() -> None:
     assert sample.grid == "ddim-leading"  # its range(0, 1000, 10)
     assert sample.num_samples == params.evaluate.num_images == 50_000
     evaluate = params.evaluate
-    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == ("inception", "train", 0)
+    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == (("inception",), "train", 0)
 
 
 def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:
@@ -134,13 +134,13 @@ def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:
     assert (sample.sampler, sample.steps, sample.grid) == ("heun", 40, "karras")
     assert (sample.sigma_min, sample.sigma_max, sample.rho) == (0.002, 80.0, 7.0)
     evaluate = params.evaluate
-    assert (evaluate.features, evaluate.num_images, evaluate.reference_images) == ("inception", 50_000, 0)
+    assert (evaluate.features, evaluate.num_images, evaluate.reference_images) == (("inception",), 50_000, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("celeba")])
 def test_recipes_of_celeba_compare_with_all_training_images(name: str) -> None:
     evaluate = load_recipe(name).params.evaluate
-    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == ("inception", "train", 0)
+    assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == (("inception",), "train", 0)
     assert evaluate.held_out_split == "test"
 
 

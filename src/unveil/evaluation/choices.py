@@ -3,7 +3,5 @@
 from typing import Literal
 
 FeatureName = Literal["efficientnet-lite0", "inception", "dinov2", "clip", "vgg16"]
-MetricName = Literal[
-    "frechet", "kernel", "inception-score", "precision-recall", "density-coverage", "memorization"
-]
+MetricName = Literal["frechet", "kernel", "inception-score", "precision-recall", "density-coverage", "memorization"]
 ControlName = Literal["jpeg75", "blur", "noisy", "other_protocol"]

@@ -1,4 +1,4 @@
-"""Distances between two sets of images, from their features, with the two controls that give them a scale."""
+"""Distances between two sets of images, from their features."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from torch_fidelity.metric_kid import (
 )
 
 from unveil.errors import UnveilError
-from unveil.evaluation.features import FeatureSet
 
 DIGITS = 6  # significant ones that are kept; float32 features carry no more
 BLOCK_ROWS = 2048  # rows of a kernel matrix, or of features in float64, that are held at once
@@ -43,16 +42,6 @@ class InceptionScore:
 
     mean: float
     std: float
-
-
-@dataclass(frozen=True)
-class FourSets:
-    """Features [images, D] of the samples and of the three others; the noise has as many as the samples."""
-
-    samples: Tensor
-    reference: Tensor
-    held_out: Tensor
-    noise: Tensor
 
 
 def check_features(features: Tensor, at_least: int = 1, what: str = "features", dimension: int | None = None) -> None:
@@ -207,45 +196,6 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> InceptionSco
     check_features(logits, at_least=splits, what="logits")
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
     return InceptionScore(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
-
-
-def measure(sets: FourSets, features: FeatureSet, subsets: int, subset_size: int, seed: int) -> dict[str, float | int]:
-    """Distances of samples, held-out images and noise from the reference, flat, for metrics/evaluate.json.
-
-    ``<name>`` is the distance of the samples, ``<name>_floor`` that of held-out real images,
-    ``<name>_noise`` that of uniform noise, and ``<name>_fraction`` where the samples lie on the way from
-    the floor (0) to the noise (1); it is left out where noise is no farther away than the floor.
-    ``num_samples`` is the number of samples and of noise images, ``num_reference`` and ``num_held_out``
-    those of the real images.
-    """
-    if len(sets.noise) != len(sets.samples):
-        counts = f"{len(sets.samples)} samples and {len(sets.noise)} noise images"
-        raise UnveilError(f"features: found {counts}, expected as many of one as of the other")
-    reference = statistics(sets.reference)
-    found: dict[str, float | int] = {}
-    others = {"": sets.samples, "_floor": sets.held_out, "_noise": sets.noise}
-    for suffix, other in others.items():
-        found[features.frechet + suffix] = frechet_distance(statistics(other), reference)
-    if (share := fraction(found, features)) is not None:
-        found[f"{features.frechet}_fraction"] = share
-    for suffix, other in others.items():
-        distance = kernel_distance(other, sets.reference, subsets, subset_size, seed)
-        found[features.kernel + suffix] = distance.mean
-        if not suffix:
-            found[f"{features.kernel}_std"] = distance.std
-    rounded: dict[str, float | int] = {name: significant(value) for name, value in found.items()}
-    return rounded | {
-        "num_samples": len(sets.samples),
-        "num_reference": len(sets.reference),
-        "num_held_out": len(sets.held_out),
-    }
-
-
-def fraction(found: dict[str, float | int], features: FeatureSet) -> float | None:
-    """``(samples - floor) / (noise - floor)`` of the Fréchet distance, or None without a way to divide by."""
-    name = features.frechet
-    way = found[f"{name}_noise"] - found[f"{name}_floor"]
-    return (found[name] - found[f"{name}_floor"]) / way if way > 0 else None
 
 
 def significant(value: float, digits: int = DIGITS) -> float:

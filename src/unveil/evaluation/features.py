@@ -156,7 +156,7 @@ def load_extractor(
     name: str,
     weights: Path | None = None,
     *,
-    key: str = "evaluate.inception_weights",
+    key: str = "evaluate.weights",
     sha256: str | None = None,
     precision: Precision = "float32",
 ) -> Extractor:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.evaluation.card import BySize, Card, Metric
-from unveil.evaluation.features import FeatureSet
 from unveil.evaluation.sets import spread
 from unveil.files import atomic_path, write_json, write_text
 
@@ -50,9 +49,12 @@ def _kernel(card: Card) -> Metric | None:
     return next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
 
 
-def write_by_size(path: Path, part: BySize) -> None:
-    """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line."""
-    rows = [(point.images, point.distance, part.extrapolation) for point in part.points]
+def write_by_size(path: Path, part: BySize | None) -> None:
+    """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
+
+    Without ``part`` a header alone, so that the plot is there.
+    """
+    rows = [] if part is None else [(point.images, point.distance, part.extrapolation) for point in part.points]
     _write_csv(path, ("images", "distance", "extrapolated"), rows)
 
 
@@ -88,26 +90,16 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     write_text(path, text.getvalue())
 
 
-def write_comparison(
-    path: Path,
-    real: Tensor,
-    samples: Tensor,
-    metrics: dict[str, float | int],
-    features: FeatureSet,
-    held_out: str,
-) -> None:
+def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> None:
     """PNG: rows of held-out real images above rows of samples, both uint8 [N, 3, size, size].
 
     The images are spread evenly over each set, not chosen.
     """
-    name = features.frechet
-    share = metrics.get(f"{name}_fraction")
+    metric, held_out = card.headline, card.choices.data.held_out
+    share = "" if metric.fraction is None else f", {metric.fraction:.3f} of the way from the floor to noise"
     titles = (
-        f"real, held out ({held_out}): {name} {metrics[f'{name}_floor']:.4g} "
-        f"(the floor), N = {metrics['num_held_out']}",
-        f"samples: {name} {metrics[name]:.4g}"
-        + (f", {share:.3f} of the way from the floor to noise" if share is not None else "")
-        + f" ({metrics[f'{name}_noise']:.4g}), N = {metrics['num_samples']}",
+        f"real, held out ({held_out.name}): {metric.name} {_said(metric.floor)} (the floor), N = {held_out.taken}",
+        f"samples: {metric.name} {_said(metric.value)}{share} ({_said(metric.noise)}), N = {metric.n}",
     )
     grids = [_grid(images) for images in (real, samples)]
     height, width = grids[0].shape[:2]
@@ -127,20 +119,34 @@ def for_figure(images: Tensor) -> Tensor:
     return images[torch.from_numpy(spread(len(images), min(len(images), ROWS * COLUMNS)))]
 
 
-def summary(metrics: dict[str, float | int], features: FeatureSet) -> str:
-    """A small table for the terminal: both distances, of the samples and the controls."""
-    names = (features.frechet, features.kernel)
-    first, wide = max(map(len, names)), 18
-    titles = ("samples", "floor (held out)", "scale (noise)")
+def summary(card: Card) -> str:
+    """A small table for the terminal: every metric of the samples, with its error and its controls."""
+    rows = [("", "samples", "", "floor (held out)", "scale (noise)")]
+    for metric in card.metrics:
+        error = "" if metric.stderr is None else f"± {metric.stderr:.2g}"
+        rows.append((metric.name, f"{metric.value:.6g}", error, _said(metric.floor), _said(metric.noise)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        " " * first + "".join(title.rjust(wide) for title in titles),
-        *(name.ljust(first) + "".join(f"{metrics[name + end]:{wide}.6g}" for end in SETS) for name in names),
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     ]
-    if (share := metrics.get(f"{features.frechet}_fraction")) is not None:
-        lines.append(f"{share:.3f} of the way from floor to scale")
-    counts = f"{metrics['num_samples']} samples, {metrics['num_held_out']} held out"
-    lines.append(f"{counts}, {metrics['num_samples']} noise, against {metrics['num_reference']} real images")
+    headline, data = card.headline, card.choices.data
+    if headline.fraction is not None:
+        lines.append(f"{headline.name}: {headline.fraction:.3f} of the way from floor to scale")
+    if card.memorization is not None:
+        lines += card.memorization.sentences
+    lines.append(
+        f"{headline.n} samples, {data.held_out.taken} held out, {headline.n} noise, "
+        f"against {data.reference.taken} real images"
+    )
     return "\n".join(lines)
+
+
+def _said(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _grid(images: Tensor) -> NDArray[np.uint8]:

@@ -194,8 +194,7 @@ def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> Frech
     if (share := fraction(values, name)) is not None:
         values[f"{name}_fraction"] = share
     found.controls[name] = {
-        control: significant(frechet_distance(statistics(rows), reference))
-        for control, rows in _controls(sets).items()
+        control: significant(frechet_distance(statistics(rows), reference)) for control, rows in _controls(sets).items()
     }
     if not asked.interval_splits:
         return None

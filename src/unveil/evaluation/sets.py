@@ -267,13 +267,18 @@ def real_parts(folder: Path, index: ShardIndex, split: str, count: int) -> Itera
     return _chosen(folder, index, split, count, "images")
 
 
+def load_ids(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
+    """The ids of the images of ``load_real``: int64 [count]."""
+    return torch.cat(list(_chosen(folder, index, split, count, "ids")))
+
+
 def count_shared(folder: Path, index: ShardIndex, one: tuple[str, int], other: tuple[str, int]) -> int:
     """How many of the images that ``load_real`` takes from one split it also takes from the other.
 
     Each of the two is the name of a split and the images that are taken from it. More than none are
     shared where ``train`` holds all images, as in the protocol adm-ip.
     """
-    ids, others = (torch.cat(list(_chosen(folder, index, split, count, "ids"))) for split, count in (one, other))
+    ids, others = (load_ids(folder, index, split, count) for split, count in (one, other))
     return int(torch.isin(ids, others).sum())
 
 
