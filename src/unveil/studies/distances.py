@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -39,7 +40,7 @@ from unveil.evaluation.sets import load_real, spread, uniform_noise
 from unveil.files import atomic_path, write_json, write_text
 from unveil.training.precision import resolve_device
 
-SIZES = (250, 500, 1000, 2000, 4000, 8000, 16_000)  # images a set, of the curve; all that there are come last
+SIZES = (250, 500, 1000, 2000, 4000, 8000, 16_000)  # images a set, of the curve; as many as there are come last
 DRAWS = 5  # of the images of two splits
 FACES = 4  # in the picture
 ZOOM = 2
@@ -101,7 +102,7 @@ def bias_rate(covariance: NDArray[np.float64]) -> float:
 
     the means differ by the first sum, and the second is the curvature of the Bures distance, in the eigenbasis
     ``1/2 sum_ij H_ij^2 / (l_i + l_j)`` for a difference H of the covariances, at the variance that a sample
-    covariance's entries have. REPORT.md, section 13.2.
+    covariance's entries have. REPORT.md, section 7.2.
     """
     values = np.linalg.eigvalsh(covariance).clip(0)
     sums = values[:, None] + values
@@ -324,7 +325,7 @@ class Study:
 
     def curve(self) -> list[int]:
         """Images a set of the points of the curve."""
-        return [*(size for size in SIZES if size < self.curve_images), self.curve_images]
+        return [*(size for size in SIZES if 1.25 * size <= self.curve_images), self.curve_images]
 
     def split_images(self) -> int:
         """Images a set of the comparison of splits: what the smallest of them gives."""
@@ -505,7 +506,10 @@ def draw(study: Study) -> Figure:
     _draw_sizes(right, study)
     left.set_xlabel(f"{name} from the reference, N = {study.settings.images:,}")
     right.set_ylabel(name)
-    for axes in (left, right):
+    for axes, scale in ((left, left.xaxis), (right, right.yaxis)):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        scale.set_minor_locator(NullLocator())
+        scale.set_major_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     return figure
