@@ -19,12 +19,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import (
-    FourSets,
     frechet_distance,
     inception_score,
     kernel_distance,
     kernel_stderr,
-    measure,
     significant,
     statistics,
 )
@@ -231,72 +229,6 @@ def test_statistics_refuse_what_has_none(bad: Tensor) -> None:
 @pytest.mark.parametrize(("value", "expected"), [(1234567.8, 1234570.0), (0.00123456789, 0.00123457), (0.0, 0.0)])
 def test_significant(value: float, expected: float) -> None:
     assert significant(value) == expected
-
-
-def _four(shift: float = 0.3, noise: float = 5.0, count: int = 60) -> FourSets:
-    generator = torch.Generator().manual_seed(0)
-    reference, held_out, samples, far = torch.randn(4, count, 8, generator=generator)
-    return FourSets(samples=samples + shift, reference=reference, held_out=held_out, noise=far + noise)
-
-
-def test_measure_is_flat_and_named_after_its_features() -> None:
-    found = measure(_four(), LITE, subsets=10, subset_size=30, seed=0)
-    assert set(found) == {
-        "fd_efficientnet_lite0",
-        "fd_efficientnet_lite0_floor",
-        "fd_efficientnet_lite0_noise",
-        "fd_efficientnet_lite0_fraction",
-        "kid_efficientnet_lite0",
-        "kid_efficientnet_lite0_std",
-        "kid_efficientnet_lite0_floor",
-        "kid_efficientnet_lite0_noise",
-        "num_samples",
-        "num_reference",
-        "num_held_out",
-    }
-    assert all(type(value) is (int if name.startswith("num_") else float) for name, value in found.items())
-    inception = measure(_four(), FEATURE_SETS["inception"], subsets=10, subset_size=30, seed=0)
-    assert inception["fid"] == found["fd_efficientnet_lite0"] and "kid_std" in inception
-    assert not any(name.startswith("fd_") for name in inception)
-
-
-def test_measure_puts_the_samples_between_the_controls() -> None:
-    sets = _four()
-    found = measure(sets, LITE, subsets=10, subset_size=30, seed=0)
-    for name in ("fd_efficientnet_lite0", "kid_efficientnet_lite0"):
-        assert found[f"{name}_floor"] < found[name] < found[f"{name}_noise"]
-    way = found["fd_efficientnet_lite0_noise"] - found["fd_efficientnet_lite0_floor"]
-    expected = (found["fd_efficientnet_lite0"] - found["fd_efficientnet_lite0_floor"]) / way
-    assert found["fd_efficientnet_lite0_fraction"] == pytest.approx(expected, rel=1e-4)
-    assert 0 < expected < 0.1
-    copies = FourSets(sets.reference, sets.reference, sets.held_out, sets.noise)
-    perfect = measure(copies, LITE, subsets=10, subset_size=60, seed=0)
-    assert perfect["fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-5)
-    assert perfect["fd_efficientnet_lite0_fraction"] < 0
-
-
-def test_measure_leaves_the_fraction_out_where_noise_is_not_farther() -> None:
-    sets = _four()
-    swapped = FourSets(sets.samples, sets.reference, sets.noise, sets.held_out)
-    found = measure(swapped, LITE, subsets=5, subset_size=30, seed=0)
-    assert "fd_efficientnet_lite0_fraction" not in found
-
-
-def test_measure_takes_a_reference_and_held_out_images_of_other_numbers() -> None:
-    sets = _four(count=80)
-    few = FourSets(sets.samples[:50], sets.reference, sets.held_out[:40], sets.noise[:50])
-    found = measure(few, LITE, subsets=10, subset_size=30, seed=0)
-    assert (found["num_samples"], found["num_reference"], found["num_held_out"]) == (50, 80, 40)
-    reference = statistics(sets.reference)
-    for suffix, features in (("", few.samples), ("_floor", few.held_out), ("_noise", few.noise)):
-        expected = frechet_distance(statistics(features), reference)
-        assert found[f"fd_efficientnet_lite0{suffix}"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_measure_refuses_noise_of_another_number_than_samples() -> None:
-    sets = _four()
-    with pytest.raises(UnveilError, match="59 samples and 60 noise images"):
-        measure(FourSets(sets.samples[1:], sets.reference, sets.held_out, sets.noise), LITE, 5, 30, 0)
 
 
 def _pictures(count: int, seed: int) -> Tensor:

@@ -99,7 +99,7 @@ def _coloured(count: int, channel: int) -> torch.Tensor:
 @pytest.mark.parametrize("count", [1, 5, 36])
 def test_comparison_shows_real_above_samples_in_order(tmp_path: Path, count: int) -> None:
     path = tmp_path / "figure.png"
-    write_comparison(path, _coloured(count, 0), _coloured(count, 2), METRICS, LITE, "test")
+    write_comparison(path, _coloured(count, 0), _coloured(count, 2), card())
     picture = np.asarray(Image.open(path).convert("RGB"))
     side, columns = 96, min(count, COLUMNS)
     rows = count // columns
@@ -115,15 +115,15 @@ def test_comparison_shows_real_above_samples_in_order(tmp_path: Path, count: int
 
 def test_comparison_has_the_same_bytes_twice(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        write_comparison(tmp_path / name, _coloured(30, 0), _coloured(30, 1), METRICS, LITE, "test")
+        write_comparison(tmp_path / name, _coloured(30, 0), _coloured(30, 1), card())
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_comparison_does_without_a_fraction(tmp_path: Path) -> None:
-    metrics = {key: value for key, value in METRICS.items() if not key.endswith("_fraction")}
-    write_comparison(tmp_path / "a.png", _coloured(3, 0), _coloured(3, 1), metrics, LITE, "test")
+    bare = card({"fid": 12.5})
+    write_comparison(tmp_path / "a.png", _coloured(3, 0), _coloured(3, 1), bare)
     assert (tmp_path / "a.png").exists()
-    assert "of the way" not in summary(metrics, LITE)
+    assert "of the way" not in summary(bare)
 
 
 def test_for_figure_takes_no_more_than_it_shows() -> None:
@@ -133,12 +133,14 @@ def test_for_figure_takes_no_more_than_it_shows() -> None:
 
 
 def test_summary_is_a_small_aligned_table() -> None:
-    lines = summary(METRICS, LITE).splitlines()
-    assert lines[1].split() == ["fd_efficientnet_lite0", "152.318", "37.0625", "1493.27"]
-    assert lines[2].split() == ["kid_efficientnet_lite0", "0.0183727", "-1.25e-05", "0.71"]
-    assert len({len(line) for line in lines[:3]}) == 1
-    assert lines[3].startswith("0.079 of the way")
-    assert lines[4] == "2000 samples, 1500 held out, 2000 noise, against 3000 real images"
+    lines = summary(card()).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:10]}
+    assert rows["fid"] == ["12.3181", "±", "0.061", "1.9", "400.1"]
+    assert rows["kid"] == ["0.0083727", "±", "0.00021", "-1.25e-05", "0.41"]
+    assert rows["recall"] == ["0.52"]
+    assert lines[1].index("1.9") + 3 == lines[2].index("-1.25e-05") + 9  # flush right
+    assert "fid: 0.026 of the way from floor to scale" in lines and "No copies were found." in lines
+    assert lines[-1] == "50000 samples, 1500 held out, 50000 noise, against 162770 real images"
 
 
 def test_neighbours_are_beside_their_samples_with_their_distances() -> None:

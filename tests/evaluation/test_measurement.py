@@ -1,0 +1,127 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.evaluation.choices import MetricName
+from unveil.evaluation.distances import frechet_distance, statistics
+from unveil.evaluation.features import FEATURE_SETS, FeatureSet
+from unveil.evaluation.measurement import UNDAMAGED, Asked, Measured, measure
+
+LITE = FEATURE_SETS["efficientnet-lite0"]
+INCEPTION = FEATURE_SETS["inception"]
+TWO: tuple[MetricName, ...] = ("frechet", "kernel")
+NAME = "fd_efficientnet_lite0"
+
+
+def _sets(shift: float = 0.3, noise: float = 5.0, count: int = 60) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    reference, held_out, samples, far = torch.randn(4, count, 8, generator=generator)
+    return {"samples": samples + shift, "reference": reference, "held_out": held_out, "noise": far + noise}
+
+
+def _measure(sets: Mapping[str, Tensor], features: FeatureSet = LITE, **changes: Any) -> Measured:
+    asked: dict[str, Any] = {
+        "metrics": TWO,
+        "kid_subsets": 10,
+        "kid_subset_size": 30,
+        "interval_splits": 0,
+        "seed": 0,
+    }
+    layers = {name: {features.layer: rows, "logits_unbiased": rows} for name, rows in sets.items()}
+    return measure(layers, features, Asked(**asked | changes))
+
+
+def test_values_are_flat_and_named_after_their_features() -> None:
+    found = _measure(_sets()).values
+    assert set(found) == {
+        *(NAME + end for end in ("", "_floor", "_noise", "_fraction")),
+        *(f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_floor", "_noise")),
+    }
+    inception = _measure(_sets(), INCEPTION).values
+    assert inception["fid"] == found[NAME] and "kid_std" in inception
+    assert not any(name.startswith("fd_") for name in inception)
+
+
+def test_samples_lie_between_the_controls() -> None:
+    sets = _sets()
+    found = _measure(sets).values
+    for name in (NAME, "kid_efficientnet_lite0"):
+        assert found[f"{name}_floor"] < found[name] < found[f"{name}_noise"]
+    way = found[f"{NAME}_noise"] - found[f"{NAME}_floor"]
+    expected = (found[NAME] - found[f"{NAME}_floor"]) / way
+    assert found[f"{NAME}_fraction"] == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected < 0.1
+    perfect = _measure(sets | {"samples": sets["reference"]}, kid_subset_size=60).values
+    assert perfect[NAME] == pytest.approx(0, abs=1e-5)
+    assert perfect[f"{NAME}_fraction"] < 0
+
+
+def test_the_fraction_is_left_out_where_noise_is_not_farther() -> None:
+    sets = _sets()
+    found = _measure(sets | {"held_out": sets["noise"], "noise": sets["held_out"]}).values
+    assert f"{NAME}_fraction" not in found
+
+
+def test_sets_may_have_other_numbers() -> None:
+    sets = _sets(count=80)
+    few = sets | {"samples": sets["samples"][:50], "held_out": sets["held_out"][:40], "noise": sets["noise"][:50]}
+    found = _measure(few).values
+    reference = statistics(sets["reference"])
+    for suffix, name in (("", "samples"), ("_floor", "held_out"), ("_noise", "noise")):
+        expected = frechet_distance(statistics(few[name]), reference)
+        assert found[NAME + suffix] == pytest.approx(expected, rel=1e-5)
+
+
+def test_controls_stand_beside_the_same_images_undamaged() -> None:
+    sets = _sets(count=80)
+    damaged = sets["held_out"][::2] * 1.5  # of spread(80, 40)
+    found = _measure(sets | {"blur": damaged}, metrics=("frechet",))
+    reference = statistics(sets["reference"])
+    assert found.controls == {
+        NAME: {
+            UNDAMAGED: pytest.approx(frechet_distance(statistics(sets["held_out"][::2]), reference), rel=1e-5),
+            "blur": pytest.approx(frechet_distance(statistics(damaged), reference), rel=1e-5),
+        }
+    }
+
+
+def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
+    every: tuple[MetricName, ...] = (
+        "frechet",
+        "kernel",
+        "precision-recall",
+        "density-coverage",
+        "inception-score",
+        "memorization",
+    )
+    found = _measure(_sets(), INCEPTION, metrics=every, interval_splits=10)
+    assert found.names == (
+        "fid",
+        "fid_infinity",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "inception_score",
+    )
+    assert set(found.names) <= set(found.values)
+    assert found.values["fid_low"] < found.values["fid"] < found.values["fid_high"]
+    assert found.by_size is not None and found.by_size.sizes[0] == 60
+    assert found.copies is not None and found.copies.memorization.memorized is False
+
+
+def test_training_images_as_samples_are_called_memorized_and_repetitions_duplicated() -> None:
+    sets = _sets(count=600, shift=0.0)
+    training = _measure(sets | {"samples": sets["reference"] + 1e-3}, metrics=("memorization",))
+    assert training.copies is not None
+    assert training.copies.memorization.memorized is True and not training.copies.duplicates.duplicated
+    again = _measure(sets | {"samples": sets["samples"][:30].repeat(20, 1)}, metrics=("memorization",))
+    assert again.copies is not None
+    assert again.copies.duplicates.duplicated and again.copies.memorization.memorized is False
+    held_out = _measure(sets, metrics=("memorization",))
+    assert held_out.copies is not None
+    assert not held_out.copies.duplicates.duplicated and held_out.copies.memorization.memorized is False
