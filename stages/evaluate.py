@@ -32,6 +32,7 @@ from unveil.evaluation.sets import (
 from unveil.files import file_digest, write_json, write_text
 from unveil.stage import stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
+from unveil.training.choices import WeightsChoice, parse_weights
 from unveil.training.precision import resolve_device
 
 SHARDS = Path("data/shards")
@@ -138,7 +139,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="The parameters o
 def model_of(samples: SampleFile, device: torch.device) -> Denoiser:
     """The model in ``models/``. Raises UnveilError unless it is the one that the samples are of."""
     weights = MODELS / WEIGHTS_FILE
-    denoiser = load_denoiser(MODELS, device)
+    denoiser = load_denoiser(MODELS, device, parse_weights(samples.facts.get("weights", "ema")) or WeightsChoice())
     if file_digest(weights) != samples.facts.get("model"):
         raise UnveilError(
             f"{weights}: not the model that {SAMPLES} is of; run `dvc repro sample`, "
