@@ -80,7 +80,7 @@ def test_weights_that_learn_can_be_averaged() -> None:
 
 
 def test_a_power_function_is_the_integral_of_its_profile() -> None:
-    """w_k = k for images (k - 1) b to k b weighs k ((k / n)^(g + 1) - ((k - 1) / n)^(g + 1)), the initial ones nothing."""
+    """w_k = k, for images (k - 1) b to k b, has the share (k / n)^(g + 1) - ((k - 1) / n)^(g + 1); the initial none."""
     average = PowerAverage(_weights(1e9), 0.1)
     power = average.gamma + 1
     for n in range(1, 50):

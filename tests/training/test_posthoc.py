@@ -73,11 +73,15 @@ def test_a_profile_is_a_density(profile: PowerProfile | ExponentialProfile) -> N
         assert math.sqrt(square) / profile.time == pytest.approx(relative_deviation(profile.gamma))
 
 
+def _product_at(time: float, one: PowerProfile, other: PowerProfile) -> float:
+    return float(one.density(np.array(time)) * other.density(np.array(time)))
+
+
 def test_inner_products_are_integrals() -> None:
     powers = [profile for profile in PROFILES if isinstance(profile, PowerProfile)]
     for one, other in product(powers, repeat=2):
         end = min(one.time, other.time)
-        value, _ = quad(lambda t: float(one.density(np.array(t)) * other.density(np.array(t))), 0, end)
+        value, _ = quad(_product_at, 0, end, args=(one, other))
         assert one.product(other) == pytest.approx(value, rel=1e-7)
 
 

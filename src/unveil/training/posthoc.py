@@ -76,11 +76,18 @@ class ExponentialProfile:
         time: > 0.
         half_life: > 0, in the unit of ``time``.
         rampup: in (0, 0.69]; without a ramp the average would keep the initial weights, which no snapshot holds.
+
+    Raises:
+        ValueError: for another ramp.
     """
 
     time: float
     half_life: float
     rampup: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rampup <= STEEPEST_RAMP:
+            raise ValueError(f"rampup is {self.rampup}; expected a number in (0, {STEEPEST_RAMP}]")
 
     @property
     def ramp_end(self) -> float:
@@ -95,6 +102,15 @@ class ExponentialProfile:
         ramp = left * power * np.clip(times / end, 0, 1) ** (power - 1) / end
         tail = rate * np.exp(-rate * np.clip(self.time - times, 0, None))
         return np.where(times > self.time, 0.0, np.where(times < end, ramp, tail))
+
+
+def deviation(profile: PowerProfile | ExponentialProfile) -> float:
+    """Standard deviation of a profile, relative to its time."""
+    if isinstance(profile, PowerProfile):
+        return relative_deviation(profile.gamma)
+    knots = _knots(profile)
+    mean = _integral(lambda times: profile.density(times) * times, knots)
+    return float(_integral(lambda times: profile.density(times) * (times - mean) ** 2, knots) ** 0.5 / profile.time)
 
 
 @dataclass(frozen=True)
