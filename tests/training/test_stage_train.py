@@ -50,7 +50,7 @@ def make_project(folder: Path) -> Path:
         checkpoint_every_images=128,
         validate_every_images=192,
         lr_schedule="constant",
-        ema_more_half_lives=[100],
+        ema_more_half_lives=[10],
         ema_profiles=[0.05, 0.1],
         snapshot_every_images=96,
     )
