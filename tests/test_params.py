@@ -535,7 +535,6 @@ PLAIN = {
         ({"sample__device": "cpu", "sample__precision": "fp16"}, "sample.precision", "fp16 needs cuda"),
         ({"train__ema_more_half_lives": [10_000, 5000]}, "train.ema_more_half_lives", "others than"),
         ({"train__ema_more_half_lives": [2000, 2000]}, "train.ema_more_half_lives", "whose values differ"),
-        ({"train__ema_more_half_lives": [5761]}, "train.ema_more_half_lives", "up to 5760, train.ema_rampup x"),
         ({"train__ema_profiles": [0.1, 0.1]}, "train.ema_profiles", "whose values differ"),
         ({"train__ema_profiles": []}, "train.snapshot_every_images", "0, because train.ema_profiles is empty"),
         ({"sample__weights": "emaa"}, "sample.weights", "ema | half-life:N | power:S"),

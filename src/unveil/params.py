@@ -480,12 +480,6 @@ class Train(Section):
         for key, values in (("ema_more_half_lives", self.ema_more_half_lives), ("ema_profiles", self.ema_profiles)):
             if len(set(values)) < len(values):
                 yield Problem(key, "a list whose values differ")
-        ramp = self.ema_rampup * self.images or math.inf
-        if any(number > ramp for number in self.ema_more_half_lives):
-            yield Problem(
-                "ema_more_half_lives",
-                f"numbers up to {ramp:g}, train.ema_rampup x train.images: the ramp ends no later than training does",
-            )
         if self.snapshot_every_images and not self.ema_profiles:
             yield Problem("snapshot_every_images", "0, because train.ema_profiles is empty")
 
