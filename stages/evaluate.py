@@ -66,6 +66,7 @@ from unveil.launch import start_processes
 from unveil.params import Evaluate
 from unveil.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
+from unveil.training.choices import WeightsChoice, parse_weights
 from unveil.training.precision import resolve_device
 
 RAW = Path("data/raw")
@@ -319,7 +320,7 @@ def _likelihood(run: Run, samples: SampleFile, index: ShardIndex, device: torch.
 def model_of(samples: SampleFile, device: torch.device) -> Denoiser:
     """The model in ``models/``. Raises UnveilError unless it is the one that the samples are of."""
     weights = MODELS / WEIGHTS_FILE
-    denoiser = load_denoiser(MODELS, device)
+    denoiser = load_denoiser(MODELS, device, parse_weights(samples.facts.get("weights", "ema")) or WeightsChoice())
     if file_digest(weights) != samples.facts.get("model"):
         raise UnveilError(
             f"{weights}: not the model that {OWN_SAMPLES} is of; run `dvc repro sample`, "

@@ -25,7 +25,9 @@ from unveil.files import atomic_path, file_digest
 from unveil.launch import start_processes
 from unveil.params import Sample
 from unveil.stage import Run, stage
+from unveil.training.averages import FOLDER, Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
+from unveil.training.choices import WeightsChoice
 from unveil.training.precision import autocast, resolve_device, resolve_precision
 
 MODELS = Path("models")
@@ -114,6 +116,11 @@ def progress(run: Run, done: int, total: int, started: float) -> None:
     run.say(f"{done:>7,} of {total:,} samples  {speed:6.1f} images/s  {minutes}:{seconds:02d} left")
 
 
+def averages_facts(choice: WeightsChoice) -> dict[str, str]:
+    """Which stored averages another one than the model's own was made from."""
+    return {} if choice.kind == "ema" else {"averages": Averages.load(MODELS / FOLDER).digest()}
+
+
 def save_samples(images: Tensor, facts: dict[str, object]) -> None:
     """Write the images, their ids and, as metadata, everything that made them.
 
@@ -139,7 +146,8 @@ def main(
         processes = held.enter_context(joined(device))
         part = processes.part(-(-settings.num_samples // settings.batch_size))
         precision = resolve_precision(settings.precision, device)
-        denoiser = load_denoiser(MODELS, device)
+        choice = settings.average
+        denoiser = load_denoiser(MODELS, device, choice)
         weights = file_digest(MODELS / "model.safetensors")
         run.add_input("models/model.safetensors", weights)
         config = sampler_config(settings)
@@ -168,6 +176,8 @@ def main(
             {
                 **model.data,
                 "model": weights,
+                "weights": str(choice),
+                **averages_facts(choice),
                 "config": {key: value for key, value in model.to_dict().items() if key not in ("format", "data")},
                 "seed": settings.seed,
                 "precision": precision,

@@ -26,6 +26,7 @@ from unveil.launch import start_processes
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.stage import Run, Terminated, signals_noted, stage
+from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
@@ -65,6 +66,9 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         weight_decay=settings.weight_decay,
         gradient_accumulation=settings.gradient_accumulation,
         max_minutes=settings.max_minutes,
+        ema_more_half_lives=settings.ema_more_half_lives,
+        ema_profiles=settings.ema_profiles,
+        snapshot_every_images=settings.snapshot_every_images,
     )
 
 
@@ -129,6 +133,13 @@ def checkpoints_for(run: Run, config: ModelConfig, processes: Processes) -> Iter
         if processes.is_main:
             claimed = held.enter_context(claimed_folder(run.project / CHECKPOINTS, fingerprint(facts)))
         yield Checkpoints(Path(processes.from_main(claimed)))
+
+
+def further_averages(trainer: Trainer) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """The network's state with the average of each further half-life, one at a time."""
+    for half_life, average in trainer.further.half_lives.items():
+        with trainer.averaged(average) as network:
+            yield half_life, network.state_dict()
 
 
 def write_validation(points: Sequence[Progress], path: Path) -> None:
@@ -272,6 +283,16 @@ def main(
         config = replace(config, training={**config.training, "images_seen": trainer.images_seen})
         with trainer.averaged() as network:
             save_model(MODELS, network, config)
+        stored = write_averages(
+            MODELS / FOLDER,
+            trainer.images_seen,
+            settings.ema_rampup,
+            further_averages(trainer),
+            settings.ema_profiles,
+            checkpoints.snapshots() if settings.ema_profiles else [],
+        )
+        if kept := stored.choices():
+            run.say(f"{stored.folder}: {', '.join(map(str, kept))}; {len(stored.snapshots)} snapshots")
         for name in ("curves.csv", "validation.csv", "loss_by_sigma.csv"):
             run.log_artifact(PLOTS / name)
         run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)

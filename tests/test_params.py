@@ -344,6 +344,7 @@ EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
 SUB_VP = {"train__diffusion__path": "sub-vp"}
 VE = {"train__diffusion__path": "ve", "sample__sigma_max": 40}
 EVEN = {"sample__grid": "uniform-t"}
+NO_PROFILES = {"train__ema_profiles": [], "train__snapshot_every_images": 0}
 PLAIN = {
     "train__network__architecture": "plain",
     "train__network__blocks": 1,
@@ -532,6 +533,22 @@ PLAIN = {
         ({"evaluate__held_out_split": "train"}, "evaluate.held_out_split", "expected valid | test"),
         ({"train__device": "cpu", "train__precision": "fp16"}, "train.precision", "fp16 needs cuda"),
         ({"sample__device": "cpu", "sample__precision": "fp16"}, "sample.precision", "fp16 needs cuda"),
+        ({"train__ema_more_half_lives": [10_000, 5000]}, "train.ema_more_half_lives", "others than"),
+        ({"train__ema_more_half_lives": [2000, 2000]}, "train.ema_more_half_lives", "whose values differ"),
+        ({"train__ema_profiles": [0.1, 0.1]}, "train.ema_profiles", "whose values differ"),
+        ({"train__ema_profiles": []}, "train.snapshot_every_images", "0, because train.ema_profiles is empty"),
+        ({"sample__weights": "emaa"}, "sample.weights", "ema | half-life:N | power:S"),
+        ({"sample__weights": "power:0.5"}, "sample.weights", "S a relative standard deviation in [0.005, 0.28]"),
+        (
+            NO_PROFILES | {"sample__weights": "power:0.1"},
+            "sample.weights",
+            "ema, or what it is made from in train.ema_pr",
+        ),
+        (
+            NO_PROFILES | {"sample__weights": "half-life:50", "train__ema_more_half_lives": [60]},
+            "sample.weights",
+            "ema | half-life:60, or what it is made from in train.ema_more_half_lives",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words: str) -> None:
@@ -575,6 +592,10 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         {"train__network__attention_resolutions": []},
         {"train__network__attention_head_channels": 0},
         {"train__ema_half_life_images": 0},
+        {"train__ema_more_half_lives": [50_000], "train__ema_rampup": 0.0},
+        {"sample__weights": "power:0.075"},
+        {"sample__weights": "half-life:3000"},  # from the snapshots
+        NO_PROFILES | {"sample__weights": "half-life:3000", "train__ema_more_half_lives": [3000]},
         {"evaluate__reference_images": 0},
         {"evaluate__reference_images": 9000},
         {"evaluate__num_images": 2500, "sample__num_samples": 2500},  # the held-out split has 2000

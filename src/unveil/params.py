@@ -41,7 +41,15 @@ from unveil.diffusion.choices import (
 )
 from unveil.errors import UnveilError
 from unveil.evaluation.choices import ControlName, FeatureName, MetricName
-from unveil.training.choices import OptimizerName, ScheduleName
+from unveil.training.choices import (
+    GREATEST_DEVIATION,
+    LEAST_DEVIATION,
+    WEIGHTS,
+    OptimizerName,
+    ScheduleName,
+    WeightsChoice,
+    parse_weights,
+)
 
 LEAST_SPLITS = 10  # for an interval
 LEAST_IMAGES = 24  # for an extrapolation
@@ -83,6 +91,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Sigma = Annotated[float, Ge(LEAST_SIGMA), Le(GREATEST_SIGMA)]
 Mean = Annotated[float, Ge(-10), Le(10)]  # of a logarithm: sampled noise levels stay where float32 can square them
 Deviation = Annotated[float, Gt(0), Le(5)]
+RelativeDeviation = Annotated[float, Ge(LEAST_DEVIATION), Le(GREATEST_DEVIATION)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -415,6 +424,12 @@ class Train(Section):
     """Half-life of the averaged weights in images; 0 = no average, the raw weights."""
     ema_rampup: Share
     """Half-life at most this share of the images seen; 0 = none."""
+    ema_more_half_lives: Annotated[tuple[Count, ...], BeforeValidator(_listed)]
+    """Half-lives in images of further averages, made at the same time."""
+    ema_profiles: Annotated[tuple[RelativeDeviation, ...], BeforeValidator(_listed)]
+    """Relative standard deviations of power-function averages, from which others are made after training."""
+    snapshot_every_images: Amount
+    """Images between two stored states of ema_profiles; 0 = that of the end alone."""
     horizontal_flip: bool
     """Mirror every second image at random."""
     log_every_images: Count
@@ -453,12 +468,23 @@ class Train(Section):
             )
         if self.device == "cpu" and self.precision == "fp16":
             yield Problem("precision", "auto | fp32 | bf16 on train.device cpu (fp16 needs cuda)")
+        yield from self._average_problems()
         if self.diffusion.parameterization in FULL_NOISE and self.network.stem > 1:
             yield Problem(
                 "diffusion.parameterization",
                 f"x0 | v | edm, because train.network.stem is {self.network.stem} and noise does not pass through a "
                 f"narrow network (2511.13720); {self.diffusion.parameterization} needs stem 1",
             )
+
+    def _average_problems(self) -> Iterator[Problem]:
+        """Averages that are there twice, and an interval of snapshots that hold nothing."""
+        if self.ema_half_life_images in self.ema_more_half_lives:
+            yield Problem("ema_more_half_lives", f"others than train.ema_half_life_images, {self.ema_half_life_images}")
+        for key, values in (("ema_more_half_lives", self.ema_more_half_lives), ("ema_profiles", self.ema_profiles)):
+            if len(set(values)) < len(values):
+                yield Problem(key, "a list whose values differ")
+        if self.snapshot_every_images and not self.ema_profiles:
+            yield Problem("snapshot_every_images", "0, because train.ema_profiles is empty")
 
 
 class Sample(Section):
@@ -474,6 +500,8 @@ class Sample(Section):
     """auto = cuda if there is one."""
     precision: Precision
     """Type of the network's arithmetic."""
+    weights: str
+    """Average of the weights: the model's own, another half-life's, or one that is reconstructed."""
     sampler: SamplerName
     """From noise to images."""
     steps: Annotated[int, Ge(1), Le(100_000)]
@@ -515,8 +543,19 @@ class Sample(Section):
     grid_columns: Count
     """Of samples/grid.png."""
 
+    @property
+    def average(self) -> WeightsChoice:
+        """What ``weights`` means."""
+        return parse_weights(self.weights) or WeightsChoice()
+
     def problems(self) -> Iterator[Problem]:
         """Ranges that are empty, and a picture with more cells than there are images."""
+        if parse_weights(self.weights) is None:
+            yield Problem(
+                "weights",
+                f"{WEIGHTS} (N a half-life in images; S a relative standard deviation in "
+                f"[{LEAST_DEVIATION}, {GREATEST_DEVIATION}])",
+            )
         if self.sigma_min >= self.sigma_max:
             yield Problem("sigma_min", f"a number below sample.sigma_max, {self.sigma_max:g}")
         if self.s_tmin > self.s_tmax:
@@ -629,6 +668,7 @@ class Params(Section):
             )
         if self.launch.processes > self.train.batch_size:
             yield Problem("launch.processes", f"at most train.batch_size, {self.train.batch_size}")
+        yield from self._weights_problems()
         yield from self._network_problems()
         yield from self._grid_problems()
         yield from self._evaluation_problems()
@@ -661,6 +701,15 @@ class Params(Section):
         split = min(reference, held_out, key=lambda name: sizes[name])
         if evaluate.kid_subset_size > sizes[split]:
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
+
+    def _weights_problems(self) -> Iterator[Problem]:
+        """Averages that training does not keep."""
+        choice, train = self.sample.average, self.train
+        if choice.kind == "ema" or train.ema_profiles or choice.value in train.ema_more_half_lives:
+            return
+        stored = [str(WeightsChoice("half-life", number)) for number in train.ema_more_half_lives]
+        key = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"
+        yield Problem("sample.weights", f"{' | '.join(['ema', *stored])}, or what it is made from in {key}")
 
     def _network_problems(self) -> Iterator[Problem]:
         network, image_size = self.train.network, self.preprocess.image_size

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -21,6 +23,7 @@ from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
+from unveil.training.averages import save_snapshot, write_averages
 from unveil.training.checkpoint import ModelConfig, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +51,10 @@ def _save_model(folder: Path, weight: float = 0.05) -> None:
     save_model(folder / "models", network, ModelConfig(network.config, DiffusionConfig("flow", "x0", "flow"), DATA, {}))
 
 
-def _set(folder: Path, **changes: Any) -> None:
+def _set(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> None:
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
+    params["train"] |= train or {}
     params["sample"] |= changes
     params["evaluate"] |= {"num_images": 2, "kid_subset_size": 2}  # it must not ask for more samples than there are
     yaml.dump(params, folder / "params.yaml")
@@ -214,3 +218,47 @@ def test_of_the_steps_only_a_few_faces_of_the_first_batch_are_kept(
     assert _run().exit_code == 0
     assert [len(strip) for strip in kept] == [5, 0, 0]
     assert all(step.x.shape[0] == step.denoised.shape[0] == 4 for step in kept[0])
+
+
+def _save_averages(folder: Path) -> None:
+    """Two snapshots of the model's parameters, and of a tenth more; a half-life of a tenth less."""
+    state = load_file(folder / "models" / "model.safetensors")
+    names = {name for name, _ in ModelConfig.load(folder / "models").build().network.named_parameters()}
+    scaled = {factor: {name: factor * state[name] for name in names} for factor in (1.0, 1.1)}
+    paths = [folder / "scratch" / f"{images:03d}.safetensors" for images in (50, 100)]
+    for images, path in zip((50, 100), paths, strict=True):
+        save_snapshot(path, images, {0.05: scaled[1.0], 0.1: scaled[1.1]})
+    half_life = state | {name: 0.9 * state[name] for name in names}
+    write_averages(folder / "models" / "averages", 100, 0.09, [(20, half_life)], (0.05, 0.1), paths)
+
+
+def test_the_weights_that_are_chosen_are_sampled_with_and_named(project: Path) -> None:
+    _save_averages(project)
+    train = {"ema_more_half_lives": [20], "ema_profiles": [0.05, 0.1]}
+    images: dict[str, Tensor] = {}
+    for weights in ("ema", "half-life:20", "power:0.05", "power:0.1", "power:0.07"):
+        _set(project, train, weights=weights)
+        done = _run()
+        assert done.exit_code == 0, done.output
+        images[weights], _, facts = _samples()
+        assert facts["weights"] == weights
+        assert facts["model"] == file_digest(project / "models" / "model.safetensors")
+        index = file_digest(project / "models" / "averages" / "index.json")
+        assert facts.get("averages") == (None if weights == "ema" else index)
+    assert (images["ema"].int() - images["power:0.05"].int()).abs().max() <= 2  # the same weights, but in fp16
+    distinct = [images[name] for name in ("ema", "half-life:20", "power:0.1", "power:0.07")]
+    assert all(not torch.equal(a, b) for a, b in combinations(distinct, 2))
+
+
+def test_weights_that_are_not_there_are_refused_in_one_line(project: Path) -> None:
+    _save_averages(project)
+    train = {"ema_more_half_lives": [20, 30], "ema_profiles": [0.05, 0.1]}
+    for weights, said in (("power:0.01", "only with an error of"), ("power:0.27", "only with an error of")):
+        _set(project, train, weights=weights)
+        done = _run()
+        assert done.exit_code == 1 and said in done.output and len(done.output.strip().splitlines()) == 1
+    (project / "models" / "averages" / "index.json").unlink()
+    done = _run()
+    assert done.exit_code == 1 and "models/averages/index.json: not there" in done.output
+    _set(project, train, weights="ema")
+    assert _run().exit_code == 0

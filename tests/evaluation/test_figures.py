@@ -10,7 +10,6 @@ from PIL import Image
 from tests.evaluation.cards import card, choices, metrics
 
 from unveil.evaluation.card import Card, Metric
-from unveil.evaluation.features import FEATURE_SETS
 from unveil.evaluation.figures import (
     COLUMNS,
     ROWS,
@@ -24,21 +23,6 @@ from unveil.evaluation.figures import (
     write_distances,
     write_precision_recall,
 )
-
-LITE = FEATURE_SETS["efficientnet-lite0"]
-METRICS: dict[str, float | int] = {
-    "fd_efficientnet_lite0": 152.318,
-    "fd_efficientnet_lite0_floor": 37.0625,
-    "fd_efficientnet_lite0_noise": 1493.27,
-    "fd_efficientnet_lite0_fraction": 0.0791466,
-    "kid_efficientnet_lite0": 0.0183727,
-    "kid_efficientnet_lite0_std": 0.00231,
-    "kid_efficientnet_lite0_floor": -1.25e-05,
-    "kid_efficientnet_lite0_noise": 0.71,
-    "num_samples": 2000,
-    "num_reference": 3000,
-    "num_held_out": 1500,
-}
 
 
 def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) -> None:

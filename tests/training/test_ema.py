@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.training.ema import EMA, decay
+from unveil.training.ema import EMA, FurtherAverages, PowerAverage, decay
 
 
 def _weights(*values: float) -> list[Tensor]:
@@ -77,3 +77,45 @@ def test_weights_that_learn_can_be_averaged() -> None:
     ema.copy_to([weight])
     assert weight.tolist() == [0.5] * 3 and weight.requires_grad
     assert not ema.parameters[0].requires_grad
+
+
+def test_a_power_function_is_the_integral_of_its_profile() -> None:
+    """w_k = k, for images (k - 1) b to k b, has the share (k / n)^(g + 1) - ((k - 1) / n)^(g + 1); the initial none."""
+    average = PowerAverage(_weights(1e9), 0.1)
+    power = average.gamma + 1
+    for n in range(1, 50):
+        average.update(_weights(float(n)), 8, 8 * n)
+        integral = sum(k * ((k / n) ** power - ((k - 1) / n) ** power) for k in range(1, n + 1))
+        assert float(average.parameters[0]) == pytest.approx(integral)
+
+
+def test_a_half_life_within_its_ramp_is_nearly_a_power_function() -> None:
+    """Half-life r t is the exponent ln 2 / r - 1 (EDM's ramp, seen as EDM2 sees it)."""
+    rampup = 0.09
+    gamma = math.log(2) / rampup - 1
+    power = PowerAverage(_weights(0.0), math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3)))
+    ramped = EMA(_weights(0.0), 1_000_000, rampup)
+    for step in range(1, 2001):
+        for average in (power, ramped):
+            average.update(_weights(math.sin(step / 200)), 1, step)
+    assert float(ramped.parameters[0]) == pytest.approx(float(power.parameters[0]), abs=5e-3)
+
+
+def test_further_averages_are_those_that_each_would_be_alone() -> None:
+    start = _weights(0.0, 1.0)
+    together = FurtherAverages(start, (40, 80), 0.0, (0.05, 0.2))
+    alone = [EMA(start, 40, 0.0), EMA(start, 80, 0.0), PowerAverage(start, 0.05), PowerAverage(start, 0.2)]
+    for step in range(1, 30):
+        weights = _weights(math.sin(step), math.cos(step))
+        together.update(weights, 4, 4 * step)
+        for average in alone:
+            average.update(weights, 4, 4 * step)
+    kept = together.tensors()
+    assert list(kept) == [
+        f"{n}.{i}" for n in ("half-life:40", "half-life:80", "power:0.05", "power:0.2") for i in (0, 1)
+    ]
+    assert list(kept.values()) == [tensor for average in alone for tensor in average.parameters]
+    assert len({float(kept[name]) for name in kept if name.endswith(".0")}) == 4
+    again = FurtherAverages(start, (40, 80), 0.0, (0.05, 0.2))
+    again.load(kept)
+    assert list(again.tensors().values()) == list(kept.values())

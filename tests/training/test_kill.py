@@ -39,6 +39,9 @@ def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
             checkpoint_every_images=160,
             preview_every_images=0,
             validate_every_images=960,
+            ema_more_half_lives=[500],
+            ema_profiles=[0.05, 0.1],
+            snapshot_every_images=640,
         )
         (project / ".git").mkdir()
     output = _train(killed, KILLS)
@@ -48,6 +51,9 @@ def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         assert (killed / "models" / name).read_bytes() == (whole / "models" / name).read_bytes()
     assert _curves(killed) == _curves(whole)
+    averages = {path.name: path.read_bytes() for path in (whole / "models" / "averages").iterdir()}
+    assert len(averages) == 1 + 1 + 15
+    assert averages == {path.name: path.read_bytes() for path in (killed / "models" / "averages").iterdir()}
 
     client = MlflowClient(f"sqlite:///{killed / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

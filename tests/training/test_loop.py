@@ -19,6 +19,7 @@ from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.training.checkpoint import Checkpoints
+from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
 from unveil.training.precision import autocast, resolve_precision
 
@@ -72,6 +73,7 @@ def _same(one: Trainer, other: Trainer) -> bool:
     """Whether everything that the next step depends on is equal, bit for bit."""
     pairs: list[tuple[Tensor, Tensor]] = [*zip(one.parameters, other.parameters, strict=True)]
     pairs += zip(one.ema.parameters, other.ema.parameters, strict=True)
+    pairs += zip(one.further.tensors().values(), other.further.tensors().values(), strict=True)
     for a, b in zip(one.parameters, other.parameters, strict=True):
         mine, theirs = one.optimizer.state[a], other.optimizer.state[b]
         assert mine.keys() == theirs.keys() == {"step", "exp_avg", "exp_avg_sq"}
@@ -604,3 +606,87 @@ def test_a_stop_between_two_points_loses_nothing(tmp_path: Path) -> None:
         assert (trainer.step, len(curve)) == (steps, points)
     assert _curve(curve) == expected
     assert _same(trainer, whole)
+
+
+# ---------------------------------------------------------------------------------- further averages
+
+AVERAGES = replace(CONFIG, ema_more_half_lives=(8, 40), ema_profiles=(0.05, 0.1), snapshot_every_images=3 * BATCH)
+
+
+def _stored(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Checkpoints(folder).snapshots()}
+
+
+def test_further_averages_leave_the_training_as_it_is(tmp_path: Path) -> None:
+    plain, more = _trainer(), _trainer(AVERAGES, tmp_path)
+    assert _curve(list(plain.run())) == _curve(list(more.run()))
+    for one, other in ((plain.parameters, more.parameters), (plain.ema.parameters, more.ema.parameters)):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert [name.removesuffix(".safetensors")[-4:] for name in _stored(tmp_path)] == ["0012", "0024", "0036", "0048"]
+
+
+def test_further_averages_follow_the_weights_as_an_average_alone_would(tmp_path: Path) -> None:
+    trainer = _trainer(AVERAGES, tmp_path)
+    alone = [EMA(trainer.parameters, 40, 0.2), PowerAverage(trainer.parameters, 0.1)]
+    kept = [trainer.further.half_lives[40], trainer.further.profiles[0.1]]
+    for _ in range(5):
+        trainer._step()
+        for average in alone:
+            average.update(trainer.parameters, BATCH, trainer.images_seen)
+    for one, other in zip(alone, kept, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
+    with trainer.averaged(kept[0]) as network:
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), alone[0].parameters, strict=True))
+
+
+@pytest.mark.parametrize("stop", range(1, 12, 2))
+def test_taken_up_again_the_averages_and_snapshots_are_the_same(tmp_path: Path, stop: int) -> None:
+    """Whether it was asked to stop or killed, at any step: snapshots made since the checkpoint are made again."""
+    whole = _trainer(AVERAGES, tmp_path / "whole")
+    list(whole.run())
+    for name in ("asked", "killed"):
+        folder = tmp_path / name
+        first, steps = _trainer(AVERAGES, folder), itertools.count(1)
+        if name == "asked":
+            list(first.run(stop=lambda steps=steps: next(steps) == stop))  # type: ignore[misc]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                list(first.run(stop=lambda steps=steps: _die(next(steps) == stop)))  # type: ignore[misc]
+        again = _trainer(AVERAGES, folder, weights=1)
+        assert again.resume() == (name == "asked" or stop > 4)
+        if again.step == 0:  # nothing to go on from: as the stage does, with the same initial weights
+            again = _trainer(AVERAGES, folder)
+            again.resume()
+        list(again.run())
+        assert _same(whole, again)
+        assert _stored(folder) == _stored(tmp_path / "whole")
+
+
+def _die(now: bool) -> bool:
+    if now:
+        raise KeyboardInterrupt
+    return False
+
+
+def test_a_shorter_training_leaves_no_snapshot_to_a_longer_one(tmp_path: Path) -> None:
+    """Its end is not a multiple of the interval; the longer one goes on from a checkpoint before it."""
+    list(_trainer(replace(AVERAGES, images=10 * BATCH), tmp_path / "longer").run())
+    assert len(_stored(tmp_path / "longer")) == 4
+    longer = _trainer(AVERAGES, tmp_path / "longer")
+    assert longer.resume() and longer.step == 8
+    list(longer.run())
+    list(_trainer(AVERAGES, tmp_path / "whole").run())
+    assert _stored(tmp_path / "longer") == _stored(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"half")])
+def test_a_checkpoint_whose_snapshot_is_damaged_is_passed_over(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    list(_trainer(AVERAGES, tmp_path).run(stop=lambda: len(Checkpoints(tmp_path).snapshots()) == 2))
+    again = _trainer(AVERAGES, tmp_path)
+    assert again.resume() and again.step == 7
+    harm(Checkpoints(tmp_path).snapshots()[-1])  # of step 6; a checkpoint of step 4 is left
+    again = _trainer(AVERAGES, tmp_path)
+    assert again.resume() and again.step == 4
+    list(again.run())
+    list(_trainer(AVERAGES, tmp_path / "whole").run())
+    assert _stored(tmp_path) == _stored(tmp_path / "whole")

@@ -19,7 +19,9 @@ from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.recipes import apply_recipe
 from unveil.stage import Run
+from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
+from unveil.training.choices import WeightsChoice
 from unveil.training.loop import Progress, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,9 @@ def make_project(folder: Path) -> Path:
         checkpoint_every_images=128,
         validate_every_images=192,
         lr_schedule="constant",
+        ema_more_half_lives=[10],
+        ema_profiles=[0.05, 0.1],
+        snapshot_every_images=96,
     )
     return folder
 
@@ -74,6 +79,10 @@ def _curves(folder: Path) -> list[dict[str, str]]:
     """The curves, without what the clock decides."""
     with (folder / "plots" / "train" / "curves.csv").open(newline="") as stream:
         return [{key: row[key] for key in ("images", "loss", "grad_norm", "lr")} for row in csv.DictReader(stream)]
+
+
+def _averages(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "models" / "averages").iterdir()}
 
 
 def _stop_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +117,31 @@ def test_it_leaves_a_model_its_curves_and_its_previews(project: Path) -> None:
     assert record["inputs"]["data/shards"] == index.digest()
     assert not list((project / ".unveil").rglob("*.safetensors"))
 
+    averages = Averages.load(project / "models" / "averages")
+    assert averages.images == 320
+    assert [snapshot.images for snapshot in averages.snapshots] == [96, 192, 288, 320]
+    for weights in (*averages.choices(), WeightsChoice("power", 0.07)):
+        other = load_denoiser(project / "models", weights=weights)(torch.zeros(1, 3, SIZE, SIZE), torch.tensor([1.0]))
+        assert other.isfinite().all()
+        assert not torch.equal(other, load_denoiser(project / "models")(torch.zeros(1, 3, SIZE, SIZE), torch.ones(1)))
+
+
+def test_without_further_averages_there_is_an_empty_folder_and_the_same_model(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = _run()
+    assert done.exit_code == 0, done.output
+    monkeypatch.chdir(make_project(tmp_path / "plain"))
+    path, yaml = tmp_path / "plain" / "params.yaml", YAML(typ="safe")  # without comments, which lists would displace
+    params = yaml.load(path)
+    params["train"] |= {"ema_more_half_lives": [], "ema_profiles": [], "snapshot_every_images": 0}
+    yaml.dump(params, path)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    model = "models/model.safetensors"
+    assert (project / model).read_bytes() == (tmp_path / "plain" / model).read_bytes()
+    assert [path.name for path in (tmp_path / "plain" / "models" / "averages").iterdir()] == ["index.json"]
+
 
 @pytest.mark.parametrize(("stopped", "resumed"), [(192, 128), (256, 128), (320, 256)])
 def test_stopped_and_run_again_is_the_same_model(
@@ -128,6 +162,7 @@ def test_stopped_and_run_again_is_the_same_model(
     assert whole.exit_code == 0 and "going on" not in whole.output
     for name in ("model.safetensors", "config.json"):
         assert (project / "models" / name).read_bytes() == (tmp_path / "whole" / "models" / name).read_bytes()
+    assert _averages(project) == _averages(tmp_path / "whole")
     assert _curves(project) == _curves(tmp_path / "whole")
 
 

@@ -1,10 +1,14 @@
-"""``python -m unveil.training compare A B``: do two training runs agree within noise?"""
+"""``python -m unveil.training``: tools for training runs.
+
+``compare A B``: do two of them agree within noise? ``averages list``, ``averages search``: which averages of the
+weights a model has, and which of them gives the best samples.
+"""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +16,9 @@ from unveil.commands import one_line_errors
 from unveil.errors import UnveilError
 from unveil.training.comparison import FALSE_ALARMS, Comparison, LossCurve, Stretch, read_curve
 from unveil.training.comparison import compare as compare_curves
+
+if TYPE_CHECKING:
+    from unveil.training.averages import Averages
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PLACES = ("curves.csv", "plots/train/curves.csv")  # within a folder
@@ -21,6 +28,48 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Tools for tr
 @app.callback()
 def main() -> None:
     """Tools for training runs."""
+
+
+averages = typer.Typer(no_args_is_help=True, help="Averages of a trained model's weights.")
+app.add_typer(averages, name="averages")
+Models = Annotated[Path, typer.Option(help="Folder of the model.")]
+
+
+@averages.command("list")
+def list_averages(models: Models = Path("models")) -> None:
+    """Show which averages there are, and which can be made, as sample.weights names them."""
+    with one_line_errors():
+        from unveil.training.averages import FOLDER, Averages
+        from unveil.training.checkpoint import ModelConfig
+
+        half_life = ModelConfig.load(models).training.get("ema_half_life_images", 0)
+        for line in describe_averages(Averages.load(models / FOLDER), half_life):
+            typer.echo(line)
+
+
+@averages.command()
+def search(
+    weights: Annotated[
+        str | None, typer.Option(help="Averages with commas between them; default: all, and a grid of power:S.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Samples of each; default: evaluate.num_images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the samples; default: sample.seed.")] = None,
+    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    models: Models = Path("models"),
+    shards: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("data/shards"),
+    out: Annotated[Path, typer.Option(help="Folder of the search; points that are there are kept.")] = Path(
+        "reports/averages"
+    ),
+) -> None:
+    """Sample with each average and measure the evaluation's distance; says which is best."""
+    with one_line_errors():
+        from unveil.params import load_params
+        from unveil.studies import averages as study_of
+
+        settings = study_of.Settings.of(load_params(params), images, seed)
+        found = study_of.Search(models, shards, out, settings, say=typer.echo)
+        found.run(study_of.choices_of(weights) if weights is not None else found.candidates())
+        typer.echo(study_of.write_report(found))
 
 
 @app.command()
@@ -100,6 +149,19 @@ def tracked_curve(run_id: str) -> LossCurve:
     # A run that was taken up again has some points twice; the later ones are those that it went on with.
     latest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
     return LossCurve.of(f"run {run_id}", sorted(latest.items()))
+
+
+def describe_averages(stored: "Averages", half_life: float) -> list[str]:
+    """The lines that are printed of the averages of a model, whose own has that half-life."""
+    lines = [f"ema: the model's own, half-life {half_life:,} images, after {stored.images:,} images of training"]
+    lines += [f"half-life:{entry.half_life_images}: stored in {entry.file}" for entry in stored.half_lives]
+    if stored.snapshots:
+        profiles = ", ".join(str(choice) for choice in stored.choices() if choice.kind == "power")
+        first, last = stored.snapshots[0].images, stored.snapshots[-1].images
+        least, greatest = stored.deviations()
+        lines.append(f"{profiles}: {len(stored.snapshots)} snapshots, {first:,} to {last:,} images")
+        lines.append(f"power:S with S from {least:.3g} to {greatest:.3g}: can be made from them")
+    return lines
 
 
 def describe(result: Comparison) -> list[str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
@@ -23,6 +23,8 @@ from unveil.errors import UnveilError
 from unveil.files import atomic_directory, atomic_path, file_digest, write_json
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
+from unveil.training.averages import FOLDER, Averages, save_snapshot
+from unveil.training.choices import WeightsChoice
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -31,6 +33,7 @@ LONGEST_REASON = 200  # characters of a library's own message that ours repeats
 STATE_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
 RUN_FILE = "run.json"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,19 @@ def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
     write_json(folder / CONFIG_FILE, config.to_dict())
 
 
-def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+def load_denoiser(
+    folder: Path, device: torch.device | str = "cpu", weights: WeightsChoice = WeightsChoice()
+) -> Denoiser:
     """Rebuild a trained denoiser, in evaluation mode, with the weights in ``folder``.
 
+    Args:
+        folder: of the model.
+        device: where to put it.
+        weights: which average of them; another than the model's own is in ``averages``, or made from what is there.
+
     Raises:
-        UnveilError: if a file is missing or damaged, or the weights do not fit the configuration.
+        UnveilError: if a file is missing or damaged, the weights do not fit the configuration, or there is no such
+            average.
     """
     config = ModelConfig.load(folder)
     try:
@@ -117,7 +128,17 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
         raise UnveilError(f"{path}: damaged ({error}); run the train stage again") from None
     except RuntimeError as error:
         raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {_reason(error)}; run the train stage again") from None
+    if weights.kind != "ema":
+        _load_average(denoiser.network, folder / FOLDER, weights)
     return denoiser.to(device).eval().requires_grad_(False)
+
+
+def _load_average(network: nn.Module, folder: Path, weights: WeightsChoice) -> None:
+    average = Averages.load(folder).read(weights)
+    wanted = {name: parameter.shape for name, parameter in network.named_parameters()}
+    if any(name not in average or average[name].shape != shape for name, shape in wanted.items()):
+        raise UnveilError(f"{folder}: its averages are of another network than {CONFIG_FILE} says; train again")
+    network.load_state_dict(average, strict=False)  # buffers are not averaged
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -149,6 +170,8 @@ def claimed_folder(root: Path, name: str) -> Iterator[Path]:
 class Checkpoints:
     """Scratch checkpoints of one run: ``<root>/<fingerprint>/step-00000500/``; the newest few are kept.
 
+    Beside them lie the snapshots of its power-function averages, all of them: ``snapshots/``.
+
     Args:
         folder: of this run.
         keep: how many to keep.
@@ -168,8 +191,28 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
+    def save_snapshot(self, images: int, averages: Mapping[float, Mapping[str, Tensor]]) -> dict[str, str]:
+        """Store averages, by relative standard deviation and parameter, after ``images`` images.
+
+        Returns:
+            the file's name and sha256, which a checkpoint states as ``snapshots``: without them it is not whole.
+        """
+        path = self.folder / SNAPSHOTS / f"snapshot-{images:012d}.safetensors"
+        save_snapshot(path, images, averages)
+        return {path.name: file_digest(path)}
+
+    def snapshots(self) -> list[Path]:
+        """The stored snapshots, the earliest first."""
+        return sorted((self.folder / SNAPSHOTS).glob("*.safetensors"))
+
+    def keep_snapshots(self, names: Collection[str]) -> None:
+        """Remove the snapshots that a training which goes on from a checkpoint has not made yet."""
+        for path in self.snapshots():
+            if path.name not in names:
+                path.unlink()
+
     def load(self, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint, or None; one whose hash is wrong is passed over.
+        """The newest whole checkpoint, or None; one with a wrong hash, its own or a snapshot's, is passed over.
 
         Args:
             before: leave out checkpoints of this step and of later ones.
@@ -215,6 +258,8 @@ class Checkpoints:
             try:
                 facts = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
                 whole = isinstance(facts["step"], int) and file_digest(path / STATE_FILE) == facts["sha256"]
+                for name, digest in facts.get("snapshots", {}).items():
+                    whole = whole and file_digest(self.folder / SNAPSHOTS / name) == digest
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if whole:

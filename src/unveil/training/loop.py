@@ -22,7 +22,7 @@ from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
-from unveil.training.ema import EMA
+from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.precision import autocast
 
@@ -47,6 +47,9 @@ class TrainingConfig:
         betas: Adam's.
         gradient_clip: largest norm of the gradient; 0 = none.
         ema_half_life_images, ema_rampup: see :class:`unveil.training.ema.EMA`.
+        ema_more_half_lives, ema_profiles: of averages beside it, see :class:`unveil.training.ema.FurtherAverages`.
+        snapshot_every_images: interval of stored power-function averages; 0 = at the end only. Those of the end are
+            stored wherever there are profiles and checkpoints.
         precision: fp32, bf16 or fp16.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
@@ -77,6 +80,9 @@ class TrainingConfig:
     weight_decay: float = 0.0
     gradient_accumulation: int = 1
     max_minutes: float = 0.0
+    ema_more_half_lives: tuple[int, ...] = ()
+    ema_profiles: tuple[float, ...] = ()
+    snapshot_every_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,10 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
+        self.further = FurtherAverages(
+            self.parameters, config.ema_more_half_lives, config.ema_rampup, config.ema_profiles
+        )
+        self.snapshots: dict[str, str] = {}  # those stored so far, see Checkpoints.save_snapshot
         self.total_steps = -(-config.images // batches.batch_size)
         self.part = processes.part(batches.batch_size)
         self.model: nn.Module = denoiser if processes.count == 1 else DistributedDataParallel(denoiser)
@@ -205,11 +215,14 @@ class Trainer:
                     validate=validate,
                 )
                 mark, marked_step = time.perf_counter(), self.step
+            if self._due(self.config.snapshot_every_images):
+                self.snapshot()
             if checkpoint:
                 self.save()
             if stopped and not self.finished:
                 self.save()
                 return
+        self.snapshot()
 
     def _point(self, images_per_second: float, seconds_left: float, *, preview: bool, validate: bool) -> Progress:
         """Add a point to the curves, of what happened since the last one."""
@@ -249,10 +262,14 @@ class Trainer:
         return torch.cat(losses).mean().item()
 
     @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """The network, in evaluation mode, with the averaged weights in place of its own for the while."""
+    def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
+        """The network, in evaluation mode, with the averaged weights in place of its own for the while.
+
+        Args:
+            average: which; None = the model's own.
+        """
         raw = [parameter.detach().clone() for parameter in self.parameters]
-        self.ema.copy_to(self.parameters)
+        (average or self.ema).copy_to(self.parameters)
         self.denoiser.eval()
         try:
             yield self.network
@@ -261,6 +278,17 @@ class Trainer:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, raw, strict=True):
                     parameter.copy_(value)
+
+    def snapshot(self) -> None:
+        """Store the power-function averages as they are now, from which others are made after training."""
+        if self.checkpoints is None or not self.processes.is_main or not self.further.profiles:
+            return
+        names = [name for name, _ in self.network.named_parameters()]
+        averages = {
+            sigma_rel: dict(zip(names, average.parameters, strict=True))
+            for sigma_rel, average in self.further.profiles.items()
+        }
+        self.snapshots |= self.checkpoints.save_snapshot(self.images_seen, averages)
 
     def save(self) -> None:
         """Write a scratch checkpoint of everything that the next step depends on."""
@@ -272,8 +300,9 @@ class Trainer:
             tensors[f"ema.{number}"] = average
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{number}"] = value
-        tensors |= self._since.tensors()
+        tensors |= self._since.tensors() | self.further.tensors()
         facts = {
+            "snapshots": self.snapshots,
             "scaler": self.scaler.state_dict(),
             "points": [asdict(point) for point in self.points],
             "seconds": self.seconds,
@@ -295,6 +324,7 @@ class Trainer:
             )
         if self.checkpoints is not None and self.processes.is_main:
             self.checkpoints.remove_after(step)
+            self.checkpoints.keep_snapshots(found[1]["snapshots"] if found is not None else ())
         if self.checkpoints is None or found is None:
             return False
         tensors, facts = found
@@ -311,6 +341,8 @@ class Trainer:
                 self.optimizer.state[parameter] = {
                     name: tensors[f"adam.{name}.{number}"].to(self.device) for name in ("step", "exp_avg", "exp_avg_sq")
                 }
+        self.further.load(tensors)
+        self.snapshots = dict(facts["snapshots"])
         self.scaler.load_state_dict(facts["scaler"])
         self.points = [Progress(**point) for point in facts["points"]]
         self._since = _Record.of(tensors, self.device)
@@ -344,6 +376,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
+        self.further.update(self.parameters, self.batches.batch_size, self.images_seen)
         return self.processes.sum(losses), sigma, norm.detach()
 
     def _gradient(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:

@@ -1,0 +1,288 @@
+"""Averages of the weights beside the model's own, on disk: ``models/averages/``.
+
+| file | what it holds |
+| --- | --- |
+| ``index.json`` | what there is, with a sha256 a file |
+| ``half-life-10000.safetensors`` | the weights averaged with that half-life, as ``model.safetensors`` names them |
+| ``snapshot-000000070000.safetensors`` | the power-function averages after so many images, fp16 as EDM2 has them |
+
+From the snapshots the average of any other profile is made: see :mod:`unveil.training.posthoc`.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unveil.errors import UnveilError
+from unveil.files import atomic_directory, atomic_path, file_digest, write_json
+from unveil.training.choices import GREATEST_DEVIATION, LEAST_DEVIATION, WeightsChoice
+from unveil.training.posthoc import (
+    STEEPEST_RAMP,
+    ExponentialProfile,
+    PowerProfile,
+    Reconstruction,
+    exponent,
+    reconstruct,
+)
+
+FORMAT = 1
+FOLDER = "averages"  # within the model's
+INDEX_FILE = "index.json"
+LARGEST_ERROR = 0.1  # of a reconstructed profile, relative to its norm
+SCAN = 200  # deviations that are tried for the range that can be reconstructed
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A file of power-function averages: which weights they averaged, and the bytes that it should have."""
+
+    images: int
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class HalfLife:
+    """A file of exponentially averaged weights."""
+
+    half_life_images: int
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What ``index.json`` says.
+
+    Attributes:
+        folder: where it lies.
+        images: images that training saw.
+        ema_rampup: largest share of the images seen that a half-life had.
+        half_lives: stored exponential averages.
+        profiles: relative standard deviations in every snapshot.
+        snapshots: the earliest first; the last is of the end of training.
+    """
+
+    folder: Path
+    images: int
+    ema_rampup: float
+    half_lives: tuple[HalfLife, ...]
+    profiles: tuple[float, ...]
+    snapshots: tuple[Snapshot, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Averages":
+        """Read ``index.json``.
+
+        Raises:
+            UnveilError: if it is missing, damaged or of another format.
+        """
+        path = folder / INDEX_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise UnveilError(f"{path}: format is {values['format']!r}, expected {FORMAT}; train again")
+            return cls(
+                folder,
+                values["images"],
+                values["ema_rampup"],
+                tuple(HalfLife(**entry) for entry in values["half_lives"]),
+                tuple(entry["sigma_rel"] for entry in values["profiles"]),
+                tuple(Snapshot(**entry) for entry in values["snapshots"]),
+            )
+        except FileNotFoundError:
+            raise UnveilError(f"{path}: not there, expected the averages of a model; run the train stage") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnveilError(f"{path}: not an index of averages ({error}); run the train stage again") from None
+
+    def digest(self) -> str:
+        """sha256 of the index, and so of everything."""
+        return file_digest(self.folder / INDEX_FILE)
+
+    def choices(self) -> list[WeightsChoice]:
+        """What was stored: the half-lives, and the profiles, which each is its own reconstruction."""
+        return [
+            *(WeightsChoice("half-life", entry.half_life_images) for entry in self.half_lives),
+            *(WeightsChoice("power", sigma_rel) for sigma_rel in self.profiles),
+        ]
+
+    def read(self, choice: WeightsChoice) -> dict[str, Tensor]:
+        """The averaged weights by name, float32: those stored of a half-life, or reconstructed ones (parameters only).
+
+        Raises:
+            UnveilError: if there are none, they cannot be reconstructed, or a file is missing or damaged.
+            ValueError: for ``ema``, which lies in ``model.safetensors``.
+        """
+        if choice.kind == "ema":
+            raise ValueError("found ema, expected half-life:N or power:S")
+        for entry in self.half_lives:
+            if choice == WeightsChoice("half-life", entry.half_life_images):
+                return load_file(self._whole(entry))
+        return self._combine(self.reconstruction(choice).coefficients)
+
+    def reconstruction(self, choice: WeightsChoice) -> Reconstruction:
+        """How the snapshots make an average at the end of training.
+
+        Raises:
+            UnveilError: if there are no snapshots, or none of the sums of their profiles comes close enough.
+        """
+        if not self.snapshots:
+            raise UnveilError(
+                f"{self.folder}: found {self._stored()}, expected {choice} or snapshots to make it from; train with "
+                f"train.ema_{'more_half_lives' if choice.kind == 'half-life' else 'profiles'}, or choose another"
+            )
+        found = self._reconstruction(choice)
+        if found.error > LARGEST_ERROR:
+            least, greatest = self.deviations()
+            raise UnveilError(
+                f"{self.folder}: {choice} can be reconstructed from these {len(self.snapshots)} snapshots only with an "
+                f"error of {found.error:.0%}, expected {LARGEST_ERROR:.0%} at most, as power:{least:.3g} to "
+                f"power:{greatest:.3g} have; choose one of these, or train with more snapshots or other ema_profiles"
+            )
+        return found
+
+    def deviations(self) -> tuple[float, float]:
+        """The least and the greatest relative standard deviation that can be reconstructed without a gap between.
+
+        Of ranges with gaps between them, the one that holds the smallest stored profile.
+        """
+        stored, steps = self._stored_profiles(), range(SCAN + 1)
+        values = [LEAST_DEVIATION * (GREATEST_DEVIATION / LEAST_DEVIATION) ** (step / SCAN) for step in steps]
+        fine = [reconstruct(PowerProfile.of(value, self.images), stored).error <= LARGEST_ERROR for value in values]
+        first = last = min(steps, key=lambda step: abs(values[step] - min(self.profiles)))
+        while first > 0 and fine[first - 1]:
+            first -= 1
+        while last < SCAN and fine[last + 1]:
+            last += 1
+        return values[first], values[last]
+
+    def _reconstruction(self, choice: WeightsChoice) -> Reconstruction:
+        if choice.kind == "power":
+            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles())
+        if not 0 < self.ema_rampup <= STEEPEST_RAMP:
+            raise UnveilError(
+                f"{self.folder}: found {self._stored()} and train.ema_rampup {self.ema_rampup:g}, expected {choice}, "
+                f"or a ramp in (0, {STEEPEST_RAMP}] to reconstruct it with; choose another"
+            )
+        target = ExponentialProfile(self.images, choice.value, self.ema_rampup)
+        return reconstruct(target, self._stored_profiles())
+
+    def _stored_profiles(self) -> list[PowerProfile]:
+        return [
+            PowerProfile.of(sigma_rel, snapshot.images) for snapshot in self.snapshots for sigma_rel in self.profiles
+        ]
+
+    def _stored(self) -> str:
+        return ", ".join(map(str, self.choices())) or "no averages"
+
+    def _combine(self, coefficients: Sequence[float]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        remaining = iter(coefficients)
+        for snapshot in self.snapshots:
+            path = self._whole(snapshot)
+            with safe_open(path, framework="pt") as file:
+                for sigma_rel in self.profiles:
+                    coefficient, prefix = next(remaining), _prefix(sigma_rel)
+                    for name in (key for key in file.keys() if key.startswith(prefix)):  # noqa: SIM118, no mapping
+                        tensor = file.get_tensor(name).float()
+                        parameter = name.removeprefix(prefix)
+                        total[parameter] = total.get(parameter, torch.zeros_like(tensor)).add_(
+                            tensor, alpha=coefficient
+                        )
+        return total
+
+    def _whole(self, entry: Snapshot | HalfLife) -> Path:
+        """The path of a file whose bytes are those that the index has."""
+        path = self.folder / entry.file
+        if not path.is_file():
+            raise UnveilError(
+                f"{path}: not there, expected what {INDEX_FILE} names; run `dvc checkout`, or train again"
+            )
+        if file_digest(path) != entry.sha256:
+            raise UnveilError(
+                f"{path}: damaged, its sha256 is not that of {INDEX_FILE}; run `dvc checkout --force`, or train again"
+            )
+        return path
+
+
+def save_snapshot(path: Path, images: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
+    """Write averages of one moment of training, by relative standard deviation and parameter, as fp16."""
+    tensors = {
+        f"{_prefix(sigma_rel)}{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+        for sigma_rel, named in averages.items()
+        for name, tensor in named.items()
+    }
+    profiles = [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in averages]
+    # One key: safetensors writes several in random order, and equal averages must be equal bytes.
+    metadata = {"facts": json.dumps({"images": images, "profiles": profiles})}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def write_averages(
+    folder: Path,
+    images: int,
+    ema_rampup: float,
+    half_lives: Iterable[tuple[int, Mapping[str, Tensor]]],
+    profiles: Sequence[float],
+    snapshots: Sequence[Path],
+) -> Averages:
+    """Write the whole folder, or leave what was there.
+
+    Args:
+        folder: ``models/averages``.
+        images: images that training saw.
+        ema_rampup: of the half-lives, see :class:`unveil.training.ema.EMA`.
+        half_lives: with the network's state of each; may be made one at a time.
+        profiles: relative standard deviations in the snapshots.
+        snapshots: files that ``save_snapshot`` wrote, the earliest first; copied.
+
+    Raises:
+        UnveilError: if a snapshot is damaged or of other profiles.
+    """
+    with atomic_directory(folder) as temporary:
+        entries = []
+        for half_life, state in half_lives:
+            path = temporary / f"half-life-{half_life}.safetensors"
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+            entries.append({"half_life_images": half_life, "file": path.name, "sha256": file_digest(path)})
+        copies = []
+        for snapshot in snapshots:
+            path = temporary / snapshot.name
+            shutil.copyfile(snapshot, path)
+            copies.append({"images": _images(snapshot, profiles), "file": path.name, "sha256": file_digest(path)})
+        index: dict[str, Any] = {
+            "format": FORMAT,
+            "images": images,
+            "ema_rampup": ema_rampup,
+            "half_lives": entries,
+            "profiles": [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in profiles],
+            "snapshots": copies,
+        }
+        write_json(temporary / INDEX_FILE, index)
+    return Averages.load(folder)
+
+
+def _images(snapshot: Path, profiles: Sequence[float]) -> int:
+    """Images of a snapshot, which must hold these profiles."""
+    try:
+        with safe_open(snapshot, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        images, found = facts["images"], [entry["sigma_rel"] for entry in facts["profiles"]]
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise UnveilError(f"{snapshot}: damaged ({error}); remove its folder and train again") from None
+    if found != list(profiles):
+        raise UnveilError(f"{snapshot}: found profiles {found}, expected {list(profiles)}; remove it and train again")
+    return int(images)
+
+
+def _prefix(sigma_rel: float) -> str:
+    return f"{WeightsChoice('power', sigma_rel)}/"

@@ -1,0 +1,159 @@
+"""The folder of averages: what is written is read, and what is wrong with it is said in one line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.errors import UnveilError
+from unveil.files import file_digest
+from unveil.training.averages import Averages, save_snapshot, write_averages
+from unveil.training.choices import WeightsChoice, parse_weights
+
+PROFILES = (0.05, 0.1)
+STATE = {"a": torch.linspace(-1, 1, 6).reshape(2, 3), "b": torch.tensor(2.0)}
+
+
+def state(value: float) -> dict[str, Tensor]:
+    return {name: tensor * value for name, tensor in STATE.items()}
+
+
+def make(folder: Path, count: int = 8, images: int = 800) -> Averages:
+    """Averages of weights that stood still at STATE, but for the last snapshot's 0.1."""
+    paths = []
+    for number in range(1, count + 1):
+        path = folder / "scratch" / f"snapshot-{number:03d}.safetensors"
+        last = 2.0 if number == count else 1.0
+        save_snapshot(path, images * number // count, {0.05: state(1.0), 0.1: state(last)})
+        paths.append(path)
+    return write_averages(folder / "averages", images, 0.09, [(300, state(3.0))], PROFILES, paths)
+
+
+@pytest.fixture
+def averages(tmp_path: Path) -> Averages:
+    return make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("ema", WeightsChoice()),
+        ("half-life:10000", WeightsChoice("half-life", 10000)),
+        ("power:0.1", WeightsChoice("power", 0.1)),
+        ("power:.05", WeightsChoice("power", 0.05)),
+        ("power:5e-2", WeightsChoice("power", 0.05)),
+        *((wrong, None) for wrong in ("EMA", "half-life:0", "half-life:-1", "half-life:1.5", "half-life:", "power:1")),
+        *((wrong, None) for wrong in ("power:0.001", "power:0.2887", "power:nan", "power:", "power", "", "power:0,1")),
+    ],
+)
+def test_how_weights_are_named(text: str, choice: WeightsChoice | None) -> None:
+    assert parse_weights(text) == choice
+    if choice is not None:
+        assert parse_weights(str(choice)) == choice
+
+
+def test_what_is_written_is_read(averages: Averages) -> None:
+    assert Averages.load(averages.folder) == averages
+    assert [snapshot.images for snapshot in averages.snapshots] == list(range(100, 801, 100))
+    assert averages.choices() == [WeightsChoice("half-life", 300), *(WeightsChoice("power", s) for s in PROFILES)]
+    for choice, factor in zip(averages.choices(), (3.0, 1.0, 2.0), strict=True):
+        found = averages.read(choice)
+        assert found.keys() == STATE.keys()
+        for name, tensor in STATE.items():
+            assert found[name].shape == tensor.shape and found[name].dtype == torch.float32
+            assert torch.allclose(found[name], factor * tensor, atol=2e-3)  # fp16
+    index = json.loads((averages.folder / "index.json").read_text())
+    assert [entry["gamma"] for entry in index["profiles"]] == pytest.approx([16.9722, 6.9372], abs=1e-4)
+
+
+def test_a_reconstruction_is_the_sum_of_the_snapshots(averages: Averages) -> None:
+    choice = WeightsChoice("power", 0.08)
+    coefficients = averages.reconstruction(choice).coefficients
+    assert len(coefficients) == 16
+    expected = 1 + coefficients[-1]  # all are 1, but for the last, which is 2; and the coefficients sum to 1
+    assert averages.read(choice)["b"] == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_a_half_life_that_was_not_stored_is_reconstructed_along_the_ramp(averages: Averages) -> None:
+    found = averages.read(WeightsChoice("half-life", 60))
+    coefficients = averages.reconstruction(WeightsChoice("half-life", 60)).coefficients
+    assert found["b"] == pytest.approx(2 * (1 + coefficients[-1]), rel=1e-5)
+    with pytest.raises(UnveilError, match=r"half-life:300.* and train\.ema_rampup 0, expected half-life:60") as caught:
+        replace(averages, ema_rampup=0.0).reconstruction(WeightsChoice("half-life", 60))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_profile_out_of_reach_names_those_within(averages: Averages) -> None:
+    least, greatest = averages.deviations()
+    assert 0.025 < least < 0.05 and 0.1 < greatest < 0.25
+    for reached in (least, greatest):
+        assert averages.reconstruction(WeightsChoice("power", reached)).error <= 0.1
+    for beyond in (least / 1.05, greatest * 1.05):
+        with pytest.raises(UnveilError) as caught:
+            averages.read(WeightsChoice("power", beyond))
+        said = str(caught.value)
+        assert f"power:{least:.3g} to power:{greatest:.3g}" in said and "\n" not in said
+
+
+def test_more_snapshots_reach_further(averages: Averages, tmp_path: Path) -> None:
+    more = make(tmp_path / "more", count=32)
+    assert more.deviations()[0] < averages.deviations()[0] < averages.deviations()[1] < more.deviations()[1]
+
+
+def test_nothing_kept_is_an_index_alone(tmp_path: Path) -> None:
+    empty = write_averages(tmp_path / "averages", 640, 0.09, [], [], [])
+    assert [path.name for path in empty.folder.iterdir()] == ["index.json"]
+    for choice, key in (
+        (WeightsChoice("half-life", 5), "ema_more_half_lives"),
+        (WeightsChoice("power", 0.1), "ema_pro"),
+    ):
+        with pytest.raises(UnveilError, match=rf"found no averages, expected {choice} .*train\.{key}"):
+            empty.read(choice)
+    with pytest.raises(ValueError, match="found ema"):
+        empty.read(WeightsChoice())
+
+
+def test_equal_averages_are_equal_bytes(averages: Averages, tmp_path: Path) -> None:
+    again = make(tmp_path / "again")
+    for path in averages.folder.iterdir():
+        assert path.read_bytes() == (again.folder / path.name).read_bytes()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("snapshot-003.safetensors", _cut, "damaged"),
+        ("snapshot-003.safetensors", Path.unlink, "not there"),
+        ("half-life-300.safetensors", _cut, "damaged"),
+        ("index.json", _cut, "not an index"),
+        ("index.json", Path.unlink, "not there"),
+        ("index.json", lambda path: path.write_text('{"format": 7}'), "format is 7"),
+    ],
+)
+def test_what_is_damaged_is_named(averages: Averages, name: str, harm: Callable[[Path], object], said: str) -> None:
+    if name == "index.json":
+        text = (averages.folder / name).read_text()
+        (averages.folder / name).write_text(text.strip())
+    harm(averages.folder / name)
+    with pytest.raises(UnveilError, match=f"{name}.*{said}") as caught:
+        Averages.load(averages.folder).read(
+            WeightsChoice("half-life", 300) if "half" in name else averages.choices()[1]
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_snapshot_of_other_profiles_changes_nothing(averages: Averages, tmp_path: Path) -> None:
+    before = {path.name: file_digest(path) for path in averages.folder.iterdir()}
+    path = tmp_path / "scratch" / "other.safetensors"
+    save_snapshot(path, 800, {0.2: state(1.0)})
+    with pytest.raises(UnveilError, match=r"found profiles \[0\.2\], expected \[0\.05, 0\.1\]"):
+        write_averages(averages.folder, 800, 0.09, [], PROFILES, [path])
+    assert {path.name: file_digest(path) for path in averages.folder.iterdir()} == before
