@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, open_batches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
@@ -29,7 +30,14 @@ from unveil.stage import Run, Terminated, signals_noted, stage
 from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import (
+    autocast,
+    resolve_channels_last,
+    resolve_device,
+    resolve_precision,
+    set_tf32,
+)
+from unveil.training.usage import usage
 
 SHARDS = Path("data/shards")
 MODELS = Path("models")
@@ -65,13 +73,18 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         weight_decay=settings.weight_decay,
         gradient_accumulation=settings.gradient_accumulation,
         max_minutes=settings.max_minutes,
+        augment=settings.augment,
     )
 
 
-def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelConfig:
+def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool) -> ModelConfig:
     """What config.json says of the model."""
     return ModelConfig(
-        network=UNetConfig(image_size=index.image_size, **settings.network.model_dump()),
+        network=UNetConfig(
+            image_size=index.image_size,
+            **settings.network.model_dump(),
+            augment_labels=LABELS if settings.augment else 0,
+        ),
         diffusion=DiffusionConfig(**settings.diffusion.model_dump()),
         data={
             "source": index.source,
@@ -80,8 +93,9 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
             "shards": index.digest(),
         },
         training={
-            **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile"}),
+            **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile", "channels_last"}),
             "precision": precision,
+            "tf32": tf32,
         },
     )
 
@@ -167,9 +181,9 @@ def point_metrics(point: Progress) -> dict[str, float]:
     return values | {f"loss_sigma_{name}": loss for name, loss in point.loss_by_sigma.items()}
 
 
-def report(run: Run, point: Progress) -> None:
-    """Log a point of the curves, and print it."""
-    run.log_metrics(point_metrics(point), step=point.images)
+def report(run: Run, point: Progress, device: torch.device) -> None:
+    """Log a point of the curves, with what the training takes of the machine, and print it."""
+    run.log_metrics(point_metrics(point) | usage(device), step=point.images)
     minutes, seconds = divmod(round(point.seconds_left), 60)
     run.say(
         f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
@@ -196,7 +210,9 @@ def main(
         )
         device = local_device(resolve_device(settings.device))
         precision = resolve_precision(settings.precision, device)
-        config = model_config(settings, index, precision)
+        tf32 = set_tf32(settings.tf32, device)
+        channels_last = resolve_channels_last(settings.channels_last, device)
+        config = model_config(settings, index, precision, tf32)
 
         processes = held.enter_context(joined(device))
         if settings.batch_size < processes.count:
@@ -207,6 +223,8 @@ def main(
 
         torch.manual_seed(settings.seed)
         denoiser = config.build().to(device)
+        if channels_last:
+            denoiser.to(memory_format=torch.channels_last)
         batches = open_batches(
             SHARDS,
             "train",
@@ -238,6 +256,8 @@ def main(
         size = sum(parameter.numel() for parameter in trainer.parameters)
         run.log_metrics({"parameters": size})
         run.tag("unveil.precision", precision)
+        run.tag("unveil.tf32", str(tf32).lower())
+        run.tag("unveil.channels_last", str(channels_last).lower())
         where = "streamed from disk" if isinstance(batches, StreamBatches) else f"in the memory of {device}"
         count = index.num_images("train")
         many = f" in {processes.count} processes" if processes.count > 1 else ""
@@ -254,7 +274,7 @@ def main(
             for point in trainer.run(stop=lambda: bool(noted)):
                 if not processes.is_main:
                     continue
-                report(run, point)
+                report(run, point, device)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
                     draw_preview(trainer, index.image_size, precision, preview)

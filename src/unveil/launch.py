@@ -9,7 +9,7 @@ from torch.distributed.run import get_args_parser
 
 from unveil.errors import UnveilError
 from unveil.params import load_params
-from unveil.stage import is_launched
+from unveil.rank import is_launched
 
 SHUTDOWN_SECONDS = 600  # for a checkpoint after SIGTERM
 
