@@ -181,9 +181,9 @@ def point_metrics(point: Progress) -> dict[str, float]:
     return values | {f"loss_sigma_{name}": loss for name, loss in point.loss_by_sigma.items()}
 
 
-def report(run: Run, point: Progress, device: torch.device) -> None:
-    """Log a point of the curves, with what the training takes of the machine, and print it."""
-    run.log_metrics(point_metrics(point) | usage(device), step=point.images)
+def report(run: Run, point: Progress) -> None:
+    """Log a point of the curves, and print it."""
+    run.log_metrics(point_metrics(point), step=point.images)
     minutes, seconds = divmod(round(point.seconds_left), 60)
     run.say(
         f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
@@ -274,7 +274,8 @@ def main(
             for point in trainer.run(stop=lambda: bool(noted)):
                 if not processes.is_main:
                     continue
-                report(run, point, device)
+                report(run, point)
+                run.log_metrics(usage(device), step=point.images)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
                     draw_preview(trainer, index.image_size, precision, preview)

@@ -532,6 +532,11 @@ PLAIN = {
         ({"evaluate__held_out_split": "train"}, "evaluate.held_out_split", "expected valid | test"),
         ({"train__device": "cpu", "train__precision": "fp16"}, "train.precision", "fp16 needs cuda"),
         ({"sample__device": "cpu", "sample__precision": "fp16"}, "sample.precision", "fp16 needs cuda"),
+        (
+            {"train__augment": 0.15, "train__network__noise_conditioning": "none"},
+            "train.augment",
+            "0.0 with train.network.noise_conditioning none",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words: str) -> None:
@@ -564,6 +569,8 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         PLAIN,
         PLAIN | {"train__network__norm_groups": 24, "train__network__norm_eps": 1e-5},
         {"train__network__noise_embedding": "fourier", "train__network__noise_conditioning": "none"},
+        *({"train__augment": 0.15, "train__network__noise_conditioning": name} for name in ("all", "bottleneck")),
+        *({"train__channels_last": value} for value in ("auto", True, False)),
         *(SUB_VP | {"train__diffusion__objective": name} for name in ("edm", "min-snr", "p2", "flow")),
         SUB_VP | {"train__diffusion__objective": "simple", "train__diffusion__parameterization": "v"},
         VE | {"sample__sigma_max": 0.02} | EVEN | {"sample__sigma_min": 0.01},

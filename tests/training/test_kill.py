@@ -39,6 +39,7 @@ def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
             checkpoint_every_images=160,
             preview_every_images=0,
             validate_every_images=960,
+            augment=0.15,
         )
         (project / ".git").mkdir()
     output = _train(killed, KILLS)

@@ -91,12 +91,6 @@ class Transformations:
             normal[2:].T * done[4, :, None],
         )
 
-    def __getitem__(self, part: slice) -> "Transformations":
-        """Those of some of the images."""
-        return Transformations(
-            self.flips[part], self.scaling[part], self.rotation[part], self.anisotropy[part], self.translation[part]
-        )
-
     def labels(self) -> Tensor:
         """What the network is told: float32 [B, 9], zeros for an image that nothing is done to."""
         angle, strength = self.anisotropy.T
@@ -125,7 +119,7 @@ class Transformations:
         return self.translation.double() * TRANSLATION * torch.tensor([width, height], dtype=torch.float64)
 
 
-def augment(images: Tensor, transformations: Transformations) -> Tensor:
+def augment(images: Tensor, transformations: Transformations, part: slice = slice(None)) -> Tensor:
     """Transform images, all at once but for the flips, which need no interpolation.
 
     The image continues beyond its edges as its reflection (the pixels at the edge stand once). It is upsampled by 2
@@ -137,21 +131,25 @@ def augment(images: Tensor, transformations: Transformations) -> Tensor:
 
     Args:
         images: float32 [B, C, H, W] in [-1, 1], on any device.
-        transformations: of these images.
+        transformations: of these images, or of a batch that they are a part of.
+        part: which of the batch these images are; all of it decides how far the images are continued, and so they
+            are the same to the last bit in whatever parts they come.
 
     Returns:
         float32 [B, C, H, W]; the filter may leave [-1, 1] a little at an edge.
     """
-    flips = transformations.flips.to(images.device, non_blocking=True)[:, :, None, None, None]
+    flips = transformations.flips[part].to(images.device, non_blocking=True)[:, :, None, None, None]
     images = torch.where(flips[:, 0], images.flip(3), images)
     images = torch.where(flips[:, 1], images.flip(2), images)
     height, width = images.shape[2:]
     matrices, shifts = transformations.matrices(), transformations.shifts(height, width)
-    moved = ((matrices - torch.eye(2)).flatten(1).any(1) | shifts.any(1)).nonzero().flatten()
+    margins = _margins(matrices, shifts, height, width)
+    moved = ((matrices - torch.eye(2)).flatten(1).any(1) | shifts.any(1))[part].nonzero().flatten()
     if not len(moved):
         return images
     here = moved.to(images.device, non_blocking=True)
-    return images.index_copy(0, here, _resample(images[here], matrices[moved], shifts[moved]))
+    resampled = _resample(images[here], matrices[part][moved], shifts[part][moved], *margins)
+    return images.index_copy(0, here, resampled)
 
 
 def _turned(angle: Tensor) -> Tensor:
@@ -160,24 +158,30 @@ def _turned(angle: Tensor) -> Tensor:
     return torch.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
 
 
-def _resample(images: Tensor, matrices: Tensor, shifts: Tensor) -> Tensor:
-    """Images in which what was at q from the centre is at ``matrices q + shifts``."""
+def _margins(matrices: Tensor, shifts: Tensor, height: int, width: int) -> tuple[int, int]:
+    """How many pixels beyond an image, across and down, are read for any of the images.
+
+    The corners of an output, with what its filter looks at, show it.
+    """
+    size = torch.tensor([width, height], dtype=torch.float64)
+    corners = (size / 2 + REACH) * torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
+    read = ((corners - shifts[:, None]) @ torch.linalg.inv(matrices).mT).abs().amax((0, 1))
+    across, down = (read - size / 2).clamp_min(0).ceil().tolist()
+    return int(across) + REACH, int(down) + REACH
+
+
+def _resample(images: Tensor, matrices: Tensor, shifts: Tensor, across: int, down: int) -> Tensor:
+    """Images in which what was at q from the centre is at ``matrices q + shifts``, read with these margins."""
     height, width = images.shape[2:]
     size = torch.tensor([width, height], dtype=torch.float64)
     inverse = torch.linalg.inv(matrices)
-    # The output's corners, with what its filter looks at, show how far beyond the image it reads.
-    corners = (size / 2 + REACH) * torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
-    read = ((corners - shifts[:, None]) @ inverse.mT).abs().amax((0, 1))
-    margin = (read - size / 2).clamp_min(0).ceil() + REACH
-    across, down = (int(pixels) for pixels in margin)
     columns, rows = (_reflected(side, by).to(images.device) for side, by in ((width, across), (height, down)))
     source = _upsample(_upsample(images[:, :, rows][..., columns]).mT).mT
 
     # Sample n of the source is (n + TAPS - 2 - CENTRE) / 2 pixels from the first one of the reflected image, sample m
     # of the target (m - CENTRE) / 2 pixels from the first one of the output: n = inverse m + first.
-    first = (
-        2 * margin + size - 1 - (TAPS - 2) + CENTRE - (inverse @ (size - 1 + CENTRE + 2 * shifts)[..., None])[..., 0]
-    )
+    moved = (inverse @ (size - 1 + CENTRE + 2 * shifts)[..., None])[..., 0]
+    first = 2 * torch.tensor([across, down]) + size - 1 - (TAPS - 2) + CENTRE - moved
     unit = 2 / torch.tensor([source.shape[3], source.shape[2]], dtype=torch.float64)  # of grid_sample, in samples
     affine = torch.cat([inverse, first[..., None] + 0.5], 2) * unit[:, None]
     affine[..., 2] -= 1

@@ -358,8 +358,8 @@ class Trainer:
         if not config.augment:
             return x0, None
         generator = torch.Generator().manual_seed(_step_seed("augment", config.seed, self.step))
-        drawn = Transformations.draw(self.batches.batch_size, config.augment, generator)[self.part]
-        return augment(x0, drawn), drawn.labels().to(self.device, non_blocking=True)
+        drawn = Transformations.draw(self.batches.batch_size, config.augment, generator)
+        return augment(x0, drawn, self.part), drawn.labels()[self.part].to(self.device, non_blocking=True)
 
     def _gradient(self, batch: _Part) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""

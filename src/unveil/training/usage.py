@@ -17,8 +17,17 @@ def usage(device: torch.device) -> dict[str, float]:
     if device.type != "cuda":
         return {"memory_gib": psutil.Process().memory_info().rss / GIB}
     found = {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / GIB}
+    utilization = _gpu_utilization(device)
+    return found if utilization is None else found | {"gpu_utilization": utilization}
+
+
+def _gpu_utilization(device: torch.device) -> float | None:
+    """In percent; None without the package nvidia-ml-py, or where the driver does not say, as of a part of a GPU."""
     try:
-        found["gpu_utilization"] = float(torch.cuda.utilization(device))
-    except (ImportError, OSError, RuntimeError):  # no package nvidia-ml-py, or a driver that does not say
-        pass
-    return found
+        from pynvml import NVMLError
+    except ImportError:
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (NVMLError, RuntimeError):
+        return None
