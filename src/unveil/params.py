@@ -65,6 +65,13 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _no_number(value: object) -> object:
+    """A literal true would take 1 too."""
+    if type(value) in (int, float):
+        raise ValueError(value)
+    return value
+
+
 def _path(value: object) -> object:
     return Path(value) if isinstance(value, str) and value.strip() else value
 
@@ -382,7 +389,7 @@ class Train(Section):
     """Where the images are; never changes the result."""
     compile: bool
     """Compile the network (torch.compile)."""
-    channels_last: Literal["auto", True, False]
+    channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_no_number)]
     """Keep the network's features with channels last in memory; auto = on CUDA."""
     precision: Precision
     """Type of the network's arithmetic; weights stay fp32."""
