@@ -103,7 +103,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path(),
 ) -> None:
     """Measure how far the samples are from real images, with everything that made the number."""
-    start_processes(__file__, params)
+    stated = () if protocol is None else ("--protocol", protocol)
+    start_processes(__file__, params, "--samples", str(samples), "--out", str(out), *stated)
     with stage("evaluate", params) as run, ExitStack() as held:
         if samples != OWN_SAMPLES and out.resolve() == Path.cwd():
             raise UnveilError(
@@ -285,7 +286,7 @@ def _controls(
     left_out = []
 
     def add(name: str, title: str, facts: Mapping[str, Any], make: Callable[[], Tensor]) -> None:
-        found[name] = ImageSet(title, base | facts, count, lambda: [make()])
+        found[name] = ImageSet(title, base | dict(facts), count, lambda: [make()])
 
     for name in settings.controls:
         if name == REREAD:

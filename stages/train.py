@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, open_batches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
@@ -30,7 +31,14 @@ from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import (
+    autocast,
+    resolve_channels_last,
+    resolve_device,
+    resolve_precision,
+    set_tf32,
+)
+from unveil.training.usage import usage
 
 SHARDS = Path("data/shards")
 MODELS = Path("models")
@@ -69,13 +77,18 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         ema_more_half_lives=settings.ema_more_half_lives,
         ema_profiles=settings.ema_profiles,
         snapshot_every_images=settings.snapshot_every_images,
+        augment=settings.augment,
     )
 
 
-def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelConfig:
+def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool) -> ModelConfig:
     """What config.json says of the model."""
     return ModelConfig(
-        network=UNetConfig(image_size=index.image_size, **settings.network.model_dump()),
+        network=UNetConfig(
+            image_size=index.image_size,
+            **settings.network.model_dump(),
+            augment_labels=LABELS if settings.augment else 0,
+        ),
         diffusion=DiffusionConfig(**settings.diffusion.model_dump()),
         data={
             "source": index.source,
@@ -84,8 +97,9 @@ def model_config(settings: Train, index: ShardIndex, precision: str) -> ModelCon
             "shards": index.digest(),
         },
         training={
-            **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile"}),
+            **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile", "channels_last"}),
             "precision": precision,
+            "tf32": tf32,
         },
     )
 
@@ -207,7 +221,9 @@ def main(
         )
         device = local_device(resolve_device(settings.device))
         precision = resolve_precision(settings.precision, device)
-        config = model_config(settings, index, precision)
+        tf32 = set_tf32(settings.tf32, device)
+        channels_last = resolve_channels_last(settings.channels_last, device)
+        config = model_config(settings, index, precision, tf32)
 
         processes = held.enter_context(joined(device))
         if settings.batch_size < processes.count:
@@ -218,6 +234,8 @@ def main(
 
         torch.manual_seed(settings.seed)
         denoiser = config.build().to(device)
+        if channels_last:
+            denoiser.to(memory_format=torch.channels_last)
         batches = open_batches(
             SHARDS,
             "train",
@@ -249,6 +267,8 @@ def main(
         size = sum(parameter.numel() for parameter in trainer.parameters)
         run.log_metrics({"parameters": size})
         run.tag("unveil.precision", precision)
+        run.tag("unveil.tf32", str(tf32).lower())
+        run.tag("unveil.channels_last", str(channels_last).lower())
         where = "streamed from disk" if isinstance(batches, StreamBatches) else f"in the memory of {device}"
         count = index.num_images("train")
         many = f" in {processes.count} processes" if processes.count > 1 else ""
@@ -266,6 +286,7 @@ def main(
                 if not processes.is_main:
                     continue
                 report(run, point)
+                run.log_metrics(usage(device), step=point.images)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
                     draw_preview(trainer, index.image_size, precision, preview)

@@ -302,6 +302,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"train__images": None}, "found null, expected a whole number >= 1"),
         ({"train__horizontal_flip": "yes"}, 'found "yes", expected true | false'),
         ({"train__horizontal_flip": 1}, "found 1, expected true | false"),
+        ({"train__channels_last": 1}, "found 1, expected auto | true | false"),
+        ({"train__channels_last": "atuo"}, "expected auto | true | false; did you mean auto?"),
+        ({"train__augment": 1.5}, "expected a number in [0, 1]"),
         ({"train__betas": [0.9, 1.0]}, "found [0.9, 1.0], expected a list of 2 numbers in [0, 1)"),
         ({"train__betas": [0.9]}, "found [0.9], expected a list of 2 numbers in [0, 1)"),
         ({"train__betas": 0.9}, "found 0.9, expected a list of 2 numbers in [0, 1)"),
@@ -549,6 +552,11 @@ PLAIN = {
             "sample.weights",
             "ema | half-life:60, or what it is made from in train.ema_more_half_lives",
         ),
+        (
+            {"train__augment": 0.15, "train__network__noise_conditioning": "none"},
+            "train.augment",
+            "0.0 with train.network.noise_conditioning none",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words: str) -> None:
@@ -581,6 +589,8 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         PLAIN,
         PLAIN | {"train__network__norm_groups": 24, "train__network__norm_eps": 1e-5},
         {"train__network__noise_embedding": "fourier", "train__network__noise_conditioning": "none"},
+        *({"train__augment": 0.15, "train__network__noise_conditioning": name} for name in ("all", "bottleneck")),
+        *({"train__channels_last": value} for value in ("auto", True, False)),
         *(SUB_VP | {"train__diffusion__objective": name} for name in ("edm", "min-snr", "p2", "flow")),
         SUB_VP | {"train__diffusion__objective": "simple", "train__diffusion__parameterization": "v"},
         VE | {"sample__sigma_max": 0.02} | EVEN | {"sample__sigma_min": 0.01},

@@ -1,10 +1,8 @@
 """Several processes that do one work: which one this is, and what they tell each other.
 
-``accelerate launch`` and ``torchrun`` start the processes and describe them in the environment (RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR, MASTER_PORT); torch.distributed connects them. Without these variables there is one process.
+:mod:`unveil.rank` reads what the launcher says of them; torch.distributed connects them.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unveil.rank import local_rank, world_size
 
 PATIENCE = timedelta(days=2)  # with each other: one may be long at a preview, or have more samples to draw
 
@@ -71,16 +71,10 @@ class Processes:
         return torch.cat([torch.from_numpy(part) for part in parts]) if parts is not None else None
 
 
-def world_size() -> int:
-    """How many processes the environment says there are, if it says all that is needed to meet them."""
-    described = all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ["WORLD_SIZE"]) if described else 1
-
-
 def local_device(device: torch.device) -> torch.device:
     """The GPU of this process among those of its machine."""
     if device.type == "cuda" and world_size() > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank())
     return device
 
 

@@ -9,7 +9,7 @@ from torch.distributed.run import get_args_parser
 
 from unveil.errors import UnveilError
 from unveil.params import load_params
-from unveil.stage import is_launched
+from unveil.rank import is_launched
 
 SHUTDOWN_SECONDS = 600  # for a checkpoint after SIGTERM
 
@@ -23,10 +23,11 @@ def processes_here(asked: int, device: str) -> int:
     return min(asked, gpus) if asked and gpus else asked or max(gpus, 1)
 
 
-def start_processes(script: str, params: Path) -> None:
+def start_processes(script: str, params: Path, *arguments: str) -> None:
     """Replace this process by torchrun with several of the script, unless it is one of several already.
 
     Does nothing where one process is asked for, and where params.yaml is wrong: the stage will say what.
+    ``arguments`` are the script's others, which each process gets too.
     """
     if is_launched():
         return
@@ -43,4 +44,4 @@ def start_processes(script: str, params: Path) -> None:
     if any("--shutdown-timeout" in action.option_strings for action in get_args_parser()._actions):
         runner.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")  # older versions of PyTorch have their 30 s
     sys.stdout.flush()
-    os.execv(sys.executable, [*runner, script, "--params", str(params)])
+    os.execv(sys.executable, [*runner, script, "--params", str(params), *arguments])

@@ -76,6 +76,13 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _no_number(value: object) -> object:
+    """A literal true would take 1 too."""
+    if type(value) in (int, float):
+        raise ValueError(value)
+    return value
+
+
 def _path(value: object) -> object:
     return Path(value) if isinstance(value, str) and value.strip() else value
 
@@ -394,8 +401,12 @@ class Train(Section):
     """Where the images are; never changes the result."""
     compile: bool
     """Compile the network (torch.compile)."""
+    channels_last: Annotated[Literal["auto", True, False], BeforeValidator(_no_number)]
+    """Keep the network's features with channels last in memory; auto = on CUDA."""
     precision: Precision
     """Type of the network's arithmetic; weights stay fp32."""
+    tf32: bool
+    """On CUDA, let products of fp32 numbers round them to TF32."""
     images: Count
     """Length of training, in images seen."""
     max_minutes: NonNegative
@@ -432,6 +443,8 @@ class Train(Section):
     """Images between two stored states of ema_profiles; 0 = that of the end alone."""
     horizontal_flip: bool
     """Mirror every second image at random."""
+    augment: Share
+    """Probability of each of EDM's transformations of an image, of which the network is told; 0 = none."""
     log_every_images: Count
     """Images between two points of the curves."""
     preview_every_images: Amount
@@ -457,6 +470,12 @@ class Train(Section):
         for key, value in (("batch_size", self.batch_size), ("warmup_images", self.warmup_images)):
             if value > self.images:
                 yield Problem(key, f"at most train.images, {self.images}")
+        if self.augment and self.network.noise_conditioning == "none":
+            yield Problem(
+                "augment",
+                "0.0 with train.network.noise_conditioning none: the network is told what was done beside the noise "
+                "level, and otherwise would draw turned faces",
+            )
         if self.gradient_accumulation > self.batch_size:
             yield Problem("gradient_accumulation", f"at most train.batch_size, {self.batch_size}")
         if self.optimizer == "adam" and self.weight_decay:
@@ -982,7 +1001,7 @@ def _mismatch(key: tuple[str, ...], value: object) -> str:
     field = _field(key)
     hint = ""
     if get_origin(field.annotation) is Literal and isinstance(value, str):
-        match = nearest(value, get_args(field.annotation))
+        match = nearest(value, [name for name in get_args(field.annotation) if isinstance(name, str)])
         hint = f"; did you mean {match}?" if match else ""
     elif field.annotation in (int, float) and isinstance(value, str) and _is_number(value):
         hint = "; remove the quotes"
@@ -997,7 +1016,7 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         return _allowed(arguments[0], arguments[1:])
     if origin is Literal:
-        return " | ".join(arguments)
+        return " | ".join(str(name).lower() if isinstance(name, bool) else name for name in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join("null" if kind is types.NoneType else _allowed(kind) for kind in arguments)
     if origin is tuple:

@@ -24,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 from unveil.errors import UnveilError
 from unveil.files import file_digest, write_json
 from unveil.params import Params, flatten, load_params
+from unveil.rank import is_main_process
 from unveil.tracking import (
     Store,
     TrackedRun,
@@ -55,16 +56,6 @@ class Terminated(BaseException):
         super().__init__(signal.Signals(number).name)
         self.number = number
         self.hint = hint
-
-
-def is_launched() -> bool:
-    """Whether torchrun or accelerate started this process: all that describes its place is in the environment."""
-    return all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-
-
-def is_main_process() -> bool:
-    """Whether this process prints, tracks and writes: the first of those that torchrun started, or the only one."""
-    return not is_launched() or os.environ["RANK"] == "0"
 
 
 class Run:

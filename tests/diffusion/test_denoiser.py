@@ -55,3 +55,18 @@ def test_a_network_in_low_precision_gives_a_sum_in_full_precision() -> None:
 def test_its_weights_are_the_networks() -> None:
     network = nn.Conv2d(1, 1, 1)
     assert list(Denoiser(network, EDM(), Eps()).parameters()) == list(network.parameters())
+
+
+def test_labels_go_to_the_network_as_they_are_and_only_if_there_are_any() -> None:
+    heard: list[tuple[Tensor, ...]] = []
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, *labels: Tensor) -> Tensor:
+            heard.append(labels)
+            return x
+
+    denoiser = Denoiser(Network(), EDM(), Eps())
+    x, sigma, labels = torch.randn(2, 3, 4, 4), torch.ones(2), torch.randn(2, 9)
+    denoiser(x, sigma)
+    denoiser(x, sigma, augment_labels=labels)
+    assert heard[0] == () and heard[1][0] is labels

@@ -212,6 +212,11 @@ def test_what_is_not_there_is_refused_by_name(changes: dict[str, Any], key: str)
         from_config(replace(config, **changes))
 
 
+def test_a_network_that_is_told_of_augmentation_is_refused_by_the_key_that_made_it() -> None:
+    with pytest.raises(UnveilError, match=r"^train\.augment: found a network with 9 labels .*cannot be exported$"):
+        from_config(UNetConfig(16, 64, (1, 2), 1, (8,), augment_labels=9))
+
+
 def test_weights_that_do_not_belong_to_the_configuration_are_named() -> None:
     config = to_config(RESIDUAL, "config.json")
     weights = from_weights(build_network(config).state_dict(), config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from unveil.networks.embedding import NoiseEmbedding, RandomFourier, sinusoidal_embedding
+from unveil.networks.embedding import NoiseEmbedding, RandomFourier, embed, sinusoidal_embedding
 
 POSITIONS = torch.tensor([-1.5, 0.0, 0.25, 1.0, 17.0, 500.5, 999.0])
 
@@ -63,3 +63,26 @@ def test_different_noise_levels_are_told_apart() -> None:
     for i in range(len(POSITIONS)):
         for j in range(i):
             assert (embedded[i] - embedded[j]).abs().max() > 1e-3
+
+
+def test_labels_start_unheard_and_zeros_always_are() -> None:
+    torch.manual_seed(0)
+    plain = NoiseEmbedding(32, 128)
+    torch.manual_seed(0)
+    told = NoiseEmbedding(32, 128, labels=9)
+    labels = torch.randn(len(POSITIONS), 9)
+    assert all(torch.equal(told.state_dict()[name], value) for name, value in plain.state_dict().items())
+    assert set(told.state_dict()) - set(plain.state_dict()) == {"augment.weight"}
+    assert torch.equal(told(POSITIONS, labels), plain(POSITIONS))
+    assert told.augment is not None
+    torch.nn.init.normal_(told.augment.weight)
+    assert torch.equal(told(POSITIONS, torch.zeros_like(labels)), told(POSITIONS))
+    expected = told.layers(told.waves(POSITIONS) + labels @ told.augment.weight.T)
+    torch.testing.assert_close(told(POSITIONS, labels), expected)
+    assert (told(POSITIONS, labels) - told(POSITIONS)).abs().max() > 1e-3
+
+
+def test_labels_that_would_not_be_heard_are_refused() -> None:
+    for embedding in (NoiseEmbedding(32, 128), None):
+        with pytest.raises(ValueError, match="given to a network that takes none"):
+            embed(embedding, POSITIONS, torch.zeros(len(POSITIONS), 9))

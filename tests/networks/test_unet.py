@@ -308,3 +308,17 @@ def test_a_configuration_survives_json() -> None:
     config = UNetConfig(24, 32, (1, 2), 1, (4,), 16, 0.1, stem=3, image_channels=1)
     assert UNetConfig(**json.loads(json.dumps(config.to_dict()))) == config
     assert config.downsampling == 6
+
+
+@pytest.mark.parametrize("changes", [{}, {"architecture": "plain"}, {"noise_embedding": "fourier"}], ids=str)
+def test_labels_of_augmentation_go_with_the_noise_level(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = build_network(replace(SMALL, augment_labels=9, **changes)).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, c_noise = _input(SMALL)
+    labels = torch.randn(len(x), 9)
+    assert torch.equal(network(x, c_noise, torch.zeros_like(labels)), network(x, c_noise))
+    assert not torch.allclose(network(x, c_noise, labels), network(x, c_noise), atol=1e-3)
+    with pytest.raises(ValueError, match="augment_labels is 9 with noise_conditioning none"):
+        build_network(replace(SMALL, augment_labels=9, noise_conditioning="none"))

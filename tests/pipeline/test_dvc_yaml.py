@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 from unveil.stage import STAGES, declared_paths
 
 # The frame around a stage decides nothing that a stage computes.
-FRAME = {f"src/unveil/{name}.py" for name in ("__init__", "errors", "files", "launch", "params", "stage", "tracking")}
+FRAME = {
+    f"src/unveil/{name}.py" for name in ("__init__", "errors", "files", "launch", "params", "rank", "stage", "tracking")
+}
 # Drawing takes tensors and types from where they are made, not their values.
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
 # What only draws the previews of train decides no weight: a new sampler must not retrain.

@@ -182,8 +182,8 @@ def test_sample_steps_rerun_sample_and_evaluate_only_and_back_nothing(changed: P
 
 
 def test_a_stage_that_fails_says_why_in_one_line_and_its_run_is_failed(changed: Project) -> None:
-    changed.set_params("  features: efficientnet-lite0", "  features: inception")
-    changed.set_params("  inception_weights: null", "  inception_weights: nowhere.pth")
+    changed.set_params("  features: [efficientnet-lite0]", "  features: [inception]")
+    changed.set_params("  weights: null ", "  weights: nowhere.pth ")
     said = changed.dvc("repro", fails=True)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "nowhere.pth" in line

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from tests.training.test_stage_train import ROOT, make_project, set_params
 
@@ -25,7 +26,14 @@ ENVIRONMENT = {
     "UNVEIL_TRACKING": "off",
     "OMP_NUM_THREADS": "1",
 }
-COMMON = {"precision": "fp32", "batch_size": 30, "images": 300, "gradient_accumulation": 2, "preview_every_images": 0}
+COMMON = {
+    "precision": "fp32",
+    "batch_size": 30,
+    "images": 300,
+    "gradient_accumulation": 2,
+    "preview_every_images": 0,
+    "augment": 0.3,
+}
 
 
 def _command(stage: str, processes: int) -> list[str]:
@@ -110,6 +118,32 @@ def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for(alone: Path, tmp
     assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
     assert json.loads((project / "models" / "run.json").read_text())["stage"] == "train"
     apply_recipe("smoke", project / "params.yaml")
+
+
+@pytest.mark.slow
+def test_accelerate_launches_one_run_with_one_curve(alone: Path, tmp_path: Path) -> None:
+    """With accelerate's ``--cpu`` instead of ``--multi_gpu`` there would be one process, whatever is asked for."""
+    pytest.importorskip("accelerate", reason="needs accelerate, which the dependencies for development bring")
+    project = make_project(tmp_path / "project")
+    set_params(project, **COMMON, device="cpu")
+    (project / ".git").mkdir()
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
+    environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "UNVEIL_TRACKING": ""}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [*launch, str(ROOT / "stages" / "train.py")]
+    done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("in 2 processes") == 1
+    assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "loss")
+    with (project / "plots" / "train" / "curves.csv").open(newline="") as stream:
+        assert [point.step for point in points] == [int(row["images"]) for row in csv.DictReader(stream)]
+    assert run.data.metrics["memory_gib"] > 0
 
 
 def test_the_parts_are_the_whole() -> None:

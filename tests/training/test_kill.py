@@ -42,6 +42,7 @@ def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
             ema_more_half_lives=[500],
             ema_profiles=[0.05, 0.1],
             snapshot_every_images=640,
+            augment=0.15,
         )
         (project / ".git").mkdir()
     output = _train(killed, KILLS)

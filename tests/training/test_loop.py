@@ -690,3 +690,68 @@ def test_a_checkpoint_whose_snapshot_is_damaged_is_passed_over(tmp_path: Path, h
     list(again.run())
     list(_trainer(AVERAGES, tmp_path / "whole").run())
     assert _stored(tmp_path) == _stored(tmp_path / "whole")
+
+
+AUGMENTED = replace(CONFIG, augment=0.5)
+
+
+def _told() -> nn.Module:
+    return UNet(replace(NETWORK, augment_labels=9))
+
+
+@pytest.mark.parametrize("killed_at", [6, 10])
+def test_with_augmentation_and_channels_last_it_resumes_bit_for_bit(tmp_path: Path, killed_at: int) -> None:
+    def make(folder: str, weights: int = 0) -> Trainer:
+        def network() -> nn.Module:
+            return _told().to(memory_format=torch.channels_last)
+
+        return _trainer(AUGMENTED, tmp_path / folder, network=network, weights=weights)
+
+    whole = make("whole")
+    list(whole.run())
+    _kill(make("killed"), killed_at * BATCH)
+    resumed = make("killed", weights=77)
+    assert resumed.resume()
+    list(resumed.run())
+    assert _same(resumed, whole) and _curve(resumed.points) == _curve(whole.points)
+    assert resumed.network.state_dict()["embedding.augment.weight"].any()  # the labels were heard
+
+
+def test_augmentation_changes_the_images_and_no_other_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, augmented = _trainer(network=_told), _trainer(AUGMENTED, network=_told)
+    seen: list[tuple[Tensor, ...]] = []
+
+    def look(denoiser: object, objective: object, x0: Tensor, sigma: Tensor, noise: Tensor, _: object) -> Tensor:
+        seen.append((x0, sigma, noise))
+        return sum((parameter.sum() * 0 for trainer in (plain, augmented) for parameter in trainer.parameters), sigma)
+
+    monkeypatch.setattr("unveil.training.loop.denoising_loss", look)
+    plain._step()
+    augmented._step()
+    (x0, *draws), (changed, *same) = seen
+    assert not torch.equal(x0, changed)
+    assert all(torch.equal(one, other) for one, other in zip(draws, same, strict=True))
+
+
+def test_a_network_that_cannot_be_told_of_the_augmentation_is_not_trained() -> None:
+    with pytest.raises(ValueError, match="given to a network that takes none"):
+        next(_trainer(AUGMENTED).run())
+
+
+def test_the_validation_is_of_images_as_they_are() -> None:
+    losses = []
+    for config in (CONFIG, AUGMENTED):
+        trainer = _trainer(config, network=_told)
+        trainer.held_out = _images()
+        losses.append(trainer.validation_loss())
+    assert losses[0] == losses[1]
+
+
+def test_channels_last_changes_no_more_than_rounding() -> None:
+    """And the masks of dropout, which are drawn in the order of the memory."""
+
+    def losses(form: torch.memory_format) -> list[float]:
+        trainer = _trainer(network=lambda: UNet(replace(NETWORK, dropout=0.0)).to(memory_format=form))
+        return [point.loss for point in trainer.run()]
+
+    assert losses(torch.channels_last) == pytest.approx(losses(torch.contiguous_format), rel=1e-5)

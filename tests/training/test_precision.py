@@ -1,11 +1,19 @@
 """Which device and which arithmetic."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from unveil.errors import UnveilError
 from unveil.training import precision
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import (
+    autocast,
+    resolve_channels_last,
+    resolve_device,
+    resolve_precision,
+    set_tf32,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -77,3 +85,21 @@ def test_autocast_is_for_products_and_for_its_block_alone() -> None:
         assert layer(x).dtype == torch.bfloat16
         assert (x * x).dtype == torch.float32
     assert layer(x).dtype == torch.float32 and layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_is_switched_on_a_gpu_alone(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    cudnn = SimpleNamespace(allow_tf32=not wanted)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    assert set_tf32(wanted, CPU) is False
+    assert asked == [] and cudnn.allow_tf32 is not wanted
+    assert set_tf32(wanted, CUDA) is wanted
+    assert asked == ["high" if wanted else "highest"] and cudnn.allow_tf32 is wanted
+
+
+def test_channels_last_by_itself_is_for_a_gpu() -> None:
+    assert resolve_channels_last("auto", CUDA) and not resolve_channels_last("auto", CPU)
+    for device in (CPU, CUDA):
+        assert resolve_channels_last(True, device) and not resolve_channels_last(False, device)

@@ -377,3 +377,17 @@ def test_less_time_than_was_spent_ends_it_with_its_last_point(project: Path, mon
     done = _run()
     assert done.exit_code == 0, done.output
     assert [row["images"] for row in _curves(project)] == ["32"]
+
+
+def test_augmentation_is_one_key(project: Path) -> None:
+    set_params(project, augment=0.15, channels_last=True)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    config = ModelConfig.load(project / "models")
+    assert config.network.augment_labels == 9
+    assert config.training["augment"] == 0.15
+    assert config.training["tf32"] is (torch.cuda.is_available())
+    assert "channels_last" not in config.training
+    assert load_denoiser(project / "models")(torch.randn(2, 3, SIZE, SIZE), torch.ones(2)).isfinite().all()
+    metrics = json.loads((project / "models" / "run.json").read_text())["metrics"]
+    assert {"memory_gib"} <= set(metrics) or {"gpu_memory_gib"} <= set(metrics)

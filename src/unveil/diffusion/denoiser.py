@@ -31,16 +31,19 @@ class Denoiser(nn.Module):
         self.path = path
         self.parameterization = parameterization
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """Estimate the clean images.
 
         Args:
             x: float32 [B, C, H, W], images in [-1, 1] plus sigma times unit noise.
             sigma: float [B], positive.
+            augment_labels: float [B, labels], how the images were augmented, for a network that takes it as a third
+                argument; None, as in sampling, is no augmentation.
 
         Returns:
             float32 [B, C, H, W]. The network may compute in another precision; the sum is made in float32.
         """
         c_skip, c_out, c_in = (expand(c, x) for c in self.parameterization.coefficients(sigma, self.path))
-        predicted = self.network(c_in * x, self.path.c_noise(sigma))
+        told = () if augment_labels is None else (augment_labels,)
+        predicted = self.network(c_in * x, self.path.c_noise(sigma), *told)
         return c_skip * x + c_out * predicted.to(x.dtype)

@@ -211,6 +211,11 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
     ):
         if getattr(config, setting) != only:
             raise _not_theirs(setting, getattr(config, setting), only)
+    if config.augment_labels:
+        raise UnveilError(
+            f"train.augment: found a network with {config.augment_labels} labels of augmentation, expected 0.0: "
+            "diffusers' UNet2DModel takes none; this model cannot be exported"
+        )
     if config.noise_embedding not in WAVES:
         raise _not_theirs("noise_embedding", config.noise_embedding, "ddpm or adm")
     if config.resampling == "residual-project":

@@ -33,6 +33,7 @@ class UNetConfig:
         skip_rescale: every sum of two branches is divided by sqrt 2.
         norm_groups: of group normalisation, where two channels a group do not make fewer.
         norm_eps: added to the variance.
+        augment_labels: numbers that tell how an image was augmented, beside the noise level; 0 = it is not told.
     """
 
     image_size: int
@@ -56,6 +57,7 @@ class UNetConfig:
     skip_rescale: bool = False
     norm_groups: int = 32
     norm_eps: float = 1e-6
+    augment_labels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):  # lists come in from JSON and YAML
@@ -77,7 +79,9 @@ class UNetConfig:
         return self.image_channels * self.stem**2
 
     def check(self) -> None:
-        """Raise ValueError if the image size is not divisible by the total downsampling."""
+        """Raise ValueError if sizes do not divide, or labels have no noise embedding to be added to."""
+        if self.augment_labels and self.noise_conditioning == "none":
+            raise ValueError(f"augment_labels is {self.augment_labels} with noise_conditioning none, expected 0")
         if self.image_size % self.downsampling:
             raise ValueError(f"image_size {self.image_size} is not divisible by the downsampling {self.downsampling}")
 

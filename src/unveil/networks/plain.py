@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unveil.networks.config import UNetConfig
-from unveil.networks.embedding import NoiseEmbedding
+from unveil.networks.embedding import NoiseEmbedding, embed
 
 
 class PlainUNet(nn.Module):
@@ -29,7 +29,7 @@ class PlainUNet(nn.Module):
         told = {"all": (True, True), "bottleneck": (False, True), "none": (False, False)}[config.noise_conditioning]
         embedding_channels, lowest_embedding_channels = (4 * width * is_told for is_told in told)
         kind = config.noise_embedding
-        self.embedding = NoiseEmbedding(width, 4 * width, kind) if any(told) else None
+        self.embedding = NoiseEmbedding(width, 4 * width, kind, config.augment_labels) if any(told) else None
         inputs = (config.patch_channels, *widths[:-1])
         self.down = nn.ModuleList(
             ConvPair(a, b, embedding_channels) for a, b in zip(inputs[:-1], widths[:-1], strict=True)
@@ -40,9 +40,9 @@ class PlainUNet(nn.Module):
         self.up = nn.ModuleList(ConvPair(2 * b, b, embedding_channels) for _, b in rising)
         self.conv_out = nn.Conv2d(widths[0], config.patch_channels, 1)
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]."""
-        embedding = F.silu(self.embedding(c_noise)) if self.embedding is not None else None
+    def forward(self, x: Tensor, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]; labels are float [B, augment_labels]."""
+        embedding = embed(self.embedding, c_noise, augment_labels)
         h = F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x
         skips = []
         for pair in self.down:

@@ -28,7 +28,7 @@ from unveil.networks.blocks import (
     zero_init,
 )
 from unveil.networks.config import UNetConfig
-from unveil.networks.embedding import NoiseEmbedding
+from unveil.networks.embedding import NoiseEmbedding, embed
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -37,6 +37,7 @@ class UNet(nn.Module):
     """A U-Net that maps images and noise levels to images.
 
     ``forward(x, c_noise)``: x float [B, C, H, W] of about unit scale, c_noise float [B]; returns float [B, C, H, W].
+    A configuration with ``augment_labels`` takes these too; without them they count as zeros.
 
     Raises:
         ValueError: if the image size is not divisible by the total downsampling, or a width that attends not by
@@ -50,7 +51,9 @@ class UNet(nn.Module):
         parts = _Parts(config)
         width = config.channels
         self.embedding = (
-            NoiseEmbedding(width, 4 * width, config.noise_embedding) if config.noise_conditioning != "none" else None
+            NoiseEmbedding(width, 4 * width, config.noise_embedding, config.augment_labels)
+            if config.noise_conditioning != "none"
+            else None
         )
         self.conv_in = nn.Conv2d(config.patch_channels, width, 3, padding=1)
 
@@ -94,9 +97,9 @@ class UNet(nn.Module):
         self.norm_out = parts.norm(current)
         self.conv_out = zero_init(nn.Conv2d(current, config.patch_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]."""
-        embedding = F.silu(self.embedding(c_noise)) if self.embedding is not None else None
+    def forward(self, x: Tensor, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]; labels are float [B, augment_labels]."""
+        embedding = embed(self.embedding, c_noise, augment_labels)
         image = F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x
         h = self.conv_in(image)
         skips = [h]

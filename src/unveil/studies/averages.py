@@ -54,7 +54,7 @@ class Settings:
         device: of everything.
         batch_size: samples at once.
         feature_batch_size: images at once through the feature network, on CUDA only.
-        inception_weights: file of Inception's; None = where it is looked for.
+        weights: file of Inception's; None = where it is looked for.
     """
 
     sampler: SamplerConfig
@@ -67,7 +67,7 @@ class Settings:
     device: str = "auto"
     batch_size: int = 100
     feature_batch_size: int = 64
-    inception_weights: Path | None = None
+    weights: Path | None = None
 
     @classmethod
     def of(cls, params: Params, images: int | None = None, seed: int | None = None) -> "Settings":
@@ -77,14 +77,14 @@ class Settings:
             sampler=SamplerConfig(**{field.name: getattr(sample, field.name) for field in fields(SamplerConfig)}),
             images=images or evaluate.num_images,
             seed=sample.seed if seed is None else seed,
-            features=evaluate.features,
+            features=evaluate.features[0],
             reference_split=evaluate.reference_split,
             reference_images=evaluate.reference_images,
             precision=sample.precision,
             device=sample.device,
             batch_size=sample.batch_size,
             feature_batch_size=evaluate.batch_size,
-            inception_weights=evaluate.inception_weights,
+            weights=evaluate.weights,
         )
 
 
@@ -140,7 +140,7 @@ class Search:
             )
         self.device = resolve_device(self.settings.device)
         self.precision = resolve_precision(self.settings.precision, self.device)
-        left_out = {"batch_size", "feature_batch_size", "device", "inception_weights", "precision"}
+        left_out = {"batch_size", "feature_batch_size", "device", "weights", "precision"}
         self.facts: dict[str, Any] = {
             "model": file_digest(self.models / WEIGHTS_FILE),
             "averages": self.averages.digest(),
@@ -153,7 +153,7 @@ class Search:
     @cached_property
     def extractor(self) -> Extractor:
         """The feature network."""
-        return load_extractor(self.settings.features, self.settings.inception_weights)
+        return load_extractor(self.settings.features, self.settings.weights)
 
     @cached_property
     def real(self) -> Statistics:

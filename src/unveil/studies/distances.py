@@ -206,7 +206,7 @@ class Study:
     @cached_property
     def extractor(self) -> Extractor:
         """The feature network."""
-        return load_extractor(self.settings.features, self.settings.weights)
+        return load_extractor(self.settings.features, self.settings.weights, key="--weights")
 
     @property
     def others(self) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unveil.data.augmentation import Transformations, augment
 from unveil.data.batches import Batches
 from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
@@ -33,7 +35,7 @@ DIVERGED = 20.0  # times the running median of the loss
 MEDIAN_POINTS = 50
 FEWEST_POINTS = 5  # before which the loss is not judged
 ALONE = Processes()
-_Part = tuple[Tensor, Tensor, Tensor, Tensor | None]
+_Part = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class TrainingConfig:
         optimizer, weight_decay: see :func:`unveil.training.optimization.build_optimizer`.
         gradient_accumulation: a batch goes through the network in so many parts, which saves memory.
         max_minutes: training ends after so much time, that before an interruption included; 0 = no limit.
+        augment: probability of each transformation of an image, see :mod:`unveil.data.augmentation`; the network must
+            take its labels. 0 = none.
     """
 
     seed: int
@@ -83,6 +87,7 @@ class TrainingConfig:
     ema_more_half_lives: tuple[int, ...] = ()
     ema_profiles: tuple[float, ...] = ()
     snapshot_every_images: int = 0
+    augment: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -339,7 +344,8 @@ class Trainer:
                 parameter.copy_(tensors[f"parameter.{number}"])
                 average.copy_(tensors[f"ema.{number}"])
                 self.optimizer.state[parameter] = {
-                    name: tensors[f"adam.{name}.{number}"].to(self.device) for name in ("step", "exp_avg", "exp_avg_sq")
+                    name: _laid_out(tensors[f"adam.{name}.{number}"].to(self.device), parameter)
+                    for name in ("step", "exp_avg", "exp_avg_sq")
                 }
         self.further.load(tensors)
         self.snapshots = dict(facts["snapshots"])
@@ -353,7 +359,7 @@ class Trainer:
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the optimizer: returns the loss and the noise level of each image, and the gradient's norm."""
         config = self.config
-        x0 = self.batches.batch(self.step)
+        x0, labels = self._augmented(self.batches.batch(self.step))
         generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
         # Of the whole batch in every process, so that an image's noise does not depend on how batches are divided.
         sigma = self.objective.sample_sigma(self.batches.batch_size, generator)
@@ -367,7 +373,7 @@ class Trainer:
         losses = torch.zeros_like(sigma)
         purpose = "dropout" if self.processes.is_main else f"dropout {self.processes.rank}"
         with _global_seed(_step_seed(purpose, config.seed, self.step), self.device):
-            losses[self.part] = self._gradient(x0, sigma[self.part], noise, perturbation)
+            losses[self.part] = self._gradient((x0, sigma[self.part], noise, perturbation, labels))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
         self.step += 1
@@ -379,26 +385,40 @@ class Trainer:
         self.further.update(self.parameters, self.batches.batch_size, self.images_seen)
         return self.processes.sum(losses), sigma, norm.detach()
 
-    def _gradient(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:
+    def _augmented(self, x0: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This process's images of the step, transformed at random, and their labels."""
+        config = self.config
+        if not config.augment:
+            return x0, None
+        generator = torch.Generator().manual_seed(_step_seed("augment", config.seed, self.step))
+        drawn = Transformations.draw(self.batches.batch_size, config.augment, generator)
+        return augment(x0, drawn, self.part), drawn.labels()[self.part].to(self.device, non_blocking=True)
+
+    def _gradient(self, batch: _Part) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
-        *others, last = self._parts(x0, sigma, noise, perturbation)
+        *others, last = self._parts(batch)
         losses = []
         # Gradients are exchanged once, with the last part's.
         with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext():
             losses += [self._backward(*part) for part in others]
         return torch.cat([*losses, self._backward(*last)])
 
-    def _parts(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Iterator[_Part]:
+    def _parts(self, batch: _Part) -> Iterator[_Part]:
         """A batch in the parts that go through the network one after another."""
+        x0, sigma, noise, perturbation, labels = batch
         size = -(-len(x0) // self.config.gradient_accumulation)
         for start in range(0, len(x0), size):
             here = slice(start, start + size)
-            yield x0[here], sigma[here], noise[here], perturbation[here] if perturbation is not None else None
+            perturbed = perturbation[here] if perturbation is not None else None
+            yield x0[here], sigma[here], noise[here], perturbed, labels[here] if labels is not None else None
 
-    def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None) -> Tensor:
+    def _backward(
+        self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
         """Add a part's share to the gradient of the batch's mean loss; returns the loss of each image."""
         with autocast(self.config.precision, self.device):
-            losses = denoising_loss(self.model, self.objective, x0, sigma, noise, perturbation)
+            denoiser = self.model if labels is None else partial(self.model, augment_labels=labels)
+            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation)
         # DistributedDataParallel divides the sum of the processes' gradients by their number.
         share = self.processes.count / self.batches.batch_size
         self.scaler.scale(losses.sum() * share).backward()
@@ -483,6 +503,11 @@ class _Record:
         """As ``tensors`` wrote it."""
         parts = ("losses", "sigmas", "norms")
         return cls(*(list(tensors.get(f"since.{name}", torch.empty(0)).to(device)) for name in parts))
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in memory as a parameter of its shape is, channels last or not: a fused optimizer wants them alike."""
+    return torch.empty_like(like).copy_(value) if value.shape == like.shape else value
 
 
 def _step_seed(purpose: str, seed: int, step: int) -> int:

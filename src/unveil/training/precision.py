@@ -45,6 +45,24 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
+def set_tf32(wanted: bool, device: torch.device) -> bool:
+    """Let products of float32 numbers on a GPU round them to TF32 (10 bits of the fraction), in all of the process.
+
+    Returns:
+        whether they are; on a CPU nothing is changed.
+    """
+    if device.type != "cuda":
+        return False
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    torch.backends.cudnn.allow_tf32 = wanted
+    return wanted
+
+
+def resolve_channels_last(wanted: bool | Literal["auto"], device: torch.device) -> bool:
+    """``auto`` keeps channels last in memory on a GPU, whose convolutions take them so; a CPU gains nothing by it."""
+    return device.type == "cuda" if wanted == "auto" else wanted
+
+
 def _cpu_has_bf16() -> bool:
     query = getattr(torch.cpu, "get_capabilities", None)  # older versions of PyTorch cannot tell
     capabilities = query() if query is not None else {}
