@@ -292,7 +292,8 @@ def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> N
     assert metrics["bits_per_dim_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
     assert metrics["bits_per_dim_nfe"] == pytest.approx(expected.nfe.double().mean().item(), rel=1e-5)
     assert metrics["num_likelihood"] == 3
-    assert f"{metrics['bits_per_dim']:.6g}  ± {metrics['bits_per_dim_stderr']:.2g}" in done.output
+    said = next(line.split() for line in done.output.splitlines() if line.startswith("bits_per_dim "))
+    assert said[1:4] == [f"{metrics['bits_per_dim']:.6g}", "±", f"{metrics['bits_per_dim_stderr']:.2g}"]
     card = (project / "reports" / "card.md").read_text()
     assert "## Likelihood" in card and "over 3 images of the test split" in card
     assert "| likelihood_probes | 2 |" in card and "| bits_per_dim_nfe | " in card

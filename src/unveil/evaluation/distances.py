@@ -25,6 +25,8 @@ from unveil.errors import UnveilError
 DIGITS = 6  # significant ones that are kept; float32 features carry no more
 BLOCK_ROWS = 2048  # rows of a kernel matrix, or of features in float64, that are held at once
 
+INCEPTION_SCORE_SPLITS = 10
+
 Statistics = dict[str, Any]
 
 
@@ -186,7 +188,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return ((x @ y.T).to(torch.float64) / x.shape[1] + 1) ** 3
 
 
-def inception_score(logits: Tensor, seed: int, splits: int = 10) -> InceptionScore:
+def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPLITS) -> InceptionScore:
     """``exp E KL(p(y|x) || p(y))`` of logits [N, classes] (Salimans et al. 2016, 1606.03498), by torch-fidelity.
 
     The samples are shuffled as torch-fidelity does for ``rng_seed=seed``, and cut into ``splits`` parts. It
