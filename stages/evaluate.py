@@ -61,6 +61,7 @@ from unveil.evaluation.statement import (
 )
 from unveil.files import atomic_path, file_digest, write_json, write_text
 from unveil.launch import start_processes
+from unveil.params import Evaluate
 from unveil.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.choices import WeightsChoice, parse_weights
@@ -170,8 +171,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
             "features": {extractor.features.name: feature_choices(extractor, device) for extractor in extractors},
             "model": model_choices(samples),
             "sampling": sampling_choices(samples, settings.num_images),
-            "evaluation": evaluation_choices(asked, damaged.words)
-            | {"likelihood_images": settings.likelihood_images, "likelihood_probes": settings.likelihood_probes},
+            "evaluation": evaluation_choices(asked, damaged.words) | _likelihood_choices(settings, likelihood),
             "code": {"commit": _code_commit()},
         },
         by_size=[part for measured in found if (part := by_size_of(measured)) is not None],
@@ -250,6 +250,13 @@ def _likelihood(run: Run, samples: SampleFile, index: ShardIndex, device: torch.
     return measure_likelihood(
         denoiser, unseen, settings.likelihood_probes, settings.seed, settings.batch_size, device, run.say
     )
+
+
+def _likelihood_choices(settings: Evaluate, found: Mapping[str, float | int]) -> dict[str, Any]:
+    if not found:
+        return {"likelihood_images": 0}
+    asked = {"likelihood_images": settings.likelihood_images, "likelihood_probes": settings.likelihood_probes}
+    return asked | {"bits_per_dim_nfe": found["bits_per_dim_nfe"]}
 
 
 def model_of(samples: SampleFile, device: torch.device) -> Denoiser:

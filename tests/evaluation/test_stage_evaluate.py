@@ -65,7 +65,14 @@ def _samples(folder: Path, index: ShardIndex, images: Tensor, **changes: Any) ->
 def _params(folder: Path, **changes: Any) -> None:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    small = {"num_images": 24, "reference_images": 24, "kid_subsets": 4, "kid_subset_size": 12, "control_images": 12}
+    small = {
+        "num_images": 24,
+        "reference_images": 24,
+        "kid_subsets": 4,
+        "kid_subset_size": 12,
+        "control_images": 12,
+        "interval_splits": 0,
+    }
     params["evaluate"] |= small | changes
     yaml.dump(params, folder / "params.yaml")
 
@@ -148,6 +155,7 @@ def test_a_second_evaluation_computes_only_what_is_new(project: Path, monkeypatc
 
 
 def test_controls_stand_in_the_card_and_one_that_cannot_be_made_is_named(project: Path) -> None:
+    _params(project, interval_splits=10)
     done = _run()
     assert done.exit_code == 0, done.output
     card = read_card(project / "reports" / "card.json")
