@@ -34,6 +34,7 @@ from unveil.evaluation.image_sets import RealImages, damaged_sets, four_sets
 from unveil.evaluation.likelihood import measure_likelihood
 from unveil.evaluation.markdown import render
 from unveil.evaluation.measurement import (
+    LEAST_FOR_INTERVAL,
     Asked,
     extract_sets,
     measure,
@@ -140,6 +141,8 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
         *unknown_of(samples, unchecked),
         *damaged.left_out,
     ]
+    if settings.interval_splits and sizes.samples < LEAST_FOR_INTERVAL:
+        notes.append(f"Fewer than {LEAST_FOR_INTERVAL} samples have no interval.")
     for note in notes:
         run.say(f"note: {note}")
     likelihood = _likelihood(run, samples, index, device) if settings.likelihood_images and processes.is_main else {}

@@ -516,6 +516,7 @@ PLAIN = {
         (
             {
                 "evaluate__reference_split": "valid",
+                "evaluate__metrics": ["frechet"],
                 "evaluate__reference_images": 0,
                 "evaluate__kid_subset_size": 1501,
             },
@@ -527,6 +528,18 @@ PLAIN = {
             "evaluate.kid_subset_size",
             "at most evaluate.reference_images, 999",
         ),
+        ({"evaluate__features": ["clip", "clip"]}, "evaluate.features", "each name once"),
+        ({"evaluate__features": ["dinov3"]}, "evaluate.features", "a list of efficientnet-lite0 | inception | dinov2"),
+        ({"evaluate__features": []}, "evaluate.features", "not empty"),
+        ({"evaluate__features": "inception"}, "evaluate.features", "a list of"),
+        ({"evaluate__metrics": ["inception-score"]}, "evaluate.metrics", "needs inception among evaluate.features"),
+        (
+            {"evaluate__reference_split": "valid", "evaluate__reference_images": 0},
+            "evaluate.metrics",
+            "no memorization, which needs evaluate.reference_split train",
+        ),
+        ({"evaluate__control_images": 1}, "evaluate.control_images", "0, or 2 or more"),
+        ({"evaluate__interval_splits": 3}, "evaluate.interval_splits", "0, or 10 to 1000"),
         ({"evaluate__reference_images": 1}, "evaluate.kid_subset_size", "at most evaluate.reference_images, 1"),
         (
             {"evaluate__kid_subset_size": 2001},

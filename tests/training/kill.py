@@ -36,7 +36,7 @@ def main(kills: int, seed: int) -> int:
     for _ in range(kills):
         process, output = start()
         os.read(output, 1)
-        time.sleep(moments.uniform(0.0, 0.5))
+        time.sleep(moments.uniform(0.0, 1.0))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         print("killed" if os.WIFSIGNALED(status) else f"ended with {status}", flush=True)

@@ -1,7 +1,7 @@
 """Everything that is measured on the features of one network: one pass a set, then all metrics that are asked for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from unveil.evaluation.sets import spread
 from unveil.evaluation.uncertainty import FrechetBySize, frechet_by_size, frechet_interval
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
+LEAST_FOR_INTERVAL = 24  # samples
 UNDAMAGED = "undamaged"
 """Name, among the controls, of the same real images as they are."""
 
@@ -55,7 +56,8 @@ class Asked:
         metrics: names.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
-        interval_splits: random halvings for intervals and the extrapolation; 0 = neither.
+        interval_splits: random halvings for intervals and the extrapolation, which fewer than
+            ``LEAST_FOR_INTERVAL`` samples do not get; 0 = neither.
         seed: of all subsets.
         shared: held-out images that the model was trained on.
     """
@@ -131,6 +133,8 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
     """
     sets = {name: found[features.layer] for name, found in layers.items()}
     values: dict[str, float] = {}
+    if len(sets[SAMPLES]) < LEAST_FOR_INTERVAL:
+        asked = replace(asked, interval_splits=0)
     found = Measured(features, values, _names(features, asked))
     copies: Copies | None = None
     by_size: FrechetBySize | None = None
