@@ -214,3 +214,11 @@ def test_to_show_takes_the_nearest_and_an_even_draw() -> None:
 def test_bad_features_are_one_line(samples: Tensor, line: str) -> None:
     with pytest.raises(UnveilError, match=line):
         find_copies(samples, TRAINING, HELD_OUT, 0)
+
+
+def test_samples_that_are_all_one_image_are_duplicates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    training, held_out = torch.randn(2, 100, 8, generator=generator)
+    found = find_copies(torch.randn(1, 8, generator=generator).repeat(100, 1), training, held_out, seed=0)
+    assert found.duplicates.duplicated and found.duplicates.exact == 100
+    assert found.memorization.num_samples == 1 and found.memorization.memorized is False

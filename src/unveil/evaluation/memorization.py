@@ -166,12 +166,18 @@ def find_copies(samples: Tensor, training: Tensor, held_out: Tensor, seed: int, 
     check_features(held_out, 2, "features of the held-out images", samples.shape[1])
     random = np.random.default_rng(seed)
     within = _within(samples, held_out, random)
-    different = tuple(torch.from_numpy(_first_of_each(part, within.threshold)) for part in (samples, held_out))
+    ours, theirs = (_first_of_each(part, within.threshold) for part in (samples, held_out))
     neighbours = nearest(samples, training, SHOWN_NEIGHBOURS)
-    to_training = (neighbours.distances[different[0], 0], nearest(held_out[different[1]], training).distances[:, 0])
-    to_held_out = nearest(samples[different[0]], held_out)
+    held_out_to_training = nearest(held_out[torch.from_numpy(theirs)], training).distances[:, 0]
+    to_held_out = nearest(samples[torch.from_numpy(ours)], held_out)
     memorization = _memorization(
-        to_training, neighbours.indices[different[0], 0], to_held_out, len(training), len(held_out), shared, random
+        (neighbours.distances[ours, 0], held_out_to_training),
+        neighbours.indices[ours, 0],
+        to_held_out,
+        len(training),
+        len(held_out),
+        shared,
+        random,
     )
     return Copies(memorization, within.duplicates, neighbours)
 
