@@ -18,6 +18,7 @@ from unveil.diffusion.denoiser import Denoiser
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.evaluation.card import Card, notes_on
+from unveil.evaluation.choices import LEAST_IMAGES
 from unveil.evaluation.feature_cache import FeatureCache
 from unveil.evaluation.features import FEATURE_SETS, load_extractor
 from unveil.evaluation.figures import (
@@ -87,6 +88,10 @@ class Outputs:
         self.card = folder / "reports" / "card.json"
         self.page = folder / "reports" / "card.md"
         self.plots = folder / "plots" / "evaluate"
+        for parent in (self.metrics.parent, self.card.parent, self.plots):
+            there = next(path for path in (parent, *parent.parents) if path.exists())
+            if not there.is_dir():
+                raise UnveilError(f"--out {folder}: {there} is a file, expected a folder; choose another, or move it")
 
 
 @app.command()
@@ -105,12 +110,13 @@ def main(
     stated = () if protocol is None else ("--protocol", protocol)
     start_processes(__file__, params, "--samples", str(samples), "--out", str(out), *stated)
     with stage("evaluate", params) as run, ExitStack() as held:
-        if samples != OWN_SAMPLES and out.resolve() == Path.cwd():
+        own = samples.resolve() == OWN_SAMPLES.resolve()
+        if not own and out.resolve() == Path.cwd():
             raise UnveilError(
                 f"--samples {samples}: found no --out, expected a folder for its card, so that the pipeline's own is "
                 "not replaced"
             )
-        evaluate(run, held, samples, protocol, Outputs(out))
+        evaluate(run, held, OWN_SAMPLES if own else samples, protocol, Outputs(out))
 
 
 def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, outputs: Outputs) -> None:
@@ -122,7 +128,20 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
     samples = load_samples(path, settings.num_images, protocol)
     unchecked = check_same_data(path, samples, SHARDS, index)
     splits = (settings.reference_split, settings.held_out_split)
-    sizes = set_sizes(SHARDS, index, splits, settings.num_images, settings.reference_images, settings.kid_subset_size)
+    asks = max(settings.metrics, key=lambda name: LEAST_IMAGES[name])
+    if settings.num_images < LEAST_IMAGES[asks]:
+        raise UnveilError(
+            f"evaluate.num_images: found {settings.num_images}, expected {LEAST_IMAGES[asks]} or more for {asks}"
+        )
+    sizes = set_sizes(
+        SHARDS,
+        index,
+        splits,
+        settings.num_images,
+        settings.reference_images,
+        settings.kid_subset_size,
+        LEAST_IMAGES[asks],
+    )
     verify(SHARDS, splits)
     name = f"{index.source}-{index.image_size}-{index.protocol}"
     run.add_input(SHARDS.as_posix(), index.digest(), dataset=name, context="evaluation")
@@ -131,9 +150,13 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
     shared = count_shared(SHARDS, index, (splits[1], sizes.held_out), (splits[0], sizes.reference))
     device = local_device(resolve_device(settings.device))
     processes = held.enter_context(joined(device))
-    extractors = [
-        load_extractor(features, run.locate(settings.weights), key="evaluate.weights") for features in settings.features
-    ]
+    weights = run.locate(settings.weights)
+    if len(settings.features) > 1 and weights is not None and not weights.is_dir():
+        raise UnveilError(
+            f"evaluate.weights: found {settings.weights}, expected a folder with the weights of "
+            f"{', '.join(settings.features)}"
+        )
+    extractors = [load_extractor(features, weights, key="evaluate.weights") for features in settings.features]
     real = RealImages(SHARDS, index, splits, sizes, load_real(SHARDS, index, splits[1], sizes.held_out))
     damaged = damaged_sets(real, RAW, settings.controls, settings.control_images, settings.seed)
     notes = [
@@ -154,7 +177,8 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
         settings.seed,
         shared,
     )
-    cache = FeatureCache(run.project / ".unveil" / "features", processes=processes, say=run.say)
+    limit = round(settings.cache_gib * 2**30)
+    cache = FeatureCache(run.project / ".unveil" / "features", limit, processes, run.say)
     sets = {**four_sets(real, samples, settings.seed), **damaged.sets}
     found = []
     for extractor in extractors:
@@ -206,6 +230,7 @@ def _write(
     write_by_nfe(written[1], card)
     write_by_size(written[2], card.by_size[0] if card.by_size else None)
     write_precision_recall(written[3], card)
+    (plots / "neighbours.png").unlink(missing_ok=True)  # of an earlier run, if this one has none
     written.append(plots / "real-and-samples.png")
     write_comparison(written[-1], for_figure(real.held_out), for_figure(samples), card)
     if copies is not None:
@@ -265,6 +290,10 @@ def _likelihood_choices(settings: Evaluate, found: Mapping[str, float | int]) ->
 def model_of(samples: SampleFile, device: torch.device) -> Denoiser:
     """The model in ``models/``. Raises UnveilError unless it is the one that the samples are of."""
     weights = MODELS / WEIGHTS_FILE
+    if samples.foreign:
+        raise UnveilError(
+            "evaluate.likelihood_images: expected 0 for samples of another generator: a likelihood needs the model"
+        )
     denoiser = load_denoiser(MODELS, device, parse_weights(samples.facts.get("weights", "ema")) or WeightsChoice())
     if file_digest(weights) != samples.facts.get("model"):
         raise UnveilError(

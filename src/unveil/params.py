@@ -619,6 +619,8 @@ class Evaluate(Section):
     """Held-out images for each, at most as many as the floor has; 0 = as many."""
     interval_splits: Annotated[int, Ge(0), Le(1000)]
     """Random halvings of the samples, for intervals and the extrapolation; 0 = neither."""
+    cache_gib: NonNegative
+    """Greatest size of the folder of features; 0 = none are kept."""
     kid_subsets: Count
     """Random subsets."""
     kid_subset_size: Annotated[int, Ge(2)]

@@ -333,3 +333,30 @@ def test_a_folder_with_too_few_or_no_images_says_so(tmp_path: Path, images: Tens
     assert f"found 4, but {folder} holds 3 samples; lower it" in _refused(read_folder, folder, 4)
     files, others = find_images(folder)
     assert len(files) == 3 and others == {".txt": 1, ".gif": 1}
+
+
+def test_an_npz_whose_bytes_changed_is_refused_also_where_fewer_images_are_read(tmp_path: Path, images: Tensor) -> None:
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=_array(images))
+    content = bytearray(path.read_bytes())
+    content[500] ^= 0xFF  # a pixel of an image that is read
+    path.write_bytes(content)
+    assert "damaged or not an .npz archive" in _refused(read_npz, path, 3)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "((((((",
+        "'''abc",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-12, 8, 8, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 8, 8, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (12, 0, 0, 3)}",
+    ],
+)
+def test_an_npz_with_a_header_that_means_nothing_is_one_line(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "samples.npz"
+    text = header.encode() + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(5000))
+    assert str(path) in _refused(read_npz, path, 3)

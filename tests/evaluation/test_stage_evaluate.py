@@ -236,10 +236,14 @@ def test_takes_all_of_the_reference_split_and_what_the_held_out_split_has(projec
     [
         ("protocol", "protocol is 'ddim', but data/shards/index.json has 'score-sde'"),
         ("count", "evaluate.num_images: found 31, but samples/samples.safetensors holds 30"),
-        ("split", "evaluate.kid_subset_size: found 12, but the valid split of data/shards gives 4 images"),
+        ("split", "evaluate.held_out_split: the valid split of data/shards gives 4 images, expected 6 or more"),
         ("reference", "evaluate.reference_images: found 41, but the train split of data/shards has 40 images"),
         ("shard", "test-00000.safetensors: missing or not what index.json says"),
         ("weights", "evaluate.weights: nowhere.pth: no such file"),
+        ("few", "evaluate.num_images: found 5, expected 6 or more for density-coverage"),
+        ("out", "--out afile: afile is a file, expected a folder"),
+        ("image", "found one image, expected .safetensors, .npz or a folder of images"),
+        ("two", "evaluate.weights: found nowhere.pth, expected a folder with the weights of inception, vgg16"),
         ("foreign", "--samples samples/samples.safetensors.npz: found no --out"),
         ("half", "samples/samples.safetensors: damaged"),
     ],
@@ -263,6 +267,16 @@ def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken
         shard.write_bytes(content)
     elif broken == "weights":
         _params(project, features=["inception"], weights="nowhere.pth")
+    elif broken == "few":
+        _params(project, num_images=5, kid_subset_size=2)
+    elif broken == "two":
+        _params(project, features=["inception", "vgg16"], weights="nowhere.pth")
+    elif broken == "out":
+        (project / "afile").write_text("")
+        arguments = ["--out", "afile"]
+    elif broken == "image":
+        (project / "one.png").write_bytes(b"")
+        arguments = ["--samples", "one.png", "--out", "o"]
     elif broken == "foreign":
         arguments = ["--samples", "samples/samples.safetensors.npz"]
     elif broken == "half":

@@ -1,6 +1,7 @@
 """``python -m unveil.evaluation compare A B``: do two evaluations differ, in what, and by more than noise?"""
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from unveil.evaluation.card import Card, parse_card, read_card
 from unveil.evaluation.comparison import compare as compare_cards
 from unveil.evaluation.comparison import describe
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 CARD = Path("reports/card.json")  # in a project
 ARTIFACT = "card.json"  # of an evaluate run

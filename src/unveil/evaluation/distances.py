@@ -13,18 +13,14 @@ from torch_fidelity.metric_fid import (
     fid_statistics_to_metric,
 )
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import (
-    KEY_METRIC_KID_MEAN,
-    KEY_METRIC_KID_STD,
-    kernel_poly,
-    kid_features_to_metric,
-)
+from torch_fidelity.metric_kid import kernel_mmd, kernel_poly
 
 from unveil.errors import UnveilError
 
 DIGITS = 6  # significant ones that are kept; float32 features carry no more
 BLOCK_ROWS = 2048  # rows of a kernel matrix, or of features in float64, that are held at once
 
+KERNEL_VALUES = 2**22  # of a kernel matrix that are held at once in float64
 INCEPTION_SCORE_SPLITS = 10
 
 Statistics = dict[str, Any]
@@ -105,13 +101,18 @@ def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, 
         )
     check_features(one)
     check_features(other, dimension=one.shape[1])
-    one, other = one.to(torch.float64), other.to(torch.float64)
     if len(one) ** 2 + len(other) ** 2 <= 2 * subsets * subset_size**2:
-        return _kernel_distance_at_once(one.numpy(), other.numpy(), subsets, subset_size, seed)
-    found = kid_features_to_metric(
-        one, other, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
-    )
-    return KernelDistance(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])
+        both = one.to(torch.float64).numpy(), other.to(torch.float64).numpy()
+        return _kernel_distance_at_once(*both, subsets, subset_size, seed)
+    random = np.random.RandomState(seed)
+    estimates = np.empty(subsets)
+    for place in range(subsets):  # torch-fidelity's draws and estimate; only a subset is ever held in float64
+        x, y = (
+            part[torch.from_numpy(random.choice(len(part), subset_size, replace=False))].to(torch.float64).numpy()
+            for part in (one, other)
+        )
+        estimates[place] = kernel_mmd(x, y)
+    return KernelDistance(float(estimates.mean()), float(estimates.std()))
 
 
 def _kernel_distance_at_once(
@@ -164,12 +165,13 @@ def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, 
     check_features(samples, at_least=4, what="features of the samples")
     check_features(reference, dimension=samples.shape[1], what="features of the reference")
     n = len(samples)
-    to_reference = torch.cat([_kernel(rows, reference).mean(dim=1) for rows in samples.split(BLOCK_ROWS)])
+    height = max(1, KERNEL_VALUES // max(n, len(reference)))
+    to_reference = torch.cat([_kernel(rows, reference).mean(dim=1) for rows in samples.split(height)])
     level = float(to_reference.mean())  # taken off every h, which changes no variance and spares digits
     sums, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for start in range(0, n, BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        h = _kernel(samples[rows], samples) - to_reference[rows, None] - to_reference + level
+    for start in range(0, n, height):
+        rows = slice(start, start + height)
+        h = _kernel(samples[rows], samples).sub_(to_reference[rows, None]).sub_(to_reference).add_(level)
         h.diagonal(offset=start).zero_()
         sums[rows], squares[rows] = h.sum(dim=1), (h * h).sum(dim=1)
     same = float(squares.sum())
@@ -185,7 +187,7 @@ def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     """KID's kernel, float64 [len(x), len(y)]; the product is in the features' own type."""
-    return ((x @ y.T).to(torch.float64) / x.shape[1] + 1) ** 3
+    return (x @ y.T).to(torch.float64).div_(x.shape[1]).add_(1).pow_(3)
 
 
 def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPLITS) -> InceptionScore:

@@ -32,7 +32,8 @@ class FeatureCache:
 
     Args:
         folder: made when it is first written to.
-        limit: bytes that all files may have together; the least recently used go first. None = no limit.
+        limit: bytes that all files may have together; the least recently used go first. None = no limit,
+            0 = none are kept.
         processes: rank 0 reads and writes, all compute.
         say: takes a line about a file that is damaged, or cannot be kept.
 
@@ -94,6 +95,8 @@ class FeatureCache:
 
     def _write(self, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if self.limit == 0:
+            return
         if self.limit is not None and size > self.limit:
             self.say(f"{self.folder}: features of {size:,} bytes are not kept; the limit is {self.limit:,}")
             return

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -32,6 +33,7 @@ from unveil.files import file_digest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 CHUNK_IMAGES = 1024  # of an archive that are decompressed at once
+CHUNK_BYTES = 2**24
 FILES_AT_ONCE = 256  # of a folder
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
@@ -146,6 +148,8 @@ def read_npz(path: Path, count: int) -> ImageSet:
             with archive.open(member) as stream:
                 _npy_header(path, member, stream)
                 images = _read_rows(stream, (count, *shape[1:]))
+                while stream.read(CHUNK_BYTES):  # the archive's checksum is compared at the end of a member
+                    pass
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise UnveilError(
             f"{path}: damaged or not an .npz archive ({error}); write it again with numpy.savez"
@@ -160,7 +164,9 @@ def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, 
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, kind = read(stream)
-    except ValueError as error:
+        if any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError(f"its shape is {shape}")
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
         words = " ".join(str(error).split())[:100]
         raise UnveilError(f"{path}: {member} is not an array of NumPy's ({words}); write it with numpy.savez") from None
     if kind.hasobject:
@@ -172,7 +178,7 @@ def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, 
 
 
 def _check_array(path: Path, name: str, shape: tuple[int, ...], fortran: bool, kind: np.dtype[Any]) -> None:
-    rgb = len(shape) == 4 and 3 in (shape[1], shape[3])
+    rgb = len(shape) == 4 and 3 in (shape[1], shape[3]) and min(shape[1:]) > 0
     height_width = (shape[2:] if shape[1] == 3 else shape[1:3]) if rgb else ()
     if kind != np.uint8 or not rgb or height_width[0] != height_width[1] or fortran:
         order = " in Fortran's order" if fortran else ""
@@ -291,6 +297,7 @@ def _decode(path: Path) -> _Decoded:
                 kind = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format or "", image.format or "unknown")
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
         words = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
+        words = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", path.name, words)
         raise UnveilError(f"{path}: cannot be read ({words}); repair or remove it") from None
     if pixels is None:
         raise UnveilError(f"{path}: {problem}, expected 8-bit RGB without transparency; write the samples as such")

@@ -17,6 +17,7 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
 from unveil.evaluation.sample_sources import (
+    IMAGE_SUFFIXES,
     ImageSet,
     check_images,
     describe,
@@ -87,6 +88,10 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
         raise UnveilError(
             f"{path}: found a {path.suffix} file, expected .safetensors, .npz or a folder of images; write one of them"
         )
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UnveilError(
+            f"{path}: found one image, expected .safetensors, .npz or a folder of images; name its folder"
+        )
     metadata, own = _metadata(path)
     if not own:
         return _foreign(path, read_safetensors(path, count), protocol)
@@ -106,7 +111,7 @@ def _metadata(path: Path) -> tuple[dict[str, str], bool]:
             metadata: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {MEND}") from error
-    return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS})
+    return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS} - {"source"})  # which others write, too
 
 
 def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
@@ -131,7 +136,7 @@ def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile
     total, order = len(images), ids.argsort()[:count]
     # In their order already, as the sample stage writes them: then none is copied.
     used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
-    return SampleFile(used, total, facts, file_digest(path), _digest(used))
+    return SampleFile(used, total, facts, file_digest(path), digest(used))
 
 
 def _foreign(path: Path, found: ImageSet, protocol: str | None) -> SampleFile:
@@ -139,14 +144,15 @@ def _foreign(path: Path, found: ImageSet, protocol: str | None) -> SampleFile:
         raise UnveilError(f"protocol of {path}: found {protocol!r}, expected {' | '.join(PROTOCOLS)}")
     facts = found.facts | ({"protocol": protocol} if protocol is not None else {})
     unknown = tuple(name for name in (*SHARED_FACTS, *MODEL_FACTS) if name not in facts)
-    return SampleFile(found.images, found.total, facts, found.sha256, _digest(found.images), unknown)
+    return SampleFile(found.images, found.total, facts, found.sha256, digest(found.images), unknown)
 
 
-def _digest(images: Tensor) -> str:
-    digest = hashlib.sha256()
+def digest(images: Tensor) -> str:
+    """SHA-256 of the bytes of uint8 images."""
+    total = hashlib.sha256()
     for image in images:
-        digest.update(image.numpy().tobytes())
-    return digest.hexdigest()
+        total.update(image.numpy().tobytes())
+    return total.hexdigest()
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -221,6 +227,7 @@ def set_sizes(
     num_images: int,
     reference_images: int,
     subset_size: int,
+    least: int = 2,
 ) -> SetSizes:
     """How many images each set of an evaluation has, with what these shards hold.
 
@@ -231,6 +238,7 @@ def set_sizes(
         num_images: N, the samples; the held-out set has as many, or all of its split if that has fewer.
         reference_images: images of the reference; 0 = all of its split.
         subset_size: images of KID's subsets, which no set may fall short of.
+        least: images that every set must have for what is measured on it.
 
     Raises:
         UnveilError: if a split has too few images.
@@ -244,8 +252,8 @@ def set_sizes(
     sizes = SetSizes(num_images, reference_images or reference, min(num_images, held_out))
     keys = ("evaluate.reference_split", "evaluate.held_out_split")
     for key, split, count in zip(keys, splits, (sizes.reference, sizes.held_out), strict=True):
-        if count < 2:
-            raise UnveilError(f"{key}: the {split} split of {folder} gives {count} images, expected 2 or more")
+        if count < least:
+            raise UnveilError(f"{key}: the {split} split of {folder} gives {count} images, expected {least} or more")
         if count < subset_size:
             raise UnveilError(
                 f"evaluate.kid_subset_size: found {subset_size}, but the {split} split of {folder} gives "
