@@ -36,8 +36,12 @@ from unveil.training.posthoc import (
 FORMAT = 1
 FOLDER = "averages"  # within the model's
 INDEX_FILE = "index.json"
-LARGEST_ERROR = 0.1  # of a reconstructed profile, relative to its norm
-SCAN = 200  # deviations that are tried for the range that can be reconstructed
+LARGEST_ERROR = 0.1  # of a reconstruction
+# In the same unit: rounding to fp16 errs by 2e-4 of the weights, an error of the profile by as much of what they moved
+# while they were averaged, taken as a tenth of them.
+ROUNDING = 2e-3
+SCAN = 40  # deviations, evenly spaced in the logarithm, among which the range that can be reconstructed ends
+BISECTIONS = 4  # of the step in which it ends
 
 
 @dataclass(frozen=True)
@@ -154,26 +158,39 @@ class Averages:
 
         Of ranges with gaps between them, the one that holds the smallest stored profile.
         """
-        stored, steps = self._stored_profiles(), range(SCAN + 1)
-        values = [LEAST_DEVIATION * (GREATEST_DEVIATION / LEAST_DEVIATION) ** (step / SCAN) for step in steps]
-        fine = [reconstruct(PowerProfile.of(value, self.images), stored).error <= LARGEST_ERROR for value in values]
-        first = last = min(steps, key=lambda step: abs(values[step] - min(self.profiles)))
-        while first > 0 and fine[first - 1]:
-            first -= 1
-        while last < SCAN and fine[last + 1]:
-            last += 1
-        return values[first], values[last]
+        start, ratio = min(self.profiles), (GREATEST_DEVIATION / LEAST_DEVIATION) ** (1 / SCAN)
+        return self._last_reached(start, 1 / ratio, LEAST_DEVIATION), self._last_reached(
+            start, ratio, GREATEST_DEVIATION
+        )
+
+    def _last_reached(self, value: float, ratio: float, bound: float) -> float:
+        """The last deviation before the first that cannot be reconstructed, in steps of ``ratio`` up to ``bound``."""
+        nearer = max if ratio < 1 else min
+        while value != bound and self._reaches(beyond := nearer(value * ratio, bound)):
+            value = beyond
+        if value == bound:
+            return value
+        for _ in range(BISECTIONS):
+            if self._reaches(middle := (value * beyond) ** 0.5):
+                value = middle
+            else:
+                beyond = middle
+        return value
+
+    def _reaches(self, sigma_rel: float) -> bool:
+        target = PowerProfile.of(sigma_rel, self.images)
+        return reconstruct(target, self._stored_profiles(), ROUNDING).error <= LARGEST_ERROR
 
     def _reconstruction(self, choice: WeightsChoice) -> Reconstruction:
         if choice.kind == "power":
-            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles())
+            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles(), ROUNDING)
         if not 0 < self.ema_rampup <= STEEPEST_RAMP:
             raise UnveilError(
                 f"{self.folder}: found {self._stored()} and train.ema_rampup {self.ema_rampup:g}, expected {choice}, "
                 f"or a ramp in (0, {STEEPEST_RAMP}] to reconstruct it with; choose another"
             )
         target = ExponentialProfile(self.images, choice.value, self.ema_rampup)
-        return reconstruct(target, self._stored_profiles())
+        return reconstruct(target, self._stored_profiles(), ROUNDING)
 
     def _stored_profiles(self) -> list[PowerProfile]:
         return [
