@@ -128,7 +128,12 @@ def test_sums_that_would_only_add_up_rounding_are_not_made(tmp_path: Path) -> No
 
 def test_the_range_is_found_with_few_reconstructions(averages: Averages, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
-    monkeypatch.setattr(Averages, "_reaches", lambda _, sigma_rel: calls.append(sigma_rel) or 0.03 < sigma_rel < 0.2)
+
+    def reaches(_: Averages, sigma_rel: float) -> bool:
+        calls.append(sigma_rel)
+        return 0.03 < sigma_rel < 0.2
+
+    monkeypatch.setattr(Averages, "_reaches", reaches)
     least, greatest = averages.deviations()
     assert 0.03 < least < 0.0303 and 0.198 < greatest < 0.2
     assert len(calls) < 40
@@ -187,3 +192,15 @@ def test_a_snapshot_of_other_profiles_changes_nothing(averages: Averages, tmp_pa
     with pytest.raises(UnveilError, match=r"found profiles \[0\.2\], expected \[0\.05, 0\.1\]"):
         write_averages(averages.folder, 800, 0.09, [], PROFILES, [path])
     assert {path.name: file_digest(path) for path in averages.folder.iterdir()} == before
+
+
+def test_averages_of_another_model_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    assert Averages.beside(weights).choices() == []  # a model without any
+    write_averages(tmp_path / "averages", 640, 0.09, [(300, STATE)], [], [], file_digest(weights))
+    assert Averages.beside(weights).choices() == [WeightsChoice("half-life", 300)]
+    weights.write_bytes(b"another")
+    with pytest.raises(UnveilError, match=r"index\.json: averages of a model with sha256 7692c3ad3540, but ") as caught:
+        Averages.beside(weights)
+    assert "\n" not in str(caught.value)

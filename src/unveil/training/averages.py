@@ -73,6 +73,7 @@ class Averages:
         half_lives: stored exponential averages.
         profiles: relative standard deviations in every snapshot.
         snapshots: the earliest first; the last is of the end of training.
+        model: sha256 of the ``model.safetensors`` that they were kept beside; None if that is not known.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Averages:
     half_lives: tuple[HalfLife, ...]
     profiles: tuple[float, ...]
     snapshots: tuple[Snapshot, ...]
+    model: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Averages":
@@ -101,15 +103,35 @@ class Averages:
                 tuple(HalfLife(**entry) for entry in values["half_lives"]),
                 tuple(entry["sigma_rel"] for entry in values["profiles"]),
                 tuple(Snapshot(**entry) for entry in values["snapshots"]),
+                values.get("model"),
             )
         except FileNotFoundError:
             raise UnveilError(f"{path}: not there, expected the averages of a model; run the train stage") from None
         except (ValueError, TypeError, KeyError) as error:
             raise UnveilError(f"{path}: not an index of averages ({error}); run the train stage again") from None
 
+    @classmethod
+    def beside(cls, weights: Path) -> "Averages":
+        """Those of the model whose ``model.safetensors`` is at ``weights``; none if it has no folder of them.
+
+        Raises:
+            UnveilError: if the index is damaged, or says that they are of another model.
+        """
+        folder = weights.parent / FOLDER
+        if not folder.exists():
+            return cls(folder, 0, 0.0, (), (), ())
+        found = cls.load(folder)
+        if found.model is not None and found.model != (digest := file_digest(weights)):
+            raise UnveilError(
+                f"{folder / INDEX_FILE}: averages of a model with sha256 {found.model[:12]}, but {weights} has "
+                f"{digest[:12]}; run `dvc checkout` for those of one training, or train again"
+            )
+        return found
+
     def digest(self) -> str:
-        """sha256 of the index, and so of everything."""
-        return file_digest(self.folder / INDEX_FILE)
+        """sha256 of the index, and so of everything; empty if there is none."""
+        path = self.folder / INDEX_FILE
+        return file_digest(path) if path.exists() else ""
 
     def choices(self) -> list[WeightsChoice]:
         """What was stored: the half-lives, and the profiles, which each is its own reconstruction."""
@@ -251,6 +273,7 @@ def write_averages(
     half_lives: Iterable[tuple[int, Mapping[str, Tensor]]],
     profiles: Sequence[float],
     snapshots: Sequence[Path],
+    model: str | None = None,
 ) -> Averages:
     """Write the whole folder, or leave what was there.
 
@@ -261,6 +284,7 @@ def write_averages(
         half_lives: with the network's state of each; may be made one at a time.
         profiles: relative standard deviations in the snapshots.
         snapshots: files that ``save_snapshot`` wrote, the earliest first; copied.
+        model: sha256 of the ``model.safetensors`` beside the folder.
 
     Raises:
         UnveilError: if a snapshot is damaged or of other profiles.
@@ -283,6 +307,7 @@ def write_averages(
             "half_lives": entries,
             "profiles": [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in profiles],
             "snapshots": copies,
+            "model": model,
         }
         write_json(temporary / INDEX_FILE, index)
     return Averages.load(folder)
