@@ -25,7 +25,7 @@ from unveil.files import atomic_path, file_digest
 from unveil.launch import start_processes
 from unveil.params import Sample
 from unveil.stage import Run, stage
-from unveil.training.averages import FOLDER, Averages
+from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
 from unveil.training.precision import autocast, resolve_device, resolve_precision
@@ -118,7 +118,7 @@ def progress(run: Run, done: int, total: int, started: float) -> None:
 
 def averages_facts(choice: WeightsChoice) -> dict[str, str]:
     """Which stored averages another one than the model's own was made from."""
-    return {} if choice.kind == "ema" else {"averages": Averages.load(MODELS / FOLDER).digest()}
+    return {} if choice.kind == "ema" else {"averages": Averages.beside(MODELS / "model.safetensors").digest()}
 
 
 def save_samples(images: Tensor, facts: dict[str, object]) -> None:

@@ -22,13 +22,13 @@ from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.distributed import Processes, joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import save_grid
-from unveil.files import atomic_path
+from unveil.files import atomic_path, file_digest
 from unveil.launch import start_processes
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.stage import Run, Terminated, signals_noted, stage
 from unveil.training.averages import FOLDER, write_averages
-from unveil.training.checkpoint import Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
+from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
 from unveil.training.precision import (
@@ -81,7 +81,7 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
     )
 
 
-def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool) -> ModelConfig:
+def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool, channels_last: bool) -> ModelConfig:
     """What config.json says of the model."""
     return ModelConfig(
         network=UNetConfig(
@@ -100,6 +100,7 @@ def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool)
             **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile", "channels_last"}),
             "precision": precision,
             "tf32": tf32,
+            "channels_last": channels_last,
         },
     )
 
@@ -223,7 +224,7 @@ def main(
         precision = resolve_precision(settings.precision, device)
         tf32 = set_tf32(settings.tf32, device)
         channels_last = resolve_channels_last(settings.channels_last, device)
-        config = model_config(settings, index, precision, tf32)
+        config = model_config(settings, index, precision, tf32, channels_last)
 
         processes = held.enter_context(joined(device))
         if settings.batch_size < processes.count:
@@ -311,6 +312,7 @@ def main(
             further_averages(trainer),
             settings.ema_profiles,
             checkpoints.snapshots() if settings.ema_profiles else [],
+            file_digest(MODELS / WEIGHTS_FILE),  # so that those of an earlier model are refused
         )
         if kept := stored.choices():
             run.say(f"{stored.folder}: {', '.join(map(str, kept))}; {len(stored.snapshots)} snapshots")

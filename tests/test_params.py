@@ -553,6 +553,13 @@ PLAIN = {
         ({"train__ema_more_half_lives": [2000, 2000]}, "train.ema_more_half_lives", "whose values differ"),
         ({"train__ema_profiles": [0.1, 0.1]}, "train.ema_profiles", "whose values differ"),
         ({"train__ema_profiles": []}, "train.snapshot_every_images", "0, because train.ema_profiles is empty"),
+        ({"train__augment": 0.1, "train__horizontal_flip": True}, "train.horizontal_flip", "false with train.augment"),
+        ({"train__snapshot_every_images": 1}, "train.snapshot_every_images", "at least train.batch_size"),
+        (
+            {"sample__weights": "half-life:50", "train__ema_rampup": 0.0},
+            "sample.weights",
+            "train.ema_rampup in (0, 0.69] to make a half-life with",
+        ),
         ({"sample__weights": "emaa"}, "sample.weights", "ema | half-life:N | power:S"),
         ({"sample__weights": "power:0.5"}, "sample.weights", "S a relative standard deviation in [0.005, 0.28]"),
         (

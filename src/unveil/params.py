@@ -50,6 +50,7 @@ from unveil.training.choices import (
     WeightsChoice,
     parse_weights,
 )
+from unveil.training.posthoc import STEEPEST_RAMP
 
 LEAST_SPLITS = 10  # for an interval
 Scalar: TypeAlias = bool | int | float | str | None
@@ -475,6 +476,8 @@ class Train(Section):
                 "0.0 with train.network.noise_conditioning none: the network is told what was done beside the noise "
                 "level, and otherwise would draw turned faces",
             )
+        if self.augment and self.horizontal_flip:
+            yield Problem("horizontal_flip", "false with train.augment above 0, which mirrors and tells the network")
         if self.gradient_accumulation > self.batch_size:
             yield Problem("gradient_accumulation", f"at most train.batch_size, {self.batch_size}")
         if self.optimizer == "adam" and self.weight_decay:
@@ -503,6 +506,8 @@ class Train(Section):
                 yield Problem(key, "a list whose values differ")
         if self.snapshot_every_images and not self.ema_profiles:
             yield Problem("snapshot_every_images", "0, because train.ema_profiles is empty")
+        elif 0 < self.snapshot_every_images < self.batch_size:
+            yield Problem("snapshot_every_images", f"0, or at least train.batch_size, {self.batch_size}")
 
 
 class Sample(Section):
@@ -723,7 +728,12 @@ class Params(Section):
     def _weights_problems(self) -> Iterator[Problem]:
         """Averages that training does not keep."""
         choice, train = self.sample.average, self.train
-        if choice.kind == "ema" or train.ema_profiles or choice.value in train.ema_more_half_lives:
+        if choice.kind == "ema" or choice.value in (train.ema_half_life_images, *train.ema_more_half_lives):
+            return
+        if train.ema_profiles:
+            if choice.kind == "half-life" and not 0 < train.ema_rampup <= STEEPEST_RAMP:
+                ramp = f"train.ema_rampup in (0, {STEEPEST_RAMP}]"
+                yield Problem("sample.weights", f"{ramp} to make a half-life with, or one of train.ema_more_half_lives")
             return
         stored = [str(WeightsChoice("half-life", number)) for number in train.ema_more_half_lives]
         key = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"

@@ -142,6 +142,8 @@ def test_it_draws_as_often_and_as_much_as_the_paper() -> None:
     strengths = (drawn.scaling, drawn.anisotropy[:, 1], drawn.translation[:, 0], drawn.translation[:, 1])
     for strength in strengths:
         assert strength[strength != 0].std().item() == pytest.approx(1.0, abs=0.05)
+    stretched = drawn.anisotropy[drawn.anisotropy[:, 1] != 0]
+    assert (stretched[:, 0] != 0).float().mean().item() == pytest.approx(0.5, abs=0.05)  # EDM's aniso_rotate_prob
     for angle in (drawn.rotation, drawn.anisotropy[:, 0]):
         angle = angle[angle != 0]
         assert angle.abs().max() <= math.pi and angle.std().item() == pytest.approx(math.pi / 3**0.5, abs=0.05)

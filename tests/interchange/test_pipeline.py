@@ -23,10 +23,12 @@ from unveil.diffusion.grids import ddim_timesteps
 from unveil.diffusion.paths import DiscreteVP
 from unveil.diffusion.sampling import SamplerConfig, run_sampler
 from unveil.errors import UnveilError
+from unveil.files import file_digest
 from unveil.interchange.__main__ import app
 from unveil.interchange.pipeline import export_pipeline, import_pipeline, read_pipeline
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
+from unveil.training.averages import Averages, write_averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,16 @@ def test_their_ddim_with_clipping_is_ours_if_its_noise_follows_from_the_clipped_
     ours = _our_images(models, "ddim", "clip")
     assert abs(ours - _their_images(tmp_path / "out", "ddim", use_clipped_model_output=True)).max() < 1e-4
     assert abs(ours - _their_images(tmp_path / "out", "ddim")).max() > 0.1  # why it is refused
+
+
+def test_an_import_leaves_no_averages_of_another_model(models: Path, shards: Path, tmp_path: Path) -> None:
+    export_pipeline(models, tmp_path / "out")
+    old = torch.zeros(1)
+    write_averages(models / "averages", 10, 0.09, [(5, {"w": old})], [], [])
+    import_pipeline(tmp_path / "out", models, shards, force=True)
+    found = Averages.beside(models / "model.safetensors")
+    assert [path.name for path in found.folder.iterdir()] == ["index.json"]
+    assert found.choices() == [] and found.model == file_digest(models / "model.safetensors")
 
 
 def test_import_of_an_export_is_the_model(models: Path, shards: Path, tmp_path: Path) -> None:
@@ -329,7 +341,7 @@ def test_a_trained_model_is_replaced_only_by_force(models: Path, theirs: Path, s
         import_pipeline(theirs, models, shards)
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
     import_pipeline(theirs, models, shards, force=True)
-    assert {path.name for path in models.iterdir()} == before.keys() | {"run.json"}
+    assert {path.name for path in models.iterdir()} == before.keys() | {"run.json", "averages"}
     assert (models / "notes.txt").read_text() == "mine"
     assert (models / "model.safetensors").read_bytes() != before["model.safetensors"]
     assert ModelConfig.load(models).training["imported_from"] == "theirs"

@@ -16,8 +16,10 @@ FRAME = {
 }
 # Drawing takes tensors and types from where they are made, not their values.
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
-# What only draws the previews of train decides no weight: a new sampler must not retrain.
-PICTURES = {"train": {"src/unveil/figures.py", "src/unveil/diffusion/sampling.py"}}
+# What only draws the previews of train, or measures its memory, decides no weight: a new sampler must not retrain.
+PICTURES = {
+    "train": {"src/unveil/figures.py", "src/unveil/diffusion/sampling.py", "src/unveil/training/usage.py"},
+}
 
 
 def imported_modules(file: Path) -> Iterator[str]:
@@ -59,6 +61,12 @@ def test_a_stage_depends_on_exactly_the_code_that_it_uses(repository: Path, name
     assert not missing, "used, but an edit to it would not rerun the stage"
     idle = {path for path in declared if not any(covers(path, file) for file in used)}
     assert not idle, "not used, but an edit to it would rerun the stage"
+
+
+def test_tools_beside_the_training_do_not_retrain(repository: Path) -> None:
+    _, declared, _ = declared_paths(repository / "dvc.yaml", "train")
+    for name in ("__main__", "comparison", "usage"):
+        assert not any(covers(path, f"src/unveil/training/{name}.py") for path in declared)
 
 
 def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:

@@ -13,6 +13,7 @@ from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.training.averages import Averages, save_snapshot, write_averages
 from unveil.training.choices import WeightsChoice, parse_weights
+from unveil.training.ema import PowerAverage
 
 PROFILES = (0.05, 0.1)
 STATE = {"a": torch.linspace(-1, 1, 6).reshape(2, 3), "b": torch.tensor(2.0)}
@@ -104,6 +105,40 @@ def test_more_snapshots_reach_further(averages: Averages, tmp_path: Path) -> Non
     assert more.deviations()[0] < averages.deviations()[0] < averages.deviations()[1] < more.deviations()[1]
 
 
+def test_sums_that_would_only_add_up_rounding_are_not_made(tmp_path: Path) -> None:
+    """Wide profiles make a narrow one from thousands of themselves that cancel, which fp16 does not survive."""
+    generator, profiles, batch = torch.Generator().manual_seed(0), (0.1, 0.2, 0.28), 32
+    weight = torch.randn(500, generator=generator)
+    kept, wanted = ({s: PowerAverage([weight], s) for s in values} for values in (profiles, (0.02, 0.04, 0.15)))
+    paths = []
+    for step in range(1, 1025):
+        weight = weight + torch.randn(500, generator=generator) / 32
+        for average in (*kept.values(), *wanted.values()):
+            average.update([weight], batch, step * batch)
+        if step % 16 == 0:
+            paths.append(tmp_path / "scratch" / f"snapshot-{step:04d}.safetensors")
+            save_snapshot(paths[-1], step * batch, {s: {"w": item.parameters[0]} for s, item in kept.items()})
+    made = write_averages(tmp_path / "averages", 1024 * batch, 0.09, [], profiles, paths)
+    for sigma_rel in (0.04, 0.15):
+        truth = wanted[sigma_rel].parameters[0]
+        assert (made.read(WeightsChoice("power", sigma_rel))["w"] - truth).norm() < 0.01 * truth.norm()
+    with pytest.raises(UnveilError, match=r"only with an error of 1\d%"):
+        made.read(WeightsChoice("power", 0.02))
+
+
+def test_the_range_is_found_with_few_reconstructions(averages: Averages, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def reaches(_: Averages, sigma_rel: float) -> bool:
+        calls.append(sigma_rel)
+        return 0.03 < sigma_rel < 0.2
+
+    monkeypatch.setattr(Averages, "_reaches", reaches)
+    least, greatest = averages.deviations()
+    assert 0.03 < least < 0.0303 and 0.198 < greatest < 0.2
+    assert len(calls) < 40
+
+
 def test_nothing_kept_is_an_index_alone(tmp_path: Path) -> None:
     empty = write_averages(tmp_path / "averages", 640, 0.09, [], [], [])
     assert [path.name for path in empty.folder.iterdir()] == ["index.json"]
@@ -157,3 +192,15 @@ def test_a_snapshot_of_other_profiles_changes_nothing(averages: Averages, tmp_pa
     with pytest.raises(UnveilError, match=r"found profiles \[0\.2\], expected \[0\.05, 0\.1\]"):
         write_averages(averages.folder, 800, 0.09, [], PROFILES, [path])
     assert {path.name: file_digest(path) for path in averages.folder.iterdir()} == before
+
+
+def test_averages_of_another_model_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    assert Averages.beside(weights).choices() == []  # a model without any
+    write_averages(tmp_path / "averages", 640, 0.09, [(300, STATE)], [], [], file_digest(weights))
+    assert Averages.beside(weights).choices() == [WeightsChoice("half-life", 300)]
+    weights.write_bytes(b"another")
+    with pytest.raises(UnveilError, match=r"index\.json: averages of a model with sha256 7692c3ad3540, but ") as caught:
+        Averages.beside(weights)
+    assert "\n" not in str(caught.value)

@@ -30,6 +30,7 @@ from unveil.training.checkpoint import (
     load_denoiser,
     save_model,
 )
+from unveil.training.choices import WeightsChoice
 
 CONFIG = ModelConfig(
     network=UNetConfig(8, 32, (1, 2), 1, (4,), 16, dropout=0.3),
@@ -349,3 +350,11 @@ def test_they_can_be_removed(tmp_path: Path) -> None:
     _save(checkpoints, 10)
     checkpoints.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_models_own_half_life_is_the_model(tmp_path: Path) -> None:
+    save_model(tmp_path, _network(), replace(CONFIG, training={"ema_half_life_images": 50}))
+    own = load_denoiser(tmp_path, weights=WeightsChoice("half-life", 50)).network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in load_denoiser(tmp_path).network.state_dict().items())
+    with pytest.raises(UnveilError, match="found no averages, expected half-life:60"):
+        load_denoiser(tmp_path, weights=WeightsChoice("half-life", 60))

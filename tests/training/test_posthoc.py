@@ -14,6 +14,7 @@ from unveil.training.ema import EMA, PowerAverage
 from unveil.training.posthoc import (
     ExponentialProfile,
     PowerProfile,
+    deviation,
     exponent,
     reconstruct,
     relative_deviation,
@@ -95,9 +96,9 @@ def test_a_stored_profile_is_its_own_reconstruction() -> None:
 
 
 @given(st.floats(0.01, 0.28), st.integers(1, 20))
-def test_coefficients_sum_to_one(deviation: float, count: int) -> None:
+def test_coefficients_sum_to_one(spread: float, count: int) -> None:
     """So that weights which never moved are given back."""
-    found = reconstruct(PowerProfile.of(deviation, END), stored(count))
+    found = reconstruct(PowerProfile.of(spread, END), stored(count))
     assert sum(found.coefficients) == pytest.approx(1, abs=1e-9)
 
 
@@ -118,15 +119,36 @@ def test_no_other_coefficients_come_nearer() -> None:
     assert reconstruct(target, profiles).error == pytest.approx(math.sqrt(distance(best) / norm), rel=1e-3)
 
 
-@pytest.mark.parametrize("deviation", [0.035, 0.075, 0.15, 0.20])
+@pytest.mark.parametrize("spread", [0.035, 0.075, 0.15, 0.20])
 @pytest.mark.parametrize("waves", [0.5, 2.0, 5.0])
-def test_a_trajectory_of_weights_has_its_true_average(deviation: float, waves: float) -> None:
+def test_a_trajectory_of_weights_has_its_true_average(spread: float, waves: float) -> None:
     """Of weights that swing: 32 snapshots give the average of a profile that nobody stored."""
     frequency = 2 * math.pi * waves / END
-    profiles, target = stored(32), PowerProfile.of(deviation, END)
+    profiles, target = stored(32), PowerProfile.of(spread, END)
     coefficients = reconstruct(target, profiles).coefficients
     made = sum(c * average(profile, frequency) for c, profile in zip(coefficients, profiles, strict=True))
     assert made == pytest.approx(average(target, frequency), abs=2e-3)
+
+
+@pytest.mark.parametrize("rounding", [2e-4, 2e-3])
+def test_the_error_counts_the_rounding_and_is_the_least(rounding: float) -> None:
+    target, profiles = PowerProfile.of(0.03, END), stored(16, (0.1, 0.2, 0.28))
+    exact, found = reconstruct(target, profiles), reconstruct(target, profiles, rounding)
+    size, least = (float(np.linalg.norm(result.coefficients)) for result in (exact, found))
+    assert exact.error < found.error < math.hypot(exact.error, rounding * size)
+    assert rounding * least < found.error and sum(found.coefficients) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("half_life", "end"), [(2.0, 60_000.0), (5000.0, 2e8), (1.0, 2e8), (300.0, 512.0)])
+@pytest.mark.filterwarnings("error")
+def test_short_half_lives_are_not_missed(half_life: float, end: float) -> None:
+    """Of an exponential profile without its ramp, the standard deviation is half_life / ln 2."""
+    target = ExponentialProfile(end, half_life, 0.09)
+    if half_life < 0.01 * end:
+        assert deviation(target) * end == pytest.approx(half_life / math.log(2), rel=1e-4)
+    found = reconstruct(target, stored(32, (0.01, 0.1), end))
+    assert math.isfinite(found.error) and sum(found.coefficients) == pytest.approx(1, abs=1e-6)
+    assert found.error > 0.4 or half_life == 300  # all of the stored ones are far wider
 
 
 def test_more_snapshots_are_nearer() -> None:

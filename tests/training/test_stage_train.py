@@ -387,7 +387,7 @@ def test_augmentation_is_one_key(project: Path) -> None:
     assert config.network.augment_labels == 9
     assert config.training["augment"] == 0.15
     assert config.training["tf32"] is (torch.cuda.is_available())
-    assert "channels_last" not in config.training
+    assert config.training["channels_last"] is True  # and so in the name of its checkpoints
     assert load_denoiser(project / "models")(torch.randn(2, 3, SIZE, SIZE), torch.ones(2)).isfinite().all()
     metrics = json.loads((project / "models" / "run.json").read_text())["metrics"]
     assert {"memory_gib"} <= set(metrics) or {"gpu_memory_gib"} <= set(metrics)

@@ -11,11 +11,13 @@ y-flip         mirror top and bottom if a1 = 1, a1 ~ U{0, 1}                  p 
 scaling        magnify by 2^(0.2 a2), a2 ~ N(0, 1)                            p            a2
 rotation       turn by a3, counter-clockwise as seen, a3 ~ U(-pi, pi)         p            cos a3 - 1, sin a3
 anisotropy     stretch by 2^(0.2 a5) at the angle a4 and shrink by as much    p            a5 cos a4, a5 sin a4
-               across it, a4 ~ U(-pi, pi), a5 ~ N(0, 1)
+               across it, a4 ~ U(-pi, pi) for half of the images and
+               0 for the others, a5 ~ N(0, 1)
 translation    move right by a6 / 8 of the width, down by a7 / 8 of the       p            a6, a7
                height, a6, a7 ~ N(0, 1)
 =============  =============================================================  ===========  ======================
 
+As in EDM's code, half of the images that are stretched are stretched along their sides. Its random numbers are others.
 """
 
 import math
@@ -28,6 +30,7 @@ from torch import Tensor
 
 LABELS = 9
 LOG2_SCALE = 0.2  # standard deviation of the binary logarithm of scaling and of anisotropy
+ANISOTROPY_TURNED = 0.5  # share of the images stretched at an angle, aniso_rotate_prob in EDM's code
 TRANSLATION = 1 / 8  # standard deviation in units of the image's side
 # Daubechies' least asymmetric wavelet of six vanishing moments (Ten Lectures on Wavelets, table 6.3), known as sym6.
 SYM6 = (
@@ -82,12 +85,13 @@ class Transformations:
         flips = torch.rand(2, count, generator=generator) < 0.5
         angles = (2 * torch.rand(2, count, generator=generator) - 1) * math.pi
         normal = torch.randn(4, count, generator=generator)
+        turned = torch.rand(count, generator=generator) < ANISOTROPY_TURNED
         flipped = torch.stack([flips[0] & (probability > 0), flips[1] & done[0]], 1)
         return cls(
             flipped,
             normal[0] * done[1],
             angles[0] * done[2],
-            torch.stack([angles[1], normal[1]], 1) * done[3, :, None],
+            torch.stack([angles[1] * turned, normal[1]], 1) * done[3, :, None],
             normal[2:].T * done[4, :, None],
         )
 

@@ -24,6 +24,7 @@ from unveil.interchange import unet2d
 from unveil.interchange.scheduler import Clipping, Sampling, SchedulerName
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
+from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 
 INDEX = "model_index.json"
@@ -86,7 +87,7 @@ def read_pipeline(folder: Path) -> Pipeline:
 
 
 def import_pipeline(folder: Path, models: Path, shards: Path, *, force: bool = False) -> Pipeline:
-    """Make a pipeline folder the project's model: ``model.safetensors``, ``config.json`` and ``run.json``.
+    """Make a pipeline folder the project's model: its weights, ``config.json``, ``run.json`` and no averages.
 
     Args:
         folder: of the pipeline.
@@ -118,6 +119,8 @@ def import_pipeline(folder: Path, models: Path, shards: Path, *, force: bool = F
     network.load_state_dict(pipeline.weights)
     with _replacing(models) as temporary:
         save_model(temporary, network, ModelConfig(pipeline.network, pipeline.diffusion, data, origin))
+        digest = file_digest(temporary / WEIGHTS_FILE)
+        write_averages(temporary / FOLDER, 0, 0.0, [], [], [], digest)  # none, in place of another model's
         write_json(temporary / RECORD, {"stage": "import", **origin})  # else the record of another model stayed there
     return pipeline
 
@@ -137,7 +140,8 @@ def _replacing(models: Path) -> Iterator[Path]:
         try:
             yield temporary
             (models / CONFIG_FILE).unlink(missing_ok=True)
-            for file in (WEIGHTS_FILE, RECORD, CONFIG_FILE):
+            shutil.rmtree(models / FOLDER, ignore_errors=True)  # a folder is not replaced in one step
+            for file in (WEIGHTS_FILE, FOLDER, RECORD, CONFIG_FILE):
                 os.replace(temporary / file, models / file)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

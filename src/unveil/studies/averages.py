@@ -131,7 +131,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.model = ModelConfig.load(self.models)
-        self.averages = Averages.load(self.models / FOLDER)
+        self.averages = Averages.beside(self.models / WEIGHTS_FILE)
         self.index = ShardIndex.load(self.shards)
         if self.model.data["shards"] != self.index.digest():
             raise UnveilError(
@@ -250,7 +250,10 @@ class Search:
 
     def _error(self, choice: WeightsChoice) -> float:
         """Of the reconstruction. Raises UnveilError if it is too large, or there is nothing to make it from."""
-        if choice.kind == "ema" or choice in [known for known in self.averages.choices() if known.kind == "half-life"]:
+        own = WeightsChoice("half-life", self.model.training.get("ema_half_life_images", 0))
+        if choice in (WeightsChoice(), own) or choice in [
+            known for known in self.averages.choices() if known.kind == "half-life"
+        ]:
             return 0.0
         return significant(self.averages.reconstruction(choice).error)
 

@@ -39,11 +39,11 @@ Models = Annotated[Path, typer.Option(help="Folder of the model.")]
 def list_averages(models: Models = Path("models")) -> None:
     """Show which averages there are, and which can be made, as sample.weights names them."""
     with one_line_errors():
-        from unveil.training.averages import FOLDER, Averages
-        from unveil.training.checkpoint import ModelConfig
+        from unveil.training.averages import Averages
+        from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig
 
-        half_life = ModelConfig.load(models).training.get("ema_half_life_images", 0)
-        for line in describe_averages(Averages.load(models / FOLDER), half_life):
+        half_life = ModelConfig.load(models).training.get("ema_half_life_images")
+        for line in describe_averages(Averages.beside(models / WEIGHTS_FILE), half_life):
             typer.echo(line)
 
 
@@ -66,9 +66,10 @@ def search(
         from unveil.params import load_params
         from unveil.studies import averages as study_of
 
+        choices = study_of.choices_of(weights) if weights is not None else None
         settings = study_of.Settings.of(load_params(params), images, seed)
         found = study_of.Search(models, shards, out, settings, say=typer.echo)
-        found.run(study_of.choices_of(weights) if weights is not None else found.candidates())
+        found.run(found.candidates() if choices is None else choices)
         typer.echo(study_of.write_report(found))
 
 
@@ -151,9 +152,12 @@ def tracked_curve(run_id: str) -> LossCurve:
     return LossCurve.of(f"run {run_id}", sorted(latest.items()))
 
 
-def describe_averages(stored: "Averages", half_life: float) -> list[str]:
-    """The lines that are printed of the averages of a model, whose own has that half-life."""
-    lines = [f"ema: the model's own, half-life {half_life:,} images, after {stored.images:,} images of training"]
+def describe_averages(stored: "Averages", half_life: float | None) -> list[str]:
+    """The lines that are printed of the averages of a model, whose own has that half-life; None if it is unknown."""
+    if half_life is None or not stored.images:
+        lines = ["ema: the model's own weights; no others were kept"]
+    else:
+        lines = [f"ema: the model's own, half-life {half_life:,} images, after {stored.images:,} images of training"]
     lines += [f"half-life:{entry.half_life_images}: stored in {entry.file}" for entry in stored.half_lives]
     if stored.snapshots:
         profiles = ", ".join(str(choice) for choice in stored.choices() if choice.kind == "power")

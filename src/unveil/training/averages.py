@@ -36,8 +36,12 @@ from unveil.training.posthoc import (
 FORMAT = 1
 FOLDER = "averages"  # within the model's
 INDEX_FILE = "index.json"
-LARGEST_ERROR = 0.1  # of a reconstructed profile, relative to its norm
-SCAN = 200  # deviations that are tried for the range that can be reconstructed
+LARGEST_ERROR = 0.1  # of a reconstruction
+# In the same unit: rounding to fp16 errs by 2e-4 of the weights, an error of the profile by as much of what they moved
+# while they were averaged, taken as a tenth of them.
+ROUNDING = 2e-3
+SCAN = 40  # deviations, evenly spaced in the logarithm, among which the range that can be reconstructed ends
+BISECTIONS = 4  # of the step in which it ends
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Averages:
         half_lives: stored exponential averages.
         profiles: relative standard deviations in every snapshot.
         snapshots: the earliest first; the last is of the end of training.
+        model: sha256 of the ``model.safetensors`` that they were kept beside; None if that is not known.
     """
 
     folder: Path
@@ -77,6 +82,7 @@ class Averages:
     half_lives: tuple[HalfLife, ...]
     profiles: tuple[float, ...]
     snapshots: tuple[Snapshot, ...]
+    model: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Averages":
@@ -97,15 +103,35 @@ class Averages:
                 tuple(HalfLife(**entry) for entry in values["half_lives"]),
                 tuple(entry["sigma_rel"] for entry in values["profiles"]),
                 tuple(Snapshot(**entry) for entry in values["snapshots"]),
+                values.get("model"),
             )
         except FileNotFoundError:
             raise UnveilError(f"{path}: not there, expected the averages of a model; run the train stage") from None
         except (ValueError, TypeError, KeyError) as error:
             raise UnveilError(f"{path}: not an index of averages ({error}); run the train stage again") from None
 
+    @classmethod
+    def beside(cls, weights: Path) -> "Averages":
+        """Those of the model whose ``model.safetensors`` is at ``weights``; none if it has no folder of them.
+
+        Raises:
+            UnveilError: if the index is damaged, or says that they are of another model.
+        """
+        folder = weights.parent / FOLDER
+        if not folder.exists():
+            return cls(folder, 0, 0.0, (), (), ())
+        found = cls.load(folder)
+        if found.model is not None and found.model != (digest := file_digest(weights)):
+            raise UnveilError(
+                f"{folder / INDEX_FILE}: averages of a model with sha256 {found.model[:12]}, but {weights} has "
+                f"{digest[:12]}; run `dvc checkout` for those of one training, or train again"
+            )
+        return found
+
     def digest(self) -> str:
-        """sha256 of the index, and so of everything."""
-        return file_digest(self.folder / INDEX_FILE)
+        """sha256 of the index, and so of everything; empty if there is none."""
+        path = self.folder / INDEX_FILE
+        return file_digest(path) if path.exists() else ""
 
     def choices(self) -> list[WeightsChoice]:
         """What was stored: the half-lives, and the profiles, which each is its own reconstruction."""
@@ -154,26 +180,39 @@ class Averages:
 
         Of ranges with gaps between them, the one that holds the smallest stored profile.
         """
-        stored, steps = self._stored_profiles(), range(SCAN + 1)
-        values = [LEAST_DEVIATION * (GREATEST_DEVIATION / LEAST_DEVIATION) ** (step / SCAN) for step in steps]
-        fine = [reconstruct(PowerProfile.of(value, self.images), stored).error <= LARGEST_ERROR for value in values]
-        first = last = min(steps, key=lambda step: abs(values[step] - min(self.profiles)))
-        while first > 0 and fine[first - 1]:
-            first -= 1
-        while last < SCAN and fine[last + 1]:
-            last += 1
-        return values[first], values[last]
+        start, ratio = min(self.profiles), (GREATEST_DEVIATION / LEAST_DEVIATION) ** (1 / SCAN)
+        return self._last_reached(start, 1 / ratio, LEAST_DEVIATION), self._last_reached(
+            start, ratio, GREATEST_DEVIATION
+        )
+
+    def _last_reached(self, value: float, ratio: float, bound: float) -> float:
+        """The last deviation before the first that cannot be reconstructed, in steps of ``ratio`` up to ``bound``."""
+        nearer = max if ratio < 1 else min
+        while value != bound and self._reaches(beyond := nearer(value * ratio, bound)):
+            value = beyond
+        if value == bound:
+            return value
+        for _ in range(BISECTIONS):
+            if self._reaches(middle := (value * beyond) ** 0.5):
+                value = middle
+            else:
+                beyond = middle
+        return value
+
+    def _reaches(self, sigma_rel: float) -> bool:
+        target = PowerProfile.of(sigma_rel, self.images)
+        return reconstruct(target, self._stored_profiles(), ROUNDING).error <= LARGEST_ERROR
 
     def _reconstruction(self, choice: WeightsChoice) -> Reconstruction:
         if choice.kind == "power":
-            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles())
+            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles(), ROUNDING)
         if not 0 < self.ema_rampup <= STEEPEST_RAMP:
             raise UnveilError(
                 f"{self.folder}: found {self._stored()} and train.ema_rampup {self.ema_rampup:g}, expected {choice}, "
                 f"or a ramp in (0, {STEEPEST_RAMP}] to reconstruct it with; choose another"
             )
         target = ExponentialProfile(self.images, choice.value, self.ema_rampup)
-        return reconstruct(target, self._stored_profiles())
+        return reconstruct(target, self._stored_profiles(), ROUNDING)
 
     def _stored_profiles(self) -> list[PowerProfile]:
         return [
@@ -234,6 +273,7 @@ def write_averages(
     half_lives: Iterable[tuple[int, Mapping[str, Tensor]]],
     profiles: Sequence[float],
     snapshots: Sequence[Path],
+    model: str | None = None,
 ) -> Averages:
     """Write the whole folder, or leave what was there.
 
@@ -244,6 +284,7 @@ def write_averages(
         half_lives: with the network's state of each; may be made one at a time.
         profiles: relative standard deviations in the snapshots.
         snapshots: files that ``save_snapshot`` wrote, the earliest first; copied.
+        model: sha256 of the ``model.safetensors`` beside the folder.
 
     Raises:
         UnveilError: if a snapshot is damaged or of other profiles.
@@ -266,6 +307,7 @@ def write_averages(
             "half_lives": entries,
             "profiles": [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in profiles],
             "snapshots": copies,
+            "model": model,
         }
         write_json(temporary / INDEX_FILE, index)
     return Averages.load(folder)

@@ -128,16 +128,17 @@ def load_denoiser(
         raise UnveilError(f"{path}: damaged ({error}); run the train stage again") from None
     except RuntimeError as error:
         raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {_reason(error)}; run the train stage again") from None
-    if weights.kind != "ema":
-        _load_average(denoiser.network, folder / FOLDER, weights)
+    own = WeightsChoice("half-life", config.training.get("ema_half_life_images", 0))
+    if weights not in (WeightsChoice(), own):
+        _load_average(denoiser.network, folder, weights)
     return denoiser.to(device).eval().requires_grad_(False)
 
 
 def _load_average(network: nn.Module, folder: Path, weights: WeightsChoice) -> None:
-    average = Averages.load(folder).read(weights)
+    average = Averages.beside(folder / WEIGHTS_FILE).read(weights)
     wanted = {name: parameter.shape for name, parameter in network.named_parameters()}
     if any(name not in average or average[name].shape != shape for name, shape in wanted.items()):
-        raise UnveilError(f"{folder}: its averages are of another network than {CONFIG_FILE} says; train again")
+        raise UnveilError(f"{folder / FOLDER}: averages of another network than {CONFIG_FILE} says; train again")
     network.load_state_dict(average, strict=False)  # buffers are not averaged
 
 

@@ -7,6 +7,9 @@ A power-function profile of exponent ``gamma`` at time ``t`` weighs the weights 
 with mean ``t (gamma + 1) / (gamma + 2)`` and standard deviation ``sigma_rel t``. Any other profile is approximated by
 a sum of stored ones, whose coefficients minimise the integral of the squared difference: the same sum of the stored
 averages is the average with the other profile. Times are in any unit, here in images.
+
+Stored averages are rounded, and a sum of them is by as much as its coefficients are large: those of a narrow profile
+from wide ones may be thousands that cancel. So the square of that error is minimised together with the profile's.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +22,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 STEEPEST_RAMP = 0.69  # below ln 2, so that an exponential average's ramp is a power function of exponent >= 0
-NODES = 64  # of the quadrature on each interval where an exponential profile is smooth
+NODES = 16  # of the quadrature on each eighth of an interval where an exponential profile is smooth
+TAIL = 12  # doublings of the half-life; 2 ** -64 of it is nothing already
 
 
 def exponent(sigma_rel: float) -> float:
@@ -119,18 +123,26 @@ class Reconstruction:
 
     Attributes:
         coefficients: of the stored profiles, in their order; they sum to 1.
-        error: norm of the difference from the profile that was asked for, relative to that profile's norm.
+        error: root of the sum of two squares: the norm of the difference from the profile that was asked for,
+            relative to that profile's norm; and what rounding adds, the coefficients' norm times ``rounding``.
     """
 
     coefficients: tuple[float, ...]
     error: float
 
 
-def reconstruct(target: PowerProfile | ExponentialProfile, stored: Sequence[PowerProfile]) -> Reconstruction:
-    """The sum of ``stored`` profiles that comes nearest to ``target`` in least squares (algorithm 3).
+def reconstruct(
+    target: PowerProfile | ExponentialProfile, stored: Sequence[PowerProfile], rounding: float = 0.0
+) -> Reconstruction:
+    """The sum of ``stored`` profiles of the least error (algorithm 3, and a ridge against rounding).
 
     Unlike there, the coefficients are not divided by their sum: that it is 1 is a condition of the least squares, so
-    that weights which never moved come out as they are.
+    that weights which never moved come out as they are. A profile that is stored is its own reconstruction.
+
+    Args:
+        target: the profile that is asked for.
+        stored: what to make it from.
+        rounding: standard deviation of the error of each stored average, in the unit of ``Reconstruction.error``.
 
     Raises:
         ValueError: if there are none, or two are equal.
@@ -139,24 +151,27 @@ def reconstruct(target: PowerProfile | ExponentialProfile, stored: Sequence[Powe
         raise ValueError(
             f"stored has {len(stored)} profiles, {len(set(stored))} different; expected some, all different"
         )
+    if target in stored:
+        return Reconstruction(tuple(float(profile == target) for profile in stored), rounding)
     gram = _gram(stored)
     toward = np.array([_product(target, profile) for profile in stored])
     squared = _product(target, target)
+    ridge = rounding**2 * squared * np.eye(len(stored))
     scale = np.diag(gram) ** -0.5  # of profiles of norm 1: without it late, narrow ones would outweigh the others
-    matrix = gram * np.outer(scale, scale)
+    matrix = (gram + ridge) * np.outer(scale, scale)
     nearest, sums = (
         np.linalg.lstsq(matrix, side * scale, rcond=1e-14)[0] * scale for side in (toward, np.ones(len(stored)))
     )
     found = nearest + sums * (1 - nearest.sum()) / sums.sum()
-    difference = squared - 2 * found @ toward + found @ gram @ found
-    return Reconstruction(tuple(found.tolist()), float(np.sqrt(max(difference, 0.0) / squared)))
+    difference = max(squared - 2 * found @ toward + found @ gram @ found, 0.0) / squared
+    return Reconstruction(tuple(found.tolist()), float(np.sqrt(difference + rounding**2 * found @ found)))
 
 
 def _gram(stored: Sequence[PowerProfile]) -> Floats:
     """All inner products of power-function profiles (eq. 151)."""
     time, gamma = (np.array([getattr(profile, name) for profile in stored]) for name in ("time", "gamma"))
     ratio = time[:, None] / time
-    later = np.where(ratio < 1, ratio**gamma, ratio ** -gamma[:, None])
+    later = np.where(ratio < 1, np.minimum(ratio, 1) ** gamma, np.maximum(ratio, 1) ** -gamma[:, None])
     return np.outer(gamma + 1, gamma + 1) * later / ((gamma[:, None] + gamma + 1) * np.maximum(time[:, None], time))
 
 
@@ -167,10 +182,18 @@ def _product(target: PowerProfile | ExponentialProfile, other: PowerProfile | Ex
 
 
 def _knots(*profiles: PowerProfile | ExponentialProfile) -> list[float]:
-    """Where one of the profiles is not smooth, up to where the first of them ends."""
-    ends = [profile.time for profile in profiles]
-    ramps = [profile.ramp_end for profile in profiles if isinstance(profile, ExponentialProfile)]
-    return sorted({0.0, min(ends), *(time for time in ramps if time < min(ends))})
+    """Where one of the profiles is not smooth, up to where the first of them ends, and steps into its tail.
+
+    An exponential tail may be a millionth as long as what it is integrated over: 1, 2, 4, ... half-lives before the
+    end, so that the quadrature sees it.
+    """
+    end = min(profile.time for profile in profiles)
+    knots = {0.0, end}
+    for profile in profiles:
+        if isinstance(profile, ExponentialProfile):
+            tail = (end - profile.half_life * 2**place for place in range(TAIL))
+            knots.update(time for time in (profile.ramp_end, *tail) if 0 < time < end)
+    return sorted(knots)
 
 
 def _integral(function: Callable[[Floats], Floats], knots: Sequence[float]) -> float:
