@@ -125,3 +125,9 @@ def test_training_images_as_samples_are_called_memorized_and_repetitions_duplica
     held_out = _measure(sets, metrics=("memorization",))
     assert held_out.copies is not None
     assert not held_out.copies.duplicates.duplicated and held_out.copies.memorization.memorized is False
+
+
+def test_nothing_found_in_a_part_of_the_training_images_is_undecided() -> None:
+    found = _measure(_sets(), metrics=("memorization",), training_total=601)
+    assert found.copies is not None and found.copies.memorization.memorized is None
+    assert "searched 60 of 601 training images" in found.copies.memorization.sentences

@@ -60,6 +60,7 @@ class Asked:
             ``LEAST_FOR_INTERVAL`` samples do not get; 0 = neither.
         seed: of all subsets.
         shared: held-out images that the model was trained on.
+        training_total: images that the model was trained on, of which the reference may be a part; None = it is all.
     """
 
     metrics: Sequence[MetricName]
@@ -68,6 +69,7 @@ class Asked:
     interval_splits: int
     seed: int
     shared: int = 0
+    training_total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
         values |= {"inception_score": score.mean, "inception_score_std": score.std}
         values["inception_score_floor"] = inception_score(layers[HELD_OUT][features.logits], asked.seed).mean
     if "memorization" in asked.metrics:
-        copies = find_copies(sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared)
+        copies = find_copies(
+            sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared, asked.training_total
+        )
         values[features.metric("nearer_to_training")] = copies.memorization.nearer.found
         values[features.metric("near_duplicates")] = copies.duplicates.near.found
     rounded = {name: significant(value) for name, value in values.items()}
