@@ -9,6 +9,7 @@ from unveil.evaluation.choices import MetricName
 from unveil.evaluation.distances import frechet_distance, statistics
 from unveil.evaluation.features import FEATURE_SETS, FeatureSet
 from unveil.evaluation.measurement import UNDAMAGED, Asked, Measured, measure
+from unveil.evaluation.statement import by_size_of, metrics_of
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
 INCEPTION = FEATURE_SETS["inception"]
@@ -86,6 +87,9 @@ def test_controls_stand_beside_the_same_images_undamaged() -> None:
             "blur": pytest.approx(frechet_distance(statistics(damaged), reference), rel=1e-5),
         }
     }
+    assert found.control_images == 40 and _measure(sets).control_images is None
+    listed = metrics_of([found], {**found.values, "num_samples": 80, "num_reference": 80})
+    assert [metric.n_controls for metric in listed] == [40]
 
 
 def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
@@ -97,7 +101,7 @@ def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
         "inception-score",
         "memorization",
     )
-    found = _measure(_sets(), INCEPTION, metrics=every, interval_splits=10)
+    found = _measure(_sets(count=70), INCEPTION, metrics=every, interval_splits=10)
     assert found.names == (
         "fid",
         "fid_infinity",
@@ -110,7 +114,7 @@ def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
     )
     assert set(found.names) <= set(found.values)
     assert found.values["fid_low"] < found.values["fid"] < found.values["fid_high"]
-    assert found.by_size is not None and found.by_size.sizes[0] == 60
+    assert found.by_size is not None and found.by_size.sizes[0] == 70
     assert found.copies is not None and found.copies.memorization.memorized is False
 
 
@@ -131,3 +135,12 @@ def test_nothing_found_in_a_part_of_the_training_images_is_undecided() -> None:
     found = _measure(_sets(), metrics=("memorization",), training_total=601)
     assert found.copies is not None and found.copies.memorization.memorized is None
     assert "searched 60 of 601 training images" in found.copies.memorization.sentences
+
+
+def test_too_few_samples_for_their_features_have_an_interval_and_no_limit() -> None:
+    found = _measure(_sets(), metrics=("frechet",), interval_splits=10)
+    assert found.names == (NAME,) and f"{NAME}_low" in found.values
+    assert not any("infinity" in name for name in found.values)
+    part = by_size_of(found)
+    assert part is not None and part.extrapolation is None and len(part.points) == 4
+    assert found.by_size is not None and "60 samples are fewer than 64" in found.by_size.notes[0]
