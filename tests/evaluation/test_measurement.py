@@ -39,7 +39,7 @@ def test_values_are_flat_and_named_after_their_features() -> None:
     found = _measure(_sets()).values
     assert set(found) == {
         *(NAME + end for end in ("", "_floor", "_noise", "_fraction")),
-        *(f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_floor", "_noise")),
+        *(f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_low", "_high", "_floor", "_noise")),
     }
     inception = _measure(_sets(), INCEPTION).values
     assert inception["fid"] == found[NAME] and "kid_std" in inception
@@ -113,6 +113,11 @@ def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
         "inception_score",
     )
     assert set(found.names) <= set(found.values)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert 0 < found.values[f"{name}_stderr"] < 0.2
+    reach = 1.96 * found.values["kid_stderr"]
+    assert found.values["kid_high"] - found.values["kid"] == pytest.approx(reach, rel=1e-3)
+    assert found.values["kid"] - found.values["kid_low"] == pytest.approx(reach, rel=1e-3)
     assert found.values["fid_low"] < found.values["fid"] < found.values["fid_high"]
     assert found.by_size is not None and found.by_size.sizes[0] == 70
     assert found.copies is not None and found.copies.memorization.memorized is False

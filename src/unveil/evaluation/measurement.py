@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -20,10 +21,15 @@ from unveil.evaluation.distances import (
 )
 from unveil.evaluation.feature_cache import FeatureCache
 from unveil.evaluation.features import Extractor, FeatureSet, feature_facts, features_of
-from unveil.evaluation.manifold import density_coverage, precision_recall
+from unveil.evaluation.manifold import (
+    density_coverage,
+    density_coverage_stderr,
+    precision_recall,
+    precision_recall_stderr,
+)
 from unveil.evaluation.memorization import Copies, find_copies
 from unveil.evaluation.sets import spread
-from unveil.evaluation.uncertainty import FrechetBySize, frechet_by_size, frechet_interval, has_limit
+from unveil.evaluation.uncertainty import LEVEL, FrechetBySize, frechet_by_size, frechet_interval, has_limit
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
 LEAST_FOR_INTERVAL = 24  # samples
@@ -151,11 +157,17 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
             pair = precision_recall(sets[name], sets[REFERENCE])
             values[features.metric("precision") + end] = pair.precision
             values[features.metric("recall") + end] = pair.recall
+        pair = precision_recall_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
+        values[features.metric("precision") + "_stderr"] = pair.precision
+        values[features.metric("recall") + "_stderr"] = pair.recall
     if "density-coverage" in asked.metrics:
         for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
             both = density_coverage(sets[name], sets[REFERENCE])
             values[features.metric("density") + end] = both.density
             values[features.metric("coverage") + end] = both.coverage
+        both = density_coverage_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
+        values[features.metric("density") + "_stderr"] = both.density
+        values[features.metric("coverage") + "_stderr"] = both.coverage
     if "inception-score" in asked.metrics and features.logits is not None:
         score = inception_score(layers[SAMPLES][features.logits], asked.seed)
         values |= {"inception_score": score.mean, "inception_score_std": score.std}
@@ -229,7 +241,9 @@ def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
 
     own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
     values |= {name: own.mean, f"{name}_std": own.std}
-    values[f"{name}_stderr"] = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
+    stderr = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
+    values |= {f"{name}_stderr": stderr, f"{name}_low": own.mean - reach, f"{name}_high": own.mean + reach}
     values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
 
 
