@@ -40,7 +40,11 @@ NAMES = (
     "fid_infinity",
     "bits_per_dim",
 )
-CONTROLS = {"jpeg-75": {"fid": 6.2, "kid": 0.003}, "blur-1": {"fid": 25.0, "kid": 0.02}}
+CONTROLS = {
+    "jpeg-75": {"fid": 6.2, "kid": 0.003},
+    "blur-1": {"fid": 25.0, "kid": 0.02},
+    "undamaged": {"fid": 5.5, "kid": 0.0},
+}
 TRAIN = 162_770
 
 
@@ -88,6 +92,7 @@ def metrics(flat: Mapping[str, float | int] = FLAT, n: int = 50_000) -> list[Met
             None if name in ("inception_score", "bits_per_dim") else TRAIN,
             controls={key: values[name] for key, values in CONTROLS.items() if name in values},
             features=None if name == "bits_per_dim" else "inception",
+            n_controls=1000,
         )
         for name in NAMES
         if name in flat

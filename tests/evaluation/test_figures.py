@@ -34,6 +34,7 @@ def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) ->
         {"set": "uniform noise", "distance": 400.1, "kernel_distance": 0.41},
         {"set": "jpeg-75", "distance": 6.2, "kernel_distance": 0.003},
         {"set": "blur-1", "distance": 25.0, "kernel_distance": 0.02},
+        {"set": "undamaged", "distance": 5.5, "kernel_distance": 0.0},
     ]
 
 
@@ -41,7 +42,7 @@ def test_distances_without_a_kernel_distance_or_controls(tmp_path: Path) -> None
     write_distances(tmp_path / "a.json", card({"fid": 3.5}))
     rows = json.loads((tmp_path / "a.json").read_text())
     assert rows[0] == {"set": "samples", "distance": 3.5, "kernel_distance": None}
-    assert [row["set"] for row in rows] == ["samples", "jpeg-75", "blur-1"]
+    assert [row["set"] for row in rows] == ["samples", "jpeg-75", "blur-1", "undamaged"]
 
 
 def test_by_size_has_a_row_for_each_number_of_samples(tmp_path: Path) -> None:

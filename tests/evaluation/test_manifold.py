@@ -8,7 +8,12 @@ from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from unveil.errors import UnveilError
-from unveil.evaluation.manifold import density_coverage, precision_recall
+from unveil.evaluation.manifold import (
+    density_coverage,
+    density_coverage_stderr,
+    precision_recall,
+    precision_recall_stderr,
+)
 
 
 def _sets(samples: int = 45, reference: int = 60, shift: float = 0.7) -> tuple[Tensor, Tensor]:
@@ -86,3 +91,26 @@ def test_bad_features_are_one_line(measure) -> None:
         measure(good, good / 0)
     with pytest.raises(UnveilError, match="neighbours: found 0"):
         measure(good, good, 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize("most", [2000, 150])
+def test_standard_errors_are_the_scatter_over_draws_of_the_samples(
+    scale: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reference fixed; from half of the images, up to twice as large."""
+    monkeypatch.setattr("unveil.evaluation.manifold.MOST_FOR_ERROR", most)
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(300, 4, generator=generator)
+    values, errors = [], []
+    for seed in range(100):
+        samples = scale * torch.randn(300, 4, generator=generator)
+        pair, both = precision_recall(samples, reference), density_coverage(samples, reference)
+        values.append((pair.precision, pair.recall, both.density, both.coverage))
+        pair, both = (
+            precision_recall_stderr(samples, reference, seed),
+            density_coverage_stderr(samples, reference, seed),
+        )
+        errors.append((pair.precision, pair.recall, both.density, both.coverage))
+    ratio = torch.tensor(errors).square().mean(dim=0).sqrt() / torch.tensor(values).std(dim=0)
+    assert ((0.75 < ratio) & (ratio < (1.7 if most == 2000 else 2.3))).all(), ratio

@@ -6,7 +6,8 @@ import pytest
 from tests.evaluation.cards import NAMES, TRAIN, card, choices, metrics
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card import Card, parse_card
+from unveil.evaluation import markdown, measurement
+from unveil.evaluation.card import AtSize, BySize, Card, parse_card
 from unveil.evaluation.markdown import render
 from unveil.evaluation.metrics import kind_of
 
@@ -51,13 +52,27 @@ def test_every_metric_stands_in_the_table_and_is_explained() -> None:
     assert bare["metric"] == ["better", "samples", "N"]  # no empty columns
 
 
-def test_controls_stand_in_order_with_the_samples_among_them() -> None:
+def test_controls_stand_in_order_below_the_samples_each_row_with_its_n() -> None:
     page = render(card())
     table = page[page.index("## Controls") : page.index("## Distance by")]
     names = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("| ")][2:]
-    assert names == ["held-out real images, as they are", "`jpeg-75`", "**the samples**", "`blur-1`"]
-    assert _rows(table)["`jpeg-75`"] == ["saved as JPEG of quality 75", "6.2", "0.003"]
-    assert "controls.jpeg-75" not in page
+    first = ["**the samples**", "held-out real images, as they are"]
+    assert names == [*first, "`undamaged`", "`jpeg-75`", "`blur-1`"]
+    rows = _rows(table)
+    assert rows["`jpeg-75`"] == ["saved as JPEG of quality 75", "1,000", "6.2", "0.003"]
+    assert rows["`undamaged`"] == ["nothing: the floor of the controls", "1,000", "5.5", "0"]
+    assert [rows[name][1] for name in first] == ["50,000", "1,500"]
+    assert "only rows of equal N compare" in table and "controls.jpeg-75" not in page
+
+
+def test_the_name_of_undamaged_controls_is_the_measurements() -> None:
+    assert markdown.UNDAMAGED == measurement.UNDAMAGED
+
+
+def test_distances_without_a_limit_say_so() -> None:
+    points = (AtSize(images=20, distance=3.0), AtSize(images=40, distance=2.0))
+    page = render(card(by_size=[BySize(metric="fid", points=points)]))
+    assert "endlessly many (extrapolated" not in page and "too few for the number of features" in page
 
 
 def test_sections_follow_the_document() -> None:

@@ -9,6 +9,7 @@ from unveil.evaluation.choices import MetricName
 from unveil.evaluation.distances import frechet_distance, statistics
 from unveil.evaluation.features import FEATURE_SETS, FeatureSet
 from unveil.evaluation.measurement import UNDAMAGED, Asked, Measured, measure
+from unveil.evaluation.statement import by_size_of, metrics_of
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
 INCEPTION = FEATURE_SETS["inception"]
@@ -38,7 +39,7 @@ def test_values_are_flat_and_named_after_their_features() -> None:
     found = _measure(_sets()).values
     assert set(found) == {
         *(NAME + end for end in ("", "_floor", "_noise", "_fraction")),
-        *(f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_floor", "_noise")),
+        *(f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_low", "_high", "_floor", "_noise")),
     }
     inception = _measure(_sets(), INCEPTION).values
     assert inception["fid"] == found[NAME] and "kid_std" in inception
@@ -86,6 +87,9 @@ def test_controls_stand_beside_the_same_images_undamaged() -> None:
             "blur": pytest.approx(frechet_distance(statistics(damaged), reference), rel=1e-5),
         }
     }
+    assert found.control_images == 40 and _measure(sets).control_images is None
+    listed = metrics_of([found], {**found.values, "num_samples": 80, "num_reference": 80})
+    assert [metric.n_controls for metric in listed] == [40]
 
 
 def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
@@ -97,7 +101,7 @@ def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
         "inception-score",
         "memorization",
     )
-    found = _measure(_sets(), INCEPTION, metrics=every, interval_splits=10)
+    found = _measure(_sets(count=70), INCEPTION, metrics=every, interval_splits=10)
     assert found.names == (
         "fid",
         "fid_infinity",
@@ -109,8 +113,13 @@ def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
         "inception_score",
     )
     assert set(found.names) <= set(found.values)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert 0 < found.values[f"{name}_stderr"] < 0.2
+    reach = 1.96 * found.values["kid_stderr"]
+    assert found.values["kid_high"] - found.values["kid"] == pytest.approx(reach, rel=1e-3)
+    assert found.values["kid"] - found.values["kid_low"] == pytest.approx(reach, rel=1e-3)
     assert found.values["fid_low"] < found.values["fid"] < found.values["fid_high"]
-    assert found.by_size is not None and found.by_size.sizes[0] == 60
+    assert found.by_size is not None and found.by_size.sizes[0] == 70
     assert found.copies is not None and found.copies.memorization.memorized is False
 
 
@@ -125,3 +134,18 @@ def test_training_images_as_samples_are_called_memorized_and_repetitions_duplica
     held_out = _measure(sets, metrics=("memorization",))
     assert held_out.copies is not None
     assert not held_out.copies.duplicates.duplicated and held_out.copies.memorization.memorized is False
+
+
+def test_nothing_found_in_a_part_of_the_training_images_is_undecided() -> None:
+    found = _measure(_sets(), metrics=("memorization",), training_total=601)
+    assert found.copies is not None and found.copies.memorization.memorized is None
+    assert "searched 60 of 601 training images" in found.copies.memorization.sentences
+
+
+def test_too_few_samples_for_their_features_have_an_interval_and_no_limit() -> None:
+    found = _measure(_sets(), metrics=("frechet",), interval_splits=10)
+    assert found.names == (NAME,) and f"{NAME}_low" in found.values
+    assert not any("infinity" in name for name in found.values)
+    part = by_size_of(found)
+    assert part is not None and part.extrapolation is None and len(part.points) == 4
+    assert found.by_size is not None and "60 samples are fewer than 64" in found.by_size.notes[0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu, nhypergeom
+from scipy.stats import fisher_exact, mannwhitneyu, nhypergeom
 from torch import Tensor
 
 from unveil.errors import UnveilError
@@ -168,6 +168,67 @@ def test_a_model_of_typical_faces_is_not_called_memorized() -> None:
         assert found.nearer.found > 0.7 and found.nearer.p < 1e-6
         alarms += found.memorized is True
     assert alarms <= 2
+
+
+@pytest.mark.parametrize(("copied", "training", "held_out"), [(100, 12_000, 400), (2000, 2000, 30)])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_copies_are_found_though_training_images_are_many_more(
+    copied: int, training: int, held_out: int, noise: float
+) -> None:
+    """Of so many training images, every sample is nearest to one: the equal and the outstanding ones tell."""
+    seen, samples = _faces(training, 1), _faces(2000, 2)
+    samples[:copied] = seen[:copied] + noise * torch.randn(copied, D, generator=torch.Generator().manual_seed(3))
+    found = find_copies(samples, seen, _faces(held_out, 4), 0).memorization
+    assert found.memorized is True
+    assert found.equal.found == (0 if noise else pytest.approx(copied / 2000, rel=0.05))  # near-duplicates count once
+    assert found.standing_out.found > 0.9 * copied / 2000
+    honest = find_copies(_faces(2000, 5), seen, _faces(held_out, 4), 0).memorization
+    assert honest.memorized is False and "no sign" in honest.verdict
+
+
+def test_chance_of_equal_images_is_fishers() -> None:
+    held_out, samples = _faces(N, 4000), _faces(300, 4001)
+    held_out[:2], samples[:9] = TRAINING[:2], TRAINING[10:19]
+    found = find_copies(samples, TRAINING, held_out, 0).memorization.equal
+    n, m = round(9 / found.found), round(2 / found.expected)  # different ones
+    assert 290 < n <= 300 and 190 < m <= N
+    assert found.p == pytest.approx(fisher_exact([[9, n - 9], [2, m - 2]], alternative="greater").pvalue, rel=1e-6)
+
+
+def test_typical_faces_are_not_called_free_of_signs() -> None:
+    found = find_copies(_faces(N, 6000, variety=0.6), _faces(400, 5000), _faces(400, 5001), 0).memorization
+    assert found.memorized is False and "typical faces, or too few held-out images to tell" in found.verdict
+    assert not any("no sign" in line for line in found.sentences)
+
+
+@pytest.mark.parametrize(("total", "memorized"), [(None, False), (3999, False), (4001, None)])
+def test_finding_nothing_among_few_of_the_training_images_says_nothing(
+    total: int | None, memorized: bool | None
+) -> None:
+    found = find_copies(_faces(N, 1000), TRAINING, HELD_OUT, 0, training_total=total).memorization
+    assert found.memorized is memorized
+    assert f"searched 400 of {total or 400:,} training images" in found.sentences
+    assert ("evaluate.reference_images: 0" in found.verdict) == (memorized is None)
+    assert find_copies(TRAINING[:N], TRAINING, HELD_OUT, 0, training_total=total).memorization.memorized is True
+
+
+@pytest.mark.parametrize("scale", [0.95, 0.9, 0.8, 0.5])
+def test_less_spread_is_no_repetition(scale: float) -> None:
+    samples = _faces(2000, 7)
+    same, less = (find_copies(part, TRAINING, _faces(2000, 8), 0).duplicates for part in (samples, scale * samples))
+    assert not less.duplicated and less.near.found == same.near.found
+    narrow = find_copies(_faces(2000, 7, variety=scale), TRAINING, _faces(2000, 8), 0).duplicates
+    assert not narrow.duplicated
+
+
+def test_exact_repetitions_that_are_few_are_found_by_themselves() -> None:
+    samples = _faces(2000, 7)
+    samples[:15] = samples[-15:]
+    found = find_copies(samples, TRAINING, _faces(2000, 8), 0).duplicates
+    assert found.duplicated and found.exact == 30 and found.near.found < 2 * found.near.expected + 0.03
+    held_out = _faces(2000, 8)
+    held_out[:10] = held_out[-10:]
+    assert not find_copies(samples, TRAINING, held_out, 0).duplicates.duplicated
 
 
 def test_held_out_images_that_were_trained_on_leave_it_undecided() -> None:

@@ -1,4 +1,4 @@
-"""Intervals cover at their rate, the limit has no bias of the samples' number, and noise is called noise."""
+"""Intervals cover at their rate, and the limit has no bias of the samples' number."""
 
 import math
 from dataclasses import replace
@@ -13,10 +13,8 @@ from torch import Tensor
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, frechet_distance, statistics
 from unveil.evaluation.uncertainty import (
-    Estimate,
     FrechetBySize,
     FrechetInterval,
-    difference,
     frechet_by_size,
     frechet_interval,
     student_quantile,
@@ -58,7 +56,8 @@ def _band(rate: float = 0.95, sigmas: float = 3.5) -> float:
 
 
 def _covered(found: list[FrechetInterval] | list[FrechetBySize], truth: float) -> float:
-    return float(np.mean([one.low <= truth <= one.high for one in found]))
+    ends = [(one.low, one.high) for one in found]
+    return float(np.mean([low is not None and high is not None and low <= truth <= high for low, high in ends]))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +119,8 @@ def test_limit_has_no_bias_and_its_interval_covers_the_closed_form(kind: str) ->
     assert bias > 5 * np.std(at_n) / math.sqrt(REPETITIONS) if kind == "equal" else bias > 0
     assert abs(limits.mean() - model.limit) < max(0.1 * bias, 4 * limits.std() / math.sqrt(REPETITIONS))
     assert abs(_covered(found, model.limit) - 0.95) <= _band()
-    assert 0.8 < math.sqrt(np.mean([one.stderr**2 for one in found])) / limits.std() < 1.25
+    errors = [one.stderr for one in found if one.stderr is not None]
+    assert 0.8 < math.sqrt(np.mean(np.square(errors))) / limits.std() < 1.25
 
 
 def test_limit_keeps_the_bias_of_the_reference() -> None:
@@ -132,6 +132,7 @@ def test_limit_keeps_the_bias_of_the_reference() -> None:
     interval = frechet_interval(samples, reference, 0)
     found = frechet_by_size(samples, reference, interval, 0)
     truth = frechet_distance(population, reference)
+    assert found.low is not None and found.high is not None
     assert found.low <= truth <= found.high and found.low > 0.5 * truth
 
 
@@ -148,50 +149,65 @@ def test_sizes_are_four_and_distances_are_means_over_their_subsets() -> None:
         parts = [frechet_distance(statistics(samples[run]), model.reference) for run in runs]
         assert distance == pytest.approx(np.mean(parts), rel=1e-9)
     slope, intercept = np.polyfit(1 / np.array(found.sizes), found.distances, 1)
+    assert found.infinity is not None
     assert found.infinity == pytest.approx(intercept) and slope > 0 and found.infinity < found.distances[0]
     assert found.notes == ()
     assert "for infinitely many samples" in found.sentence
 
 
-def test_sizes_below_the_dimension_are_noted() -> None:
-    model = _Model(24, 30, "near")
+@pytest.mark.parametrize(("count", "limit"), [(30, False), (191, False), (192, True)])
+def test_there_is_no_limit_below_four_samples_for_each_feature_in_half_of_them(count: int, limit: bool) -> None:
+    model = _Model(24, count, "near")
     samples = model.draw()
     found = frechet_by_size(samples, model.reference, frechet_interval(samples, model.reference, 0), 0)
-    assert "subsets of 15 samples are not above the 24 features" in found.notes[0]
+    assert {value is not None for value in (found.infinity, found.stderr, found.low, found.high)} == {limit}
+    assert len(found.distances) == 4 and (found.notes == ()) == limit == ("infinitely" in found.sentence)
+    if not limit:
+        assert f"{count} samples are fewer than 192, 4 for each of the 24 features" in found.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["equal", "near"])
+def test_where_the_limit_begins_little_of_the_bias_stays_and_its_interval_nearly_covers(kind: str) -> None:
+    model = _Model(16, 128, kind)
+    found: list[FrechetBySize] = []
+    at_n: list[float] = []
+    for seed in range(REPETITIONS):
+        samples = model.draw()
+        interval = frechet_interval(samples, model.reference, seed, splits=10)
+        found.append(frechet_by_size(samples, model.reference, interval, seed))
+        at_n.append(interval.estimate)
+    limits = np.array([one.infinity for one in found])
+    noise = 4 * limits.std() / math.sqrt(REPETITIONS)
+    assert abs(limits.mean() - model.limit) < 0.07 * (np.mean(at_n) - model.limit) + noise
+    assert _covered(found, model.limit) >= 0.92 - _band(0.92)
+
+
+def test_interval_covers_heavy_tails_at_nearly_its_rate() -> None:
+    """Rectified features, and twice a folded normal added to a tenth of the samples: 91.6 % for 95 %."""
+    random = np.random.default_rng(0)
+
+    def draw(count: int = 400) -> Tensor:
+        heavy = 2 * np.abs(random.standard_normal((count, 16))) * (random.random((count, 1)) < 0.1)
+        return torch.from_numpy(np.maximum(random.standard_normal((count, 16)), 0) + heavy)
+
+    reference = statistics(draw(4000) - 0.3)
+    mean = float(np.mean([frechet_distance(statistics(draw()), reference) for _ in range(800)]))
+    found = [frechet_interval(draw(), reference, seed, splits=10) for seed in range(REPETITIONS)]
+    assert abs(_covered(found, mean) - 0.916) <= _band(0.916)
 
 
 def test_more_quadratic_variance_widens_the_limit_more_than_the_interval() -> None:
     model = _Model(4, 60, "near")
     samples = model.draw()
     interval = replace(frechet_interval(samples, model.reference, 0), linear=0.0, quadratic=1.0)
-    assert 1 < frechet_by_size(samples, model.reference, interval, 0).stderr < 2
+    stderr = frechet_by_size(samples, model.reference, interval, 0).stderr
+    assert stderr is not None and 1 < stderr < 2
 
 
 @pytest.mark.parametrize("level", [0.6, 0.9, 0.975, 0.995])
 @pytest.mark.parametrize(("degrees", "error"), [(4, 0.02), (10, 1e-3), (20, 1e-4), (100, 1e-6)])
 def test_student_quantile_is_scipys(level: float, degrees: int, error: float) -> None:
     assert student_quantile(level, degrees) == pytest.approx(student.ppf(level, degrees), rel=error)
-
-
-def test_difference_says_what_is_more_than_noise() -> None:
-    found = difference(Estimate(5.0, 0.6), Estimate(8.1, 0.53))
-    assert found.sentence.startswith("A is lower than B by 3.1 ± 0.8 (one standard error): more than noise (p = 0.0001")
-    assert found.beyond_noise and found.z == pytest.approx(-3.1 / math.hypot(0.6, 0.53))
-    found = difference(Estimate(8.4, 0.6), Estimate(8.0, 0.53), "euler", "heun")
-    assert found.sentence == "euler and heun differ by 0.4 ± 0.8 (one standard error): no more than noise (p = 0.62)"
-    assert not found.beyond_noise
-    assert difference(Estimate(2, 0), Estimate(1, 0)).beyond_noise
-    assert not difference(Estimate(1, 0), Estimate(1, 0)).beyond_noise
-
-
-def test_difference_of_one_model_with_itself_is_noise_at_its_rate() -> None:
-    model = _Model(6, 120, "near")
-    alarms = []
-    for seed in range(REPETITIONS):
-        one, other = (frechet_interval(model.draw(), model.reference, seed) for _ in "12")
-        found = difference(Estimate(one.estimate, one.stderr), Estimate(other.estimate, other.stderr))
-        alarms.append(found.beyond_noise)
-    assert abs(float(np.mean(alarms)) - 0.05) <= _band()
 
 
 def test_bad_input_is_one_line() -> None:
@@ -208,5 +224,3 @@ def test_bad_input_is_one_line() -> None:
     interval = frechet_interval(samples, model.reference, 0)
     with pytest.raises(UnveilError, match="N >= 24"):
         frechet_by_size(samples[:23], model.reference, interval, 0)
-    with pytest.raises(UnveilError, match="difference: found"):
-        difference(Estimate(1, math.nan), Estimate(1, 0))

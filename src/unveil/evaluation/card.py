@@ -58,6 +58,7 @@ class Metric(_Part):
         noise: value of uniform noise.
         fraction: where the samples lie on the way from floor (0) to noise (1).
         controls: values of real images that were damaged in a known way, by the control's name (``jpeg75``).
+        n_controls: images of each of them; None where there are none.
         features: the feature network that it is on, a key of ``choices.features``; None for one without.
     """
 
@@ -75,6 +76,7 @@ class Metric(_Part):
     noise: FiniteFloat | None = None
     fraction: FiniteFloat | None = None
     controls: dict[str, FiniteFloat] = {}
+    n_controls: Count | None = None
     features: str | None = None
 
     @model_validator(mode="after")
@@ -96,6 +98,7 @@ class Metric(_Part):
         level: float = LEVEL,
         controls: Mapping[str, float] | None = None,
         features: str | None = None,
+        n_controls: int | None = None,
     ) -> Self:
         """The metric from flat values as metrics/evaluate.json has them.
 
@@ -108,6 +111,7 @@ class Metric(_Part):
             level: confidence of the interval, if ``flat`` has one.
             controls: values of damaged real images, by the control's name.
             features: the feature network.
+            n_controls: images of each control.
         """
         endings = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
         found = {ending: float(flat[f"{name}_{ending}"]) for ending in endings if f"{name}_{ending}" in flat}
@@ -119,6 +123,7 @@ class Metric(_Part):
             n_reference=n_reference,
             level=level if "low" in found else None,
             controls={key: float(value) for key, value in (controls or {}).items()},
+            n_controls=n_controls if controls else None,
             features=features,
             **found,
         )

@@ -5,17 +5,22 @@ Distances are Euclidean, in feature space. All four grow or shrink with the numb
 values at the same numbers compare.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import check_features
+from unveil.evaluation.sets import spread
 
 PRECISION_NEIGHBOURS = 3  # 1904.06991, section 3
 DENSITY_NEIGHBOURS = 5  # 2002.09797, section 3
+SPLITS = 10  # random halvings for standard errors
+MOST_FOR_ERROR = 2000  # images of a set that they look at
 BLOCK_ROWS = 1000  # rows of distances that are held at once: 200 MB against 50,000 images
 
 
@@ -67,6 +72,71 @@ def density_coverage(samples: Tensor, reference: Tensor, neighbours: int = DENSI
         inside += int(within.sum())
         covered += int(within.any(dim=1).sum())
     return DensityCoverage(inside / (neighbours * len(samples)), covered / len(reference))
+
+
+def precision_recall_stderr(
+    samples: Tensor, reference: Tensor, seed: int, neighbours: int = PRECISION_NEIGHBOURS
+) -> PrecisionRecall:
+    """Standard errors of both over draws of the samples, with the reference fixed; arguments as ``precision_recall``.
+
+    Precision is a mean over independent samples. Recall is not, so its error is from ``SPLITS`` random halvings of the
+    samples: the mean of (r1 - r2)^2 / 4, with r1 and r2 of the halves, is the variance of all, as far as it falls as
+    1/N. Of more than ``MOST_FOR_ERROR`` images a set, so many are taken evenly, and the error of N samples is that of n
+    times sqrt(n / N): rather too large, in simulations up to twice.
+    """
+    _check(samples, reference, neighbours)
+    inside = _balls_around(samples, reference, neighbours) > 0
+    few, real = _few(samples), _few(reference)
+    between, among = torch.cdist(real, few), torch.cdist(few, few)
+
+    def recall(half: Tensor) -> float:
+        place = min(neighbours + 1, len(half))
+        radii = among[half][:, half].kthvalue(place, dim=1).values
+        return float((between[:, half] <= radii).any(dim=1).double().mean())
+
+    return PrecisionRecall(_error_of_mean(inside), _error_by_halves(recall, len(few), len(samples), seed))
+
+
+def density_coverage_stderr(
+    samples: Tensor, reference: Tensor, seed: int, neighbours: int = DENSITY_NEIGHBOURS
+) -> DensityCoverage:
+    """Standard errors of both, as ``precision_recall_stderr``: density is the mean, coverage needs the halves."""
+    _check(samples, reference, neighbours)
+    counts = _balls_around(samples, reference, neighbours) / neighbours
+    few, real = _few(samples), _few(reference)
+    radii = torch.cdist(real, reference).kthvalue(neighbours + 1, dim=1).values
+    within = torch.cdist(real, few) <= radii[:, None]
+
+    def coverage(half: Tensor) -> float:
+        return float(within[:, half].any(dim=1).double().mean())
+
+    return DensityCoverage(_error_of_mean(counts), _error_by_halves(coverage, len(few), len(samples), seed))
+
+
+def _balls_around(samples: Tensor, reference: Tensor, neighbours: int) -> Tensor:
+    """In how many balls of the reference each sample lies, [N]."""
+    counts = torch.zeros(len(samples), dtype=torch.int64)
+    for rows in reference.split(BLOCK_ROWS):
+        radii = torch.cdist(rows, reference).kthvalue(neighbours + 1, dim=1).values
+        counts += (torch.cdist(rows, samples) <= radii[:, None]).sum(dim=0)
+    return counts
+
+
+def _few(features: Tensor) -> Tensor:
+    return features[torch.from_numpy(spread(len(features), min(len(features), MOST_FOR_ERROR)))]
+
+
+def _error_of_mean(values: Tensor) -> float:
+    return float(values.double().std() / len(values) ** 0.5)
+
+
+def _error_by_halves(value: Callable[[Tensor], float], few: int, count: int, seed: int) -> float:
+    random = np.random.default_rng(seed)
+    squares = []
+    for _ in range(SPLITS):
+        one, other = torch.from_numpy(random.permutation(few)).tensor_split(2)
+        squares.append((value(one) - value(other)) ** 2 / 4)
+    return float(np.sqrt(np.mean(squares) * few / count))
 
 
 def _check(samples: Tensor, reference: Tensor, neighbours: int) -> None:

@@ -11,6 +11,8 @@ from unveil.evaluation.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE, Publi
 
 SPLITS = ("reference", "held_out")
 UNSAID = "The samples do not say."
+UNDAMAGED = "undamaged"  # as unveil.evaluation.measurement names it, which imports PyTorch
+UNDAMAGED_WORDS = "nothing: the floor of the controls"
 HASH = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -161,28 +163,44 @@ def _meanings(card: Card) -> str:
 
 
 def _controls(card: Card) -> str:
-    """A table of the metrics by damage, with the samples among it, from the least distance to the greatest."""
+    """A table of the metrics by damage, best first, below the samples and the floor, which have another N."""
     metrics = [metric for metric in card.metrics if metric.controls]
     if not metrics:
         return ""
     words = card.choices.evaluation.get("controls")
     said = words if isinstance(words, Mapping) else {}
     names = dict.fromkeys(name for metric in metrics for name in metric.controls)
-    rows = [(f"`{name}`", str(said.get(name, "")), [metric.controls.get(name) for metric in metrics]) for name in names]
-    rows.append(("**the samples**", "", [metric.value for metric in metrics]))
+    first = metrics[0]
+    rows: list[tuple[str, str, int | None, list[float | None]]] = [
+        ("**the samples**", "", first.n, [metric.value for metric in metrics])
+    ]
     if any(metric.floor is not None for metric in metrics):
-        rows.append(("held-out real images, as they are", "the floor", [metric.floor for metric in metrics]))
+        taken = card.choices.data.held_out.taken
+        rows.append(("held-out real images, as they are", "the floor", taken, [metric.floor for metric in metrics]))
+    controls: list[tuple[str, str, int | None, list[float | None]]] = [
+        (
+            f"`{name}`",
+            str(said.get(name, UNDAMAGED_WORDS if name == UNDAMAGED else "")),
+            first.n_controls,
+            [metric.controls.get(name) for metric in metrics],
+        )
+        for name in names
+    ]
+    rows += sorted(controls, key=lambda row: _rank(row[3][0], first))
     table = _table(
-        ("images", "what was done to them", *(f"`{metric.name}`" for metric in metrics)),
+        ("images", "what was done to them", "N", *(f"`{metric.name}`" for metric in metrics)),
         [
-            (name, what, *(_optional(value) for value in values))
-            for name, what, values in sorted(rows, key=lambda row: _rank(row[2][0], metrics[0]))
+            (name, what, "" if count is None else f"{count:,}", *(_optional(value) for value in values))
+            for name, what, count, values in rows
         ],
     )
     text = (
         "Held-out real images, damaged in a known way and measured like the samples, best first. A mistake of this "
-        "kind in anybody's pipeline moves the number so far without a word."
+        "kind in anybody's pipeline moves the number so far without a word. Distances change with N, so only rows of "
+        "equal N compare."
     )
+    if UNDAMAGED in names:
+        text += f" `{UNDAMAGED}` are the same images as they are: the floor of the controls."
     return f"{text}\n\n{table}"
 
 
@@ -204,6 +222,8 @@ def _one_by_size(part: BySize) -> str:
     text = (
         "The same model at other numbers of samples: a distance is biased upwards at small N, so only equal N compare."
     )
+    if part.extrapolation is None:
+        text += " These N are too few for the number of features to tell the distance of endlessly many."
     return f"{text}\n\n" + _table(("samples", f"`{part.metric}`"), rows)
 
 

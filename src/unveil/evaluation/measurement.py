@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -20,10 +21,15 @@ from unveil.evaluation.distances import (
 )
 from unveil.evaluation.feature_cache import FeatureCache
 from unveil.evaluation.features import Extractor, FeatureSet, feature_facts, features_of
-from unveil.evaluation.manifold import density_coverage, precision_recall
+from unveil.evaluation.manifold import (
+    density_coverage,
+    density_coverage_stderr,
+    precision_recall,
+    precision_recall_stderr,
+)
 from unveil.evaluation.memorization import Copies, find_copies
 from unveil.evaluation.sets import spread
-from unveil.evaluation.uncertainty import FrechetBySize, frechet_by_size, frechet_interval
+from unveil.evaluation.uncertainty import LEVEL, FrechetBySize, frechet_by_size, frechet_interval, has_limit
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
 LEAST_FOR_INTERVAL = 24  # samples
@@ -57,9 +63,10 @@ class Asked:
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
         interval_splits: random halvings for intervals and the extrapolation, which fewer than
-            ``LEAST_FOR_INTERVAL`` samples do not get; 0 = neither.
+            ``LEAST_FOR_INTERVAL`` samples do not get; 0 = neither. The limit needs N >= 8 D (``has_limit``).
         seed: of all subsets.
         shared: held-out images that the model was trained on.
+        training_total: images that the model was trained on, of which the reference may be a part; None = it is all.
     """
 
     metrics: Sequence[MetricName]
@@ -68,6 +75,7 @@ class Asked:
     interval_splits: int
     seed: int
     shared: int = 0
+    training_total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Measured:
             standard error and the 95 % interval.
         names: of the metrics, in the order in which a reader wants them.
         controls: by metric and control.
+        control_images: of each control, undamaged ones too; None without controls.
         by_size: the Fréchet distance at several N.
         copies: of training images and of each other.
     """
@@ -92,6 +101,7 @@ class Measured:
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
     by_size: FrechetBySize | None = None
     copies: Copies | None = None
+    control_images: int | None = None
 
 
 def extract_sets(
@@ -135,7 +145,7 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
     values: dict[str, float] = {}
     if len(sets[SAMPLES]) < LEAST_FOR_INTERVAL:
         asked = replace(asked, interval_splits=0)
-    found = Measured(features, values, _names(features, asked))
+    found = Measured(features, values, _names(features, asked, sets[SAMPLES]))
     copies: Copies | None = None
     by_size: FrechetBySize | None = None
     if "frechet" in asked.metrics:
@@ -147,28 +157,38 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
             pair = precision_recall(sets[name], sets[REFERENCE])
             values[features.metric("precision") + end] = pair.precision
             values[features.metric("recall") + end] = pair.recall
+        pair = precision_recall_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
+        values[features.metric("precision") + "_stderr"] = pair.precision
+        values[features.metric("recall") + "_stderr"] = pair.recall
     if "density-coverage" in asked.metrics:
         for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
             both = density_coverage(sets[name], sets[REFERENCE])
             values[features.metric("density") + end] = both.density
             values[features.metric("coverage") + end] = both.coverage
+        both = density_coverage_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
+        values[features.metric("density") + "_stderr"] = both.density
+        values[features.metric("coverage") + "_stderr"] = both.coverage
     if "inception-score" in asked.metrics and features.logits is not None:
         score = inception_score(layers[SAMPLES][features.logits], asked.seed)
         values |= {"inception_score": score.mean, "inception_score_std": score.std}
         values["inception_score_floor"] = inception_score(layers[HELD_OUT][features.logits], asked.seed).mean
     if "memorization" in asked.metrics:
-        copies = find_copies(sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared)
+        copies = find_copies(
+            sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared, asked.training_total
+        )
         values[features.metric("nearer_to_training")] = copies.memorization.nearer.found
         values[features.metric("near_duplicates")] = copies.duplicates.near.found
     rounded = {name: significant(value) for name, value in values.items()}
-    return Measured(features, rounded, found.names, found.controls, by_size, copies)
+    images = next((len(rows) for rows in _controls(sets).values()), None)
+    return Measured(features, rounded, found.names, found.controls, by_size, copies, images)
 
 
-def _names(features: FeatureSet, asked: Asked) -> tuple[str, ...]:
+def _names(features: FeatureSet, asked: Asked, samples: Tensor) -> tuple[str, ...]:
     """Of the metrics that a card lists."""
+    limit = [f"{features.frechet}_infinity"] if asked.interval_splits and has_limit(*samples.shape) else []
     names: list[str] = []
     if "frechet" in asked.metrics:
-        names += [features.frechet, *([f"{features.frechet}_infinity"] if asked.interval_splits else [])]
+        names += [features.frechet, *limit]
     if "kernel" in asked.metrics:
         names.append(features.kernel)
     if "precision-recall" in asked.metrics:
@@ -206,8 +226,10 @@ def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> Frech
     by_size = frechet_by_size(sets[SAMPLES], reference, interval, asked.seed)
     values |= {f"{name}_stderr": interval.stderr, f"{name}_low": interval.low, f"{name}_high": interval.high}
     limit = f"{name}_infinity"
-    values |= {limit: by_size.infinity, f"{limit}_stderr": by_size.stderr}
-    values |= {f"{limit}_low": by_size.low, f"{limit}_high": by_size.high}
+    limits = (by_size.infinity, by_size.stderr, by_size.low, by_size.high)
+    for end, value in zip(("", "_stderr", "_low", "_high"), limits, strict=True):
+        if value is not None:
+            values[limit + end] = value
     return by_size
 
 
@@ -219,7 +241,9 @@ def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
 
     own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
     values |= {name: own.mean, f"{name}_std": own.std}
-    values[f"{name}_stderr"] = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
+    stderr = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
+    values |= {f"{name}_stderr": stderr, f"{name}_low": own.mean - reach, f"{name}_high": own.mean + reach}
     values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
 
 

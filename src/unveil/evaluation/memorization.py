@@ -6,7 +6,6 @@ small by itself: each share is compared with that of held-out real images, and h
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +25,23 @@ SPARE = 4  # candidates beyond the k nearest: float32 products may swap near tie
 ROUNDING = 1e-4  # of the vectors' root mean square norm: below it two vectors are equal
 PRODUCT_ROUNDING = 2e-3  # the same, for distances by products in float32
 
+TESTS = 5  # of memorization, whose p values are taken times as many (Bonferroni)
+STANDING_OUT = 3  # times the expected share; the density around typical faces alone moves it by less
+PART_TO_SEARCH = 0.1  # of the training images, below which finding nothing says nothing
+SCALE_OF = 1000  # images of a set that give the distances which are usual in it
+SCALE_QUANTILE = 0.1  # of them
+
 MEMORIZED_RULE = (
-    f"memorized: samples are nearer to the training images than held-out images are (by the rank test or a "
-    f"share, p < {FALSE_ALARMS} after Bonferroni), and as many as are nearer than the nearest 5 % of held-out images, "
-    f"those nearest to any real image, are nearer to training images than to held-out ones more often than a lot would "
-    f"have it (p < {SIDE_ALARMS}), which typical faces are not"
+    f"memorized (p < {FALSE_ALARMS} after Bonferroni): samples equal a training image more often than held-out images "
+    f"do; or at least {STANDING_OUT} times as many as expected have a training image that is much nearer than the next "
+    f"ones; or samples are nearer to the training images than held-out images are (by the rank test or a share), and "
+    f"those nearest to any real image are nearest to a training one more often than to one of as many held-out ones "
+    f"(p < {SIDE_ALARMS}), which typical faces are not"
 )
 DUPLICATED_RULE = (
-    f"duplicated: at least twice as many samples as expected have another sample nearer than the nearest 1 % of "
-    f"held-out images have another held-out image (p < {FALSE_ALARMS}, counted in pairs)"
+    f"duplicated (p < {FALSE_ALARMS}, counted in pairs): at least twice as many samples as expected have another "
+    f"sample nearer, against the distances usual around them, than the nearest 1 % of held-out images have another "
+    f"held-out image; or samples equal each other more often than held-out images do"
 )
 
 
@@ -66,26 +73,36 @@ class Memorization:
     nearest: dict[float, Share]
     """Per quantile q: the share of samples nearer than the nearest q of held-out images."""
     towards_training: Share | None
-    """As many samples as are nearer than the nearest 5 %, those nearest to any real image: how many of them are
-    nearest to a training one. None if there are none."""
+    """As many samples as are nearer than the nearest 5 %, those nearest to any of M held-out and M training images:
+    how many of them are nearest to a training one. None if there are none."""
+    equal: Share
+    """Samples that equal a training image within rounding; expected is the share of held-out images that do."""
+    standing_out: Share
+    """Samples whose nearest training image is nearer, against the fifth, than for 1 % of held-out images."""
     num_samples: int
     """Different ones: of duplicates, one counts."""
     num_held_out: int
     num_training: int
+    """Training images that were searched."""
+    training_total: int
+    """Images that the model was trained on."""
     memorized: bool | None
     """None where it cannot be said."""
+    verdict: str
+    """The same in words, with the reason."""
     notes: tuple[str, ...]
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """The result and what it rests on, in words."""
-        verdict = {
-            True: "memorized: samples are copies of training images more often than chance allows",
-            False: "not memorized: no sign of copies of training images",
-            None: "memorization: cannot be said",
-        }[self.memorized]
         found = [
-            verdict,
+            self.verdict,
+            f"searched {self.num_training:,} of {self.training_total:,} training images",
+            f"{self.equal.found:.2%} of samples equal a training image within rounding ({self.equal.expected:.2%} of "
+            f"held-out images do, {_chance(self.equal.p)})",
+            f"{self.standing_out.found:.2%} have a training image that is nearer, against the next ones, than that of "
+            f"the first 1 % of held-out images (expected {self.standing_out.expected:.2%}, "
+            f"{_chance(self.standing_out.p)})",
             f"{self.nearer.found:.1%} of samples are nearer to the training images than a held-out image is "
             f"(expected {self.nearer.expected:.0%}, {_chance(self.nearer.p)})",
         ]
@@ -97,8 +114,8 @@ class Memorization:
         if self.towards_training is not None:
             share = self.towards_training
             found.append(
-                f"of as many, those nearest to any real image, {share.found:.1%} are nearest to a training one "
-                f"(expected {share.expected:.1%}, {_chance(share.p)})"
+                f"of as many, those nearest to any of a lot of training and as many held-out images, {share.found:.1%} "
+                f"are nearest to a training one (expected {share.expected:.1%}, {_chance(share.p)})"
             )
         return (*found, *self.notes)
 
@@ -108,7 +125,8 @@ class Duplicates:
     """Whether samples repeat each other more than held-out images do."""
 
     near: Share
-    """Samples whose nearest other sample is nearer than the nearest 1 % of held-out images' nearest other."""
+    """Samples whose nearest other sample is nearer than the nearest 1 % of held-out images' nearest other, each
+    against a tenth of the distances around it in its own set: a set of less spread is not a set of duplicates."""
     exact: int
     """Samples of all that have an equal one, within rounding."""
     exact_held_out: int
@@ -125,8 +143,9 @@ class Duplicates:
         return (
             "duplicated: samples repeat each other"
             if self.duplicated
-            else "not duplicated: samples differ as faces do",
-            f"{self.near.found:.2%} of samples have another one nearer than the nearest 1 % of held-out images have "
+            else "not duplicated: samples do not repeat each other more than held-out images do",
+            f"{self.near.found:.2%} of samples have another one nearer, against the distances usual around them, than "
+            f"the nearest 1 % of held-out images have "
             f"(expected {self.near.expected:.2%}, {_chance(self.near.p)}; {self.num_compared:,} of each)",
             f"{self.exact:,} of {self.num_samples:,} samples have an exact duplicate ({self.exact_held_out:,} of the "
             f"held-out images have one)",
@@ -153,13 +172,21 @@ class Shown:
     """Drawn evenly over all samples."""
 
 
-def find_copies(samples: Tensor, training: Tensor, held_out: Tensor, seed: int, shared: int = 0) -> Copies:
+def find_copies(
+    samples: Tensor,
+    training: Tensor,
+    held_out: Tensor,
+    seed: int,
+    shared: int = 0,
+    training_total: int | None = None,
+) -> Copies:
     """Answer both questions from features of samples [N, D], training [T, D] and held-out images [M, D].
 
-    ``training`` are those that the model saw, all or a part; ``shared`` is how many of the held-out images are
-    among them (the protocol adm-ip trains on all images), which leaves memorization undecided. Ties are broken
-    at random, by ``seed``. Raises UnveilError for features that are not finite, of different dimension, or
-    fewer than 2 in a set.
+    ``training`` are those that the model saw, all or a part, of the ``training_total`` that it was trained on (None:
+    all); where that is less than a tenth and nothing was found, memorization is undecided. ``shared`` is how many of
+    the held-out images are among them (the protocol adm-ip trains on all images), which leaves it undecided too. Ties
+    are broken, and lots drawn, by ``seed``. Raises UnveilError for features that are not finite, of different
+    dimension, or fewer than 2 in a set.
     """
     check_features(samples, 2, "features of the samples")
     check_features(training, 2, "features of the training images", samples.shape[1])
@@ -168,18 +195,11 @@ def find_copies(samples: Tensor, training: Tensor, held_out: Tensor, seed: int, 
     within = _within(samples, held_out, random)
     ours, theirs = (_first_of_each(part, within.threshold) for part in (samples, held_out))
     neighbours = nearest(samples, training, SHOWN_NEIGHBOURS)
-    held_out_to_training = nearest(held_out[torch.from_numpy(theirs)], training).distances[:, 0]
-    to_held_out = nearest(samples[torch.from_numpy(ours)], held_out)
-    memorization = _memorization(
-        (neighbours.distances[ours, 0], held_out_to_training),
-        neighbours.indices[ours, 0],
-        to_held_out,
-        len(training),
-        len(held_out),
-        shared,
-        random,
-    )
-    return Copies(memorization, within.duplicates, neighbours)
+    to_training = neighbours.distances[ours], nearest(held_out[torch.from_numpy(theirs)], training, SHOWN_NEIGHBOURS)
+    nearness = _nearness(to_training[0], to_training[1].distances, random)
+    towards = _towards_training(samples[torch.from_numpy(ours)], training, held_out, nearness.near, random)
+    searched = _Searched(len(training), max(training_total or 0, len(training)), len(held_out), shared)
+    return Copies(_memorization(nearness, towards, searched), within.duplicates, neighbours)
 
 
 def nearest(queries: Tensor, targets: Tensor, k: int = 1) -> Neighbours:
@@ -235,6 +255,34 @@ def quantile_test(
 
 
 @dataclass(frozen=True)
+class _Searched:
+    """How many images there were to find."""
+
+    training: int
+    training_total: int
+    held_out: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class _Nearness:
+    """The tests of distances to training images: of samples against held-out images."""
+
+    nearer: Share
+    nearest: dict[float, Share]
+    equal: Share
+    standing_out: Share
+    num_samples: int
+    num_held_out: int
+    equal_held_out: int
+
+    @property
+    def near(self) -> int:
+        """Samples that are nearer than the nearest 5 % of held-out images."""
+        return round(self.nearest[QUANTILES[-1]].found * self.num_samples)
+
+
+@dataclass(frozen=True)
 class _Within:
     duplicates: Duplicates
     threshold: float  # nearer than this, two images are duplicates
@@ -280,10 +328,11 @@ def _within(samples: Tensor, held_out: Tensor, random: np.random.Generator) -> _
     chosen = [part[torch.from_numpy(spread(len(part), count))] for part in (samples, held_out)]
     one, other = (nearest_others(part).distances[:, 0] for part in chosen)
     k = _rank(QUANTILES[0], count)
-    below = int(_below(one, other, k, random).sum())
+    below = int(_below(one / _usual(chosen[0]), other / _usual(chosen[1]), k, random).sum())
     # Two images are each other's nearest, mostly, so they count once: as pairs.
     p = _chance_of(below // 2, count // 2, -(-k // 2), count // 2)
     near = Share(below / count, k / (count + 1), p)
+    equal = _fisher(int((one == 0).sum()) // 2, count // 2, int((other == 0).sum()) // 2, count // 2)
     full = one if count == len(samples) else nearest_others(samples).distances[:, 0]
     notes = [f"the nearest 1 % of {count:,} images is a single one, so this test is weak"] if k == 1 else []
     duplicates = Duplicates(
@@ -292,85 +341,150 @@ def _within(samples: Tensor, held_out: Tensor, random: np.random.Generator) -> _
         exact_held_out=int((other == 0).sum()),
         num_samples=len(samples),
         num_compared=count,
-        duplicated=p < FALSE_ALARMS and near.found >= 2 * near.expected,
+        duplicated=(p < FALSE_ALARMS and near.found >= 2 * near.expected) or equal < FALSE_ALARMS,
         notes=tuple(notes),
     )
     return _Within(duplicates, float(np.sort(other)[k - 1]))
 
 
-def _memorization(
-    to_training: Sequence[NDArray[np.float64]],
-    in_training: NDArray[np.int64],
-    to_held_out: Neighbours,
-    num_training: int,
-    num_held_out: int,
-    shared: int,
-    random: np.random.Generator,
-) -> Memorization:
-    """The tests, from distances of (samples, held-out images) to the training images.
+def _usual(features: Tensor) -> NDArray[np.float64]:
+    """What distance is usual around each vector of a set [N, D]: the tenth part of its distances to others is below.
 
-    ``in_training`` [n] is the sample's nearest training image, and ``to_held_out`` its nearest held-out one.
+    Of up to ``SCALE_OF`` others. It scales with the spread of the set around the vector, and a few repetitions do not
+    move it. 1 where it is 0: then the set is all repetitions.
     """
-    one, other = to_training
-    nearer = rank_test(one, other)
-    shares = {quantile: quantile_test(one, other, quantile, random) for quantile in QUANTILES}
-    near = round(shares[QUANTILES[-1]].found * len(one))
-    towards = _towards_training(one, in_training, to_held_out, near, num_training, num_held_out, random)
-    least = min(nearer.p, *(share.p for share in shares.values())) * (1 + len(shares))
-    memorized = least < FALSE_ALARMS and towards is not None and towards.p < SIDE_ALARMS
-    notes = []
-    if shared:
-        notes.append(
-            f"{shared:,} of the {num_held_out:,} held-out images are training images, so they say nothing "
-            f"of how near an unseen face is: take images that the model has not seen"
-        )
-    if zeros := int((other == 0).sum()):
-        notes.append(
-            f"{zeros:,} held-out images equal a training image within rounding: equal distances are ordered at random"
-        )
-    if num_held_out < len(one):
-        notes.append(f"only {num_held_out:,} held-out images for {len(one):,} samples: the bounds are less certain")
-    return Memorization(
-        nearer=nearer,
-        nearest=shares,
-        towards_training=towards,
+    centred = features - features.mean(dim=0)
+    others = centred[torch.from_numpy(spread(len(features), min(len(features), SCALE_OF)))]
+    place = min(1 + math.ceil(SCALE_QUANTILE * len(others)), len(others))  # the nearest may be itself
+    parts = [torch.cdist(rows, others).kthvalue(place, dim=1).values for rows in centred.split(BLOCK_ROWS)]
+    usual = torch.cat(parts).double()
+    return usual.where(usual > 0, 1.0).numpy()
+
+
+def _nearness(samples: NDArray[np.float64], held_out: NDArray[np.float64], random: np.random.Generator) -> _Nearness:
+    """The tests, from distances [n, k] and [m, k] to the k nearest training images.
+
+    The nearest over the k-th nearest hardly knows how dense the training images are around an image, which is
+    what makes typical faces near. Carlini et al. 2023 (2301.13188) divide by the distances of the next ones too.
+    """
+    one, other = samples[:, 0], held_out[:, 0]
+    copies, theirs = int((one == 0).sum()), int((other == 0).sum())
+    ratios = [part[:, 0] / np.maximum(part[:, -1], np.finfo(np.float64).tiny) for part in (samples, held_out)]
+    return _Nearness(
+        nearer=rank_test(one, other),
+        nearest={quantile: quantile_test(one, other, quantile, random) for quantile in QUANTILES},
+        equal=Share(copies / len(one), theirs / len(other), _fisher(copies, len(one), theirs, len(other))),
+        standing_out=quantile_test(ratios[0], ratios[1], QUANTILES[0], random),
         num_samples=len(one),
         num_held_out=len(other),
-        num_training=num_training,
-        memorized=None if shared else memorized,
-        notes=tuple(notes),
+        equal_held_out=theirs,
     )
 
 
+def _memorization(tests: _Nearness, towards: Share | None, searched: _Searched) -> Memorization:
+    limit = FALSE_ALARMS / TESTS
+    nearer = min(tests.nearer.p, *(share.p for share in tests.nearest.values())) < limit
+    out = tests.standing_out
+    memorized: bool | None = (
+        tests.equal.p < limit
+        or (out.p < limit and out.found >= STANDING_OUT * out.expected)
+        or (nearer and towards is not None and towards.p < SIDE_ALARMS)
+    )
+    if memorized:
+        verdict = "memorized: samples are copies of training images more often than chance allows"
+    elif searched.training < PART_TO_SEARCH * searched.training_total:
+        memorized = None
+        verdict = (
+            f"memorization: cannot be said: nothing was found, but only {searched.training:,} of "
+            f"{searched.training_total:,} training images were searched (evaluate.reference_images: 0 takes all)"
+        )
+    elif nearer:
+        verdict = (
+            "not called memorized: samples are nearer to training images than held-out ones, but not more than to "
+            "unseen faces: typical faces, or too few held-out images to tell"
+        )
+    elif tests.equal.found:
+        verdict = "not called memorized: some samples equal training images, but not more than chance allows"
+    else:
+        verdict = "not memorized: no sign of copies of training images"
+    if searched.shared:
+        memorized, verdict = None, "memorization: cannot be said"
+    return Memorization(
+        nearer=tests.nearer,
+        nearest=tests.nearest,
+        towards_training=towards,
+        equal=tests.equal,
+        standing_out=tests.standing_out,
+        num_samples=tests.num_samples,
+        num_held_out=tests.num_held_out,
+        num_training=searched.training,
+        training_total=searched.training_total,
+        memorized=memorized,
+        verdict=verdict,
+        notes=_notes(tests, searched),
+    )
+
+
+def _notes(tests: _Nearness, searched: _Searched) -> tuple[str, ...]:
+    notes = []
+    if searched.shared:
+        notes.append(
+            f"{searched.shared:,} of the {searched.held_out:,} held-out images are training images, so they say "
+            f"nothing of how near an unseen face is: take images that the model has not seen"
+        )
+    if zeros := tests.equal_held_out:
+        notes.append(
+            f"{zeros:,} held-out images equal a training image within rounding: equal distances are ordered at random"
+        )
+    if searched.held_out < tests.num_samples:
+        notes.append(
+            f"only {searched.held_out:,} held-out images for {tests.num_samples:,} samples: the bounds are less certain"
+        )
+    return tuple(notes)
+
+
 def _towards_training(
-    distances: NDArray[np.float64],
-    in_training: NDArray[np.int64],
-    to_held_out: Neighbours,
-    near: int,
-    num_training: int,
-    num_held_out: int,
-    random: np.random.Generator,
+    samples: Tensor, training: Tensor, held_out: Tensor, near: int, random: np.random.Generator
 ) -> Share | None:
     """Of the ``near`` samples nearest to any real image, the share that is nearest to a training one, and its chance.
 
-    If the samples know nothing of which real images were trained on, then that a real image is a training one is
-    drawn by lot among all T + M, whatever the samples are. Samples with one nearest image share its lot.
-    They are chosen by their distance to all real images: near training images alone, they would lean there.
+    Real images are as many training as held-out ones, drawn by lot: of many more training images, almost every sample
+    would be near one, and nothing could be found. If the samples know nothing of which real images were trained
+    on, then that a real image is a training one is drawn by lot among all of them, whatever the samples are. Samples
+    with one nearest image share its lot. They are chosen by their distance to all real images: near training
+    images alone, they would lean there.
     """
     if near == 0:
         return None
-    elsewhere = to_held_out.distances[:, 0]
+    each = min(len(training), len(held_out))
+    to_training, to_held_out = (nearest(samples, _drawn(part, each, random)) for part in (training, held_out))
+    distances, elsewhere = to_training.distances[:, 0], to_held_out.distances[:, 0]
     tie = random.random(len(distances))
-    training = (distances < elsewhere) | ((distances == elsewhere) & (tie < 0.5))
-    images = np.where(training, in_training, num_training + to_held_out.indices[:, 0])
+    towards = (distances < elsewhere) | ((distances == elsewhere) & (tie < 0.5))
+    images = np.where(towards, to_training.indices[:, 0], each + to_held_out.indices[:, 0])
     chosen = np.lexsort((tie, np.minimum(distances, elsewhere)))[:near]
     counts = np.unique(images[chosen], return_counts=True)[1].astype(np.float64)
-    total = num_training + num_held_out
-    expected = num_training / total
-    variance = ((counts**2).sum() - near**2 / total) * expected * (1 - expected) * total / (total - 1)
-    found = float(training[chosen].mean())
-    z = float((found - expected) * near / math.sqrt(variance)) if variance > 0 else 0.0
-    return Share(found, expected, _above(z), z)
+    total = 2 * each
+    variance = ((counts**2).sum() - near**2 / total) / 4 * total / (total - 1)
+    found = float(towards[chosen].mean())
+    z = float((found - 0.5) * near / math.sqrt(variance)) if variance > 0 else 0.0
+    return Share(found, 0.5, _above(z), z)
+
+
+def _drawn(features: Tensor, count: int, random: np.random.Generator) -> Tensor:
+    if count == len(features):
+        return features
+    return features[torch.from_numpy(np.sort(random.choice(len(features), count, replace=False)))]
+
+
+def _fisher(found: int, n: int, other: int, m: int) -> float:
+    """P(at least ``found`` of n, where found + other of n + m are so and lie at random): Fisher's exact test."""
+    total = found + other
+    if found == 0:
+        return 1.0
+    ours = torch.arange(found, min(n, total) + 1, dtype=torch.float64)
+    logs = _log_choose(n, ours) + _log_choose(m, total - ours)
+    return min(float((logs - _log_choose(n + m, torch.tensor([total], dtype=torch.float64))).exp().sum()), 1.0)
 
 
 def _rank(quantile: float, count: int) -> int:

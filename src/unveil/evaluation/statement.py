@@ -28,6 +28,7 @@ def metrics_of(found: Sequence[Measured], metrics: Mapping[str, float | int]) ->
             None if name == "inception_score" else n_reference,
             controls=measured.controls.get(name),
             features=measured.features.name,
+            n_controls=measured.control_images,
         )
         for measured in found
         for name in measured.names

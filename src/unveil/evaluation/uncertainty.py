@@ -1,4 +1,4 @@
-"""How far a distance can be trusted: its interval, its value at other numbers of samples, and differences of two.
+"""How far a distance can be trusted: its interval, and its value at other numbers of samples.
 
 Everything here is about the draw of the samples, as another seed would give them, with the reference held
 fixed. A distance at N samples is a smooth function of their empirical distribution, so it is, to second order,
@@ -9,7 +9,7 @@ V1 is larger; for one that equals its reference V1 is 0, and V2 is everything.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, check_features
 
 LEVEL = 0.95
 SPLITS = 20
 BLOCKS = 6  # of the samples, for distances at several N
 WINDOWS = (6, 5, 4, 3)  # blocks in a subset: N to N / 2 samples
+LINE_FROM = 4  # times D, the samples of the smallest subset from which the bias is a line in 1/N
 CHUNK_ROWS = 4096  # rows of features that are in float64 at once
 
 
@@ -61,43 +61,23 @@ class FrechetBySize:
     """Falling; the first is N."""
     distances: tuple[float, ...]
     """Means over the subsets of each size."""
-    infinity: float
-    """The intercept of the line in 1/N."""
-    stderr: float
-    low: float
-    high: float
+    infinity: float | None
+    """The intercept of the line in 1/N; None, as all that follows from it, where there is no line yet."""
+    stderr: float | None
+    low: float | None
+    high: float | None
     level: float
     notes: tuple[str, ...]
 
     @property
     def sentence(self) -> str:
         """What it says, in words."""
-        return (
-            f"{self.distances[0]:.4g} at N = {self.sizes[0]:,} and {self.distances[-1]:.4g} at N = {self.sizes[-1]:,}: "
-            f"{self.infinity:.4g} ({self.low:.4g} to {self.high:.4g}) for infinitely many samples"
+        measured = (
+            f"{self.distances[0]:.4g} at N = {self.sizes[0]:,} and {self.distances[-1]:.4g} at N = {self.sizes[-1]:,}"
         )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its standard error."""
-
-    value: float
-    stderr: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """``a - b`` of two independent estimates."""
-
-    difference: float
-    stderr: float
-    z: float
-    p: float
-    """Two-sided: how often noise alone gives a difference as large."""
-    beyond_noise: bool
-    """At 95 %: p < 0.05."""
-    sentence: str
+        if self.infinity is None:
+            return measured
+        return f"{measured}: {self.infinity:.4g} ({self.low:.4g} to {self.high:.4g}) for infinitely many samples"
 
 
 def frechet_interval(
@@ -105,7 +85,7 @@ def frechet_interval(
 ) -> FrechetInterval:
     """Interval of the Fréchet distance of samples [N, D], N >= 8, from a fixed reference.
 
-    It covers, at the stated rate, the mean over draws of N samples: what other seeds give at this N, with
+    It covers, at approximately the stated rate, the mean over draws of N samples: what other seeds give at this N, with
     the bias of this N (see ``frechet_by_size``). It does not know how another reference would have been drawn.
 
     The samples are halved at random ``splits`` times. With d1 and d2 the distances of the halves, the mean of
@@ -117,7 +97,9 @@ def frechet_interval(
 
     The half-width is the standard error times Student's quantile for 1 / (1 / splits + 3 / N) degrees of freedom
     (Satterthwaite 1946): the variance is known from so many splits, of N values whose kurtosis is taken as 7, that of
-    a quadratic form in three directions.
+    a quadratic form in three directions. Heavier tails are covered less often: of rectified normal features, with
+    twice a folded normal added to a tenth of the samples, 95 % intervals cover 91.6 % at N = 400, D = 16, and 82.5 %
+    at N = 200, D = 128.
 
     Raises UnveilError for features that are not finite, of another dimension, or fewer than 8.
     """
@@ -156,6 +138,11 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
     samples as its intercept. What stays is the bias of the reference: this is the distance of the model's
     distribution from these reference images, not from the distribution that they were drawn from.
 
+    It is a line only where the smallest subset is far above D. Gaussians of D = 16 and 48, equal to the reference and
+    not: with subsets of 1.5 D the limit is too low by 12 to 17 % of the bias at N, and 95 % intervals cover 54 to 90 %;
+    with 2 D, by 6 to 12 % (70 to 89 %); with 4 D, by 4 to 7 % (92 to 94 %). So there is a limit from 4 D on, that is
+    N >= 8 D, and below it the distances alone, with a note.
+
     The samples are cut at random into six blocks, and a subset is a run of blocks, from each of the six in turn.
     So every sample counts as often at each size, the linear parts at all sizes are one and the same, and
     the intercept has the variance V1 + r V2, with V1 and V2 from ``interval`` (of the same samples) and
@@ -172,40 +159,28 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
     found = [[_sum([blocks[place] for place in run]) for run in same] for same in runs]
     sizes = np.array([np.mean([part.count for part in same]) for same in found])
     means = np.array([np.mean([distance.of(part) for part in same]) for same in found])
+    by_size = FrechetBySize(
+        sizes=tuple(round(size) for size in sizes),
+        distances=tuple(map(float, means)),
+        infinity=None,
+        stderr=None,
+        low=None,
+        high=None,
+        level=interval.level,
+        notes=_notes_on_sizes(len(samples), samples.shape[1]),
+    )
+    if not has_limit(len(samples), samples.shape[1]):
+        return by_size
     weights = _intercept_weights(1 / sizes)
     infinity = float(weights @ means)
     stderr = math.sqrt(interval.linear + _pair_factor(runs, weights) * interval.quadratic)
     reach = student_quantile((1 + interval.level) / 2, interval.degrees) * stderr
-    return FrechetBySize(
-        sizes=tuple(round(size) for size in sizes),
-        distances=tuple(map(float, means)),
-        infinity=infinity,
-        stderr=stderr,
-        low=infinity - reach,
-        high=infinity + reach,
-        level=interval.level,
-        notes=_notes_on_sizes(sizes, samples.shape[1]),
-    )
+    return replace(by_size, infinity=infinity, stderr=stderr, low=infinity - reach, high=infinity + reach)
 
 
-def difference(a: Estimate, b: Estimate, name_a: str = "A", name_b: str = "B") -> Difference:
-    """Whether two estimates differ by more than noise, for the same reference and independent samples.
-
-    Their errors are taken as normal. The reference is common to both, so its own error, which standard errors
-    over draws of samples leave out, moves both alike. Estimates of distances with a bias must be at the same N.
-    """
-    if not all(map(math.isfinite, (a.value, a.stderr, b.value, b.stderr))) or min(a.stderr, b.stderr) < 0:
-        raise UnveilError(f"difference: found {a} and {b}, expected finite values and standard errors of 0 or more")
-    gap, stderr = a.value - b.value, math.hypot(a.stderr, b.stderr)
-    z = gap / stderr if stderr else math.copysign(math.inf, gap) if gap else 0.0
-    p = math.erfc(abs(z) / math.sqrt(2))
-    size = f"{abs(gap):.3g} ± {stderr:.2g} (one standard error)"
-    if p < 1 - LEVEL:
-        chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
-        sentence = f"{name_a} is {'lower' if gap < 0 else 'higher'} than {name_b} by {size}: more than noise ({chance})"
-    else:
-        sentence = f"{name_a} and {name_b} differ by {size}: no more than noise (p = {p:.2g})"
-    return Difference(gap, stderr, z, p, p < 1 - LEVEL, sentence)
+def has_limit(count: int, dimension: int) -> bool:
+    """Whether the bias of ``count`` samples of ``dimension`` features is a line in 1/N, down to half of them."""
+    return count * min(WINDOWS) >= LINE_FROM * dimension * BLOCKS
 
 
 def student_quantile(probability: float, degrees: float) -> float:
@@ -319,10 +294,12 @@ def _pair_factor(runs: Sequence[Sequence[tuple[int, ...]]], weights: NDArray[np.
     return float((pairs**2).mean())
 
 
-def _notes_on_sizes(sizes: NDArray[np.float64], dimension: int) -> tuple[str, ...]:
-    if sizes.min() > dimension:
+def _notes_on_sizes(count: int, dimension: int) -> tuple[str, ...]:
+    if has_limit(count, dimension):
         return ()
+    least = LINE_FROM * dimension * BLOCKS // min(WINDOWS)
     return (
-        f"subsets of {round(sizes.min()):,} samples are not above the {dimension:,} features: their covariances are "
-        f"singular, the bias is not yet a line in 1/N, and the limit is rather too low",
+        f"no limit of the Fréchet distance for infinitely many samples: {count:,} samples are fewer than {least:,}, "
+        f"{LINE_FROM} for each of the {dimension:,} features in the half of them, and below that the bias is not yet a "
+        f"line in 1/N",
     )
