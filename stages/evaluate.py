@@ -176,6 +176,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
         settings.interval_splits,
         settings.seed,
         shared,
+        index.num_images("train"),
     )
     limit = round(settings.cache_gib * 2**30)
     cache = FeatureCache(run.project / ".unveil" / "features", limit, processes, run.say)

@@ -184,7 +184,7 @@ def test_measures_only_what_is_asked_for(project: Path) -> None:
     assert done.exit_code == 0, done.output
     metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
     assert {name for name in metrics if not name.startswith("num_")} == {
-        f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_floor", "_noise")
+        f"kid_efficientnet_lite0{end}" for end in ("", "_std", "_stderr", "_low", "_high", "_floor", "_noise")
     }
     assert not (project / "plots" / "evaluate" / "neighbours.png").exists()
 
