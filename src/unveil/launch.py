@@ -1,11 +1,20 @@
-"""A stage starts itself in as many processes as params.yaml asks for, so that plain ``dvc repro`` uses all GPUs."""
+"""A stage starts itself in as many processes as params.yaml asks for, so that plain ``dvc repro`` uses all GPUs.
 
+``python -m unveil.launch`` is torchrun, with its options, for those processes: only its account of a failure is
+another, because the stage has said in one line what was wrong.
+"""
+
+import logging
 import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.run import get_args_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser, parse_args, run
 
 from unveil.errors import UnveilError
 from unveil.params import load_params
@@ -40,8 +49,34 @@ def start_processes(script: str, params: Path, *arguments: str) -> None:
         return
     threads = max((os.cpu_count() or 1) // count, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    options = ["--standalone", f"--nproc-per-node={count}"]
     if any("--shutdown-timeout" in action.option_strings for action in get_args_parser()._actions):
-        runner.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")  # older versions of PyTorch have their 30 s
+        options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")  # older versions of PyTorch have their 30 s
     sys.stdout.flush()
+    runner = [sys.executable, "-m", "unveil.launch", *options]
     os.execv(sys.executable, [*runner, script, "--params", str(params), *arguments])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run torchrun with these arguments, and return what the first process that failed ended with, as a shell has it.
+
+    A process that was killed could say nothing; of it a line is printed.
+    """
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(list(arguments)))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        print(f"error: process {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+        return 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + signal.Signals(error.sigval).value
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -39,6 +39,7 @@ from unveil.tracking import (
 
 RECORD_FORMAT = 1
 IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
+TURN_SECONDS = 3.0  # in which torchrun, which looks ten times a second, ends the others when one has failed
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
 STAGES = ("download", "preprocess", "train", "sample", "evaluate")
@@ -324,6 +325,7 @@ def stage(name: str, params: Path) -> Iterator[Run]:
         except UnveilError as error:
             line = one_line(error)
             end("FAILED", line)
+            _let_the_main_process_speak()
             _exit(f"error: {line}", 1)
         except (KeyboardInterrupt, Terminated) as error:
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
@@ -338,6 +340,13 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             end("FAILED", f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
             raise
         end("FINISHED")
+
+
+def _let_the_main_process_speak() -> None:
+    """Of several processes that find the same error, the others are ended when the first of them has said it."""
+    if not is_main_process():
+        with _handlers(signal.SIG_DFL, [signal.SIGINT, *ENDING_SIGNALS]):
+            time.sleep(TURN_SECONDS)
 
 
 def _exit(line: str, status: int) -> NoReturn:

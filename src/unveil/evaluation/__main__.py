@@ -4,8 +4,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +17,7 @@ from unveil.evaluation.comparison import describe
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+BAD_INPUT = 2  # 1 says that the two differ
 CARD = Path("reports/card.json")  # in a project
 ARTIFACT = "card.json"  # of an evaluate run
 PLACES = (CARD, Path(CARD.name))  # within a folder
@@ -46,7 +45,7 @@ def compare(
     Exits with 0: equal, or no metric differs by more than noise; 1: one does, or cannot be compared, or its noise
     is not known; 2: bad input.
     """
-    with _bad_input():
+    with one_line_errors(BAD_INPUT):
         found = compare_cards(find_card(first), find_card(second))
     if as_json:
         typer.echo(json.dumps({"a": first, "b": second, **found.to_dict()}, indent=2, ensure_ascii=False))
@@ -55,16 +54,6 @@ def compare(
             typer.echo(line)
     if not found.within_noise:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """As for every command, but with status 2: 1 says that the cards differ."""
-    try:
-        with one_line_errors():
-            yield
-    except typer.Exit:
-        raise typer.Exit(2) from None
 
 
 def find_card(name: str) -> Card:

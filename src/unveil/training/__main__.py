@@ -5,8 +5,6 @@ weights a model has, and which of them gives the best samples.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from unveil.training.averages import Averages
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+BAD_INPUT = 2  # 1 says that the two differ
 PLACES = ("curves.csv", "plots/train/curves.csv")  # within a folder
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Tools for training runs.")
 
@@ -79,22 +78,12 @@ def compare(
     second: Annotated[str, typer.Argument(help="The run to compare it with, in the same ways.", metavar="B")],
 ) -> None:
     """Compare the loss curves of two training runs; exits with 0: they agree, 1: they differ, 2: bad input."""
-    with _bad_input():
+    with one_line_errors(BAD_INPUT):
         result = compare_curves(find_curve(first), find_curve(second))
     for line in describe(result):
         typer.echo(line)
     if not result.agrees:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """As for every command, but with status 2: 1 says that the runs differ."""
-    try:
-        with one_line_errors():
-            yield
-    except typer.Exit:
-        raise typer.Exit(2) from None
 
 
 def find_curve(name: str) -> LossCurve:
