@@ -50,7 +50,7 @@ def test_by_size_has_a_row_for_each_number_of_samples(tmp_path: Path) -> None:
     write_by_size(tmp_path / "a.csv", part)
     assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n5000,16.1,11.9\n50000,12.3181,11.9\n"
     write_by_size(tmp_path / "a.csv", part.model_copy(update={"extrapolation": None}))
-    assert (tmp_path / "a.csv").read_text().endswith("\n50000,12.3181,\n")
+    assert (tmp_path / "a.csv").read_text().endswith("\n50000,12.3181,nan\n")
 
 
 def test_by_nfe_has_one_point_or_none(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
     both = choices()
     both["features"]["dinov2"] = both["features"]["inception"] | {"extractor": "dinov2"}
     write_precision_recall(path, Card.of(more, both))
-    assert path.read_text().splitlines()[1:] == ["inception,0.5,,,", "dinov2,,0.5,,"]
+    assert path.read_text().splitlines()[1:] == ["inception,0.5,nan,nan,nan", "dinov2,nan,0.5,nan,nan"]
     write_precision_recall(path, card({"fid": 3.5}))
     assert path.read_text() == "features,precision,recall,density,coverage\n"
 

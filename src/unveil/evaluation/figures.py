@@ -71,7 +71,7 @@ def write_by_nfe(path: Path, card: Card) -> None:
 def write_precision_recall(path: Path, card: Card) -> None:
     """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
 
-    One row for each feature network; what the card does not have is empty.
+    One row for each feature network; what the card does not have is ``nan``.
     """
     found: dict[str, dict[str, float]] = {}
     for metric in card.metrics:
@@ -86,7 +86,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    # An empty cell would be drawn at 0.
+    writer.writerows(["nan" if value is None else value for value in row] for row in rows)
     write_text(path, text.getvalue())
 
 
