@@ -15,7 +15,8 @@ one ratio, and the table shows the median and the range of the rounds' ratios. E
 
 ``--memory`` measures instead the peak memory of a process of its own that holds N samples of 64 x 64 and extracts
 2048 features of each, the whole network included. To be done with 50,000 in minutes and not in hours, it runs the
-network on one image of each batch and repeats its rows; every tensor that grows with N has its full size.
+network on one image of each batch and repeats its rows; every tensor that grows with N has its full size. Then, in that
+process, it measures ``--metrics`` with as many features of a reference and of noise, and 20,000 of held-out images.
 """
 
 import argparse
@@ -26,10 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -40,14 +41,18 @@ from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from unveil.evaluation import features
+from unveil.evaluation.choices import MetricName
 from unveil.evaluation.features import FEATURE_SETS, extract_layers, load_extractor
+from unveil.evaluation.measurement import Asked, measure
 from unveil.evaluation.sets import load_samples
 from unveil.files import file_digest
 
 REQUIRED = 1.2
 MEMORY_LIMIT = 3.0  # GiB
 SIZE = 64
+HELD_OUT = 20_000  # about as many as in CelebA's test split
 NETWORKS = ("inception", "efficientnet-lite0")
+MEASURED = [name for name in get_args(MetricName) if name != "inception-score"]
 
 
 def make_weights(path: Path) -> None:
@@ -156,7 +161,7 @@ def speed(images: int, rounds: int, batch: int) -> int:
     return int(missed > 0)
 
 
-def in_memory(folder: Path, count: int, batch: int) -> None:
+def in_memory(folder: Path, count: int, batch: int, metrics: Sequence[MetricName]) -> None:
     """What an evaluation holds of its samples: their file's images, and all layers of their features."""
     make_weights(folder / "inception.pth")
     extractor = load_extractor("inception", folder / "inception.pth")
@@ -171,11 +176,16 @@ def in_memory(folder: Path, count: int, batch: int) -> None:
     samples = load_samples(folder / "samples.safetensors", count)
     found = extract_layers(samples.images, extractor, batch, "cpu")
     assert found["2048"].shape == (count, 2048)
+    if metrics:  # random features in the place of those of random weights, most of which repeat each other
+        sizes = {"samples": count, "reference": count, "held_out": min(count, HELD_OUT), "noise": count}
+        found = {name: layer.normal_() for name, layer in found.items()}
+        sets = {name: found if name == "samples" else {"2048": torch.randn(n, 2048)} for name, n in sizes.items()}
+        measure(sets, FEATURE_SETS["inception"], Asked(metrics, 100, min(count, 1000), 10, seed=0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{peak:.3f}")
 
 
-def memory(count: int, batch: int) -> int:
+def memory(count: int, batch: int, metrics: Sequence[MetricName]) -> int:
     """Print the peak of a process of its own; 1 if it is above the limit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -183,13 +193,15 @@ def memory(count: int, batch: int) -> int:
         save_file({"images": images}, folder / "samples.safetensors")
         del images
         command = [sys.executable, __file__, "--in-memory", name, "--images", str(count), "--batch-size", str(batch)]
+        command += ["--metrics", *metrics]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         return done.returncode
     peak = float(done.stdout.split()[-1])
     verdict = "ok" if peak <= MEMORY_LIMIT else "MISSED"
-    print(f"{count:,} samples of {SIZE} x {SIZE}, 2048 features and the logits: {peak:.2f} GiB at the peak, ", end="")
+    also = f", {', '.join(metrics)}" if metrics else ""
+    print(f"{count:,} samples of {SIZE} x {SIZE}, 2048 features, the logits{also}: {peak:.2f} GiB at the peak, ", end="")
     print(f"at most {MEMORY_LIMIT:.0f} required: {verdict}")
     return int(peak > MEMORY_LIMIT)
 
@@ -201,13 +213,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--metrics", nargs="*", choices=MEASURED, default=["frechet", "kernel"])
     parser.add_argument("--in-memory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.in_memory:
-        in_memory(arguments.in_memory, arguments.images, arguments.batch_size)
+        in_memory(arguments.in_memory, arguments.images, arguments.batch_size, arguments.metrics)
         return 0
     if arguments.memory:
-        return memory(arguments.images or 50_000, arguments.batch_size)
+        return memory(arguments.images or 50_000, arguments.batch_size, arguments.metrics)
     return speed(arguments.images or 128, arguments.rounds, arguments.batch_size)
 
 

@@ -10,6 +10,9 @@
 - loader: images a second of both loaders by those of our training.
 - memory: of the loader ``stream``, what a training's resident memory grows by from 200 images to ``--images``.
 
+With ``--precision bf16 --peers fp32`` the loops are compared as each comes on a CPU that has bf16: ours with
+``precision: auto``, theirs without mixed precision, which both have off unless it is asked for.
+
 The peers are optional: ``pip install diffusers accelerate denoising-diffusion-pytorch``. One that is not there is left
 out, with a line that says so. They get JPEGs of 64 x 64, which they decode, where their users often have larger ones
 to resize too: from memory for diffusers, which has ``--workers`` loading processes (as published, none), from files for
@@ -254,7 +257,7 @@ class DiffusersTraining:
         accelerate: Any = importlib.import_module("accelerate")
         self.bar: Any = importlib.import_module("tqdm.auto").tqdm
         self.accelerator = accelerate.Accelerator(mixed_precision=accelerate_precision(options))
-        self.dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        self.dtype = torch.bfloat16 if options.peers == "bf16" else torch.float32
         self.noising: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         network = peer_network(options)
         optimizer = torch.optim.AdamW(network.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-6)
@@ -301,8 +304,8 @@ class DiffusersTraining:
 
 
 def accelerate_precision(options: argparse.Namespace) -> str:
-    """The package accelerate's name of a precision."""
-    return "no" if options.precision == "fp32" else options.precision
+    """The package accelerate's name of the peers' precision."""
+    return "no" if options.peers == "fp32" else str(options.peers)
 
 
 def ddp_training(options: argparse.Namespace, encoded: list[bytes], folder: Path) -> Run:
@@ -322,7 +325,7 @@ def ddp_training(options: argparse.Namespace, encoded: list[bytes], folder: Path
         train_num_steps=0,
         save_and_sample_every=1 << 40,
         results_folder=str(folder / "results"),
-        amp=options.precision != "fp32",
+        amp=options.peers != "fp32",
         mixed_precision_type=accelerate_precision(options),
         calculate_fid=False,
     )
@@ -552,6 +555,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--network", default="tiny", choices=list(BATCHES), help="demo is that of params.yaml")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--peers", choices=["fp32", "bf16"], help="precision of the peers' loops; ours, if not given")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repeats")
     parser.add_argument("--steps", type=int, default=20, help="of each in a round")
     parser.add_argument("--batch", type=int, help="images a step; the network's, if not given")
@@ -561,6 +565,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--streamed", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.batch = options.batch or BATCHES[options.network]
+    options.peers = options.peers or options.precision
     return options
 
 
@@ -575,6 +580,8 @@ def main() -> int:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}; {options.network}, {options.precision}, batch {options.batch}; PyTorch {torch.__version__}")
+    if options.peers != options.precision:
+        print(f"the peers' loops in {options.peers}")
     print(f"{options.rounds} rounds of {options.steps} steps: median [lowest .. highest]")
     met = True
     for part in options.only or PARTS:

@@ -9,6 +9,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from unveil.errors import UnveilError
 from unveil.evaluation.manifold import (
+    ball_radii,
     density_coverage,
     density_coverage_stderr,
     precision_recall,
@@ -61,8 +62,10 @@ def test_precision_and_recall_are_torch_fidelitys_whatever_the_blocks(monkeypatc
     samples, reference = _sets(130, 170)
     expected = prc_features_to_metric(samples, reference, prc_neighborhood=3, verbose=False)
     monkeypatch.setattr("unveil.evaluation.manifold.BLOCK_ROWS", 32)
-    found = precision_recall(samples, reference)
-    assert (found.precision, found.recall) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-6)
+    radii = ball_radii(reference, 3, 5)
+    for found in (precision_recall(samples, reference), precision_recall(samples, reference, radii=radii[3])):
+        assert (found.precision, found.recall) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-6)
+    assert density_coverage(samples, reference, radii=radii[5]) == density_coverage(samples, reference)
 
 
 def test_equal_distributions_have_density_one_and_the_expected_coverage() -> None:

@@ -1,13 +1,15 @@
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from unveil.evaluation.choices import MetricName
-from unveil.evaluation.distances import frechet_distance, statistics
+from unveil.evaluation.distances import frechet_distance, kernel_distance, statistics
 from unveil.evaluation.features import FEATURE_SETS, FeatureSet
+from unveil.evaluation.manifold import density_coverage, precision_recall
 from unveil.evaluation.measurement import UNDAMAGED, Asked, Measured, measure
 from unveil.evaluation.statement import by_size_of, metrics_of
 
@@ -15,6 +17,7 @@ LITE = FEATURE_SETS["efficientnet-lite0"]
 INCEPTION = FEATURE_SETS["inception"]
 TWO: tuple[MetricName, ...] = ("frechet", "kernel")
 NAME = "fd_efficientnet_lite0"
+EVERY = get_args(MetricName)
 
 
 def _sets(shift: float = 0.3, noise: float = 5.0, count: int = 60) -> dict[str, Tensor]:
@@ -92,16 +95,26 @@ def test_controls_stand_beside_the_same_images_undamaged() -> None:
     assert [metric.n_controls for metric in listed] == [40]
 
 
+def test_every_metric_has_the_controls_also_where_they_are_fewer_than_a_subset() -> None:
+    sets = _sets(count=80)
+    blurred, far = sets["held_out"][::4] * 1.2, sets["held_out"][::4] + 50
+    found = _measure(sets | {"blur": blurred, "noisy": far}, INCEPTION, metrics=EVERY)
+    assert set(found.controls) == set(found.names) == {
+        *("fid", "kid", "precision", "recall", "density", "coverage", "inception_score")
+    }
+    assert all(list(values) == [UNDAMAGED, "blur", "noisy"] for values in found.controls.values())
+    undamaged, reference = sets["held_out"][::4], sets["reference"]
+    for key, rows in ((UNDAMAGED, undamaged), ("blur", blurred), ("noisy", far)):
+        pair, both = precision_recall(rows, reference), density_coverage(rows, reference)
+        expected = {"precision": pair.precision, "recall": pair.recall, **asdict(both)}
+        for name, value in expected.items():
+            assert found.controls[name][key] == pytest.approx(value, rel=1e-5)
+        assert found.controls["kid"][key] == pytest.approx(kernel_distance(rows, reference, 10, 20, 0).mean, rel=1e-5)
+    assert found.controls["precision"]["noisy"] == 0
+
+
 def test_everything_that_is_asked_for_is_listed_and_has_a_value() -> None:
-    every: tuple[MetricName, ...] = (
-        "frechet",
-        "kernel",
-        "precision-recall",
-        "density-coverage",
-        "inception-score",
-        "memorization",
-    )
-    found = _measure(_sets(count=70), INCEPTION, metrics=every, interval_splits=10)
+    found = _measure(_sets(count=70), INCEPTION, metrics=EVERY, interval_splits=10)
     assert found.names == (
         "fid",
         "fid_infinity",

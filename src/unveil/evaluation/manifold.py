@@ -40,13 +40,36 @@ class DensityCoverage:
     coverage: float
 
 
-def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = PRECISION_NEIGHBOURS) -> PrecisionRecall:
+def ball_radii(reference: Tensor, *neighbours: int) -> dict[int, Tensor]:
+    """Radii [M] of the balls around the vectors of a reference [M, D], by their number of neighbours.
+
+    They are most of the work where the reference is large, and serve every set that is compared with it.
+    """
+    least = max(neighbours) + 1  # the nearest of all is the vector itself
+    check_features(reference, least, "features of the reference")
+    blocks = [torch.cdist(rows, reference).topk(least, largest=False).values for rows in reference.split(BLOCK_ROWS)]
+    nearest = torch.cat(blocks)
+    return {count: nearest[:, count].contiguous() for count in neighbours}
+
+
+def precision_recall(
+    samples: Tensor, reference: Tensor, neighbours: int = PRECISION_NEIGHBOURS, radii: Tensor | None = None
+) -> PrecisionRecall:
     """Improved precision and recall of features [N, D] and [M, D] (Kynkäänniemi et al. 2019, 1904.06991).
 
-    Computed by torch-fidelity, in blocks. Raises UnveilError for features that are not finite, of different
-    dimension, or not more than ``neighbours`` in either set.
+    Computed by torch-fidelity, in blocks; where ``radii`` [M] of the reference are given, from these, to the same
+    numbers. Raises UnveilError for features that are not finite, of different dimension, or not more than
+    ``neighbours`` in either set.
     """
     _check(samples, reference, neighbours)
+    if radii is not None:
+        own = ball_radii(samples, neighbours)[neighbours]
+        inside, recalled = torch.zeros(len(samples), dtype=torch.bool), 0
+        for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
+            distances = torch.cdist(rows, samples)
+            inside |= (distances <= reach[:, None]).any(dim=0)
+            recalled += int((distances <= own).any(dim=1).sum())
+        return PrecisionRecall(float(inside.double().mean()), recalled / len(reference))
     found = prc_features_to_metric(
         samples,
         reference,
@@ -58,24 +81,30 @@ def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = PRECI
     return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
 
 
-def density_coverage(samples: Tensor, reference: Tensor, neighbours: int = DENSITY_NEIGHBOURS) -> DensityCoverage:
+def density_coverage(
+    samples: Tensor, reference: Tensor, neighbours: int = DENSITY_NEIGHBOURS, radii: Tensor | None = None
+) -> DensityCoverage:
     """Density and coverage of samples [N, D] on the manifold of a reference [M, D] (Naeem et al. 2020, 2002.09797).
 
-    Equations 4 and 5, with closed balls as in ``precision_recall``. Raises UnveilError as that does.
+    Equations 4 and 5, with closed balls as in ``precision_recall``; ``radii`` [M] of the reference are computed where
+    they are not given. Raises UnveilError as that does.
     """
     _check(samples, reference, neighbours)
+    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
     inside, covered = 0, 0
-    for rows in reference.split(BLOCK_ROWS):
-        radii = torch.cdist(rows, reference).kthvalue(neighbours + 1, dim=1).values  # the nearest is itself
-        distances = torch.cdist(rows, samples)
-        within = distances <= radii[:, None]
+    for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
+        within = torch.cdist(rows, samples) <= reach[:, None]
         inside += int(within.sum())
         covered += int(within.any(dim=1).sum())
     return DensityCoverage(inside / (neighbours * len(samples)), covered / len(reference))
 
 
 def precision_recall_stderr(
-    samples: Tensor, reference: Tensor, seed: int, neighbours: int = PRECISION_NEIGHBOURS
+    samples: Tensor,
+    reference: Tensor,
+    seed: int,
+    neighbours: int = PRECISION_NEIGHBOURS,
+    radii: Tensor | None = None,
 ) -> PrecisionRecall:
     """Standard errors of both over draws of the samples, with the reference fixed; arguments as ``precision_recall``.
 
@@ -85,7 +114,8 @@ def precision_recall_stderr(
     times sqrt(n / N): rather too large, in simulations up to twice.
     """
     _check(samples, reference, neighbours)
-    inside = _balls_around(samples, reference, neighbours) > 0
+    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    inside = _balls_around(samples, reference, radii) > 0
     few, real = _few(samples), _few(reference)
     between, among = torch.cdist(real, few), torch.cdist(few, few)
 
@@ -98,14 +128,18 @@ def precision_recall_stderr(
 
 
 def density_coverage_stderr(
-    samples: Tensor, reference: Tensor, seed: int, neighbours: int = DENSITY_NEIGHBOURS
+    samples: Tensor,
+    reference: Tensor,
+    seed: int,
+    neighbours: int = DENSITY_NEIGHBOURS,
+    radii: Tensor | None = None,
 ) -> DensityCoverage:
     """Standard errors of both, as ``precision_recall_stderr``: density is the mean, coverage needs the halves."""
     _check(samples, reference, neighbours)
-    counts = _balls_around(samples, reference, neighbours) / neighbours
-    few, real = _few(samples), _few(reference)
-    radii = torch.cdist(real, reference).kthvalue(neighbours + 1, dim=1).values
-    within = torch.cdist(real, few) <= radii[:, None]
+    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    counts = _balls_around(samples, reference, radii) / neighbours
+    few = _few(samples)
+    within = torch.cdist(_few(reference), few) <= _few(radii)[:, None]
 
     def coverage(half: Tensor) -> float:
         return float(within[:, half].any(dim=1).double().mean())
@@ -113,16 +147,16 @@ def density_coverage_stderr(
     return DensityCoverage(_error_of_mean(counts), _error_by_halves(coverage, len(few), len(samples), seed))
 
 
-def _balls_around(samples: Tensor, reference: Tensor, neighbours: int) -> Tensor:
+def _balls_around(samples: Tensor, reference: Tensor, radii: Tensor) -> Tensor:
     """In how many balls of the reference each sample lies, [N]."""
     counts = torch.zeros(len(samples), dtype=torch.int64)
-    for rows in reference.split(BLOCK_ROWS):
-        radii = torch.cdist(rows, reference).kthvalue(neighbours + 1, dim=1).values
-        counts += (torch.cdist(rows, samples) <= radii[:, None]).sum(dim=0)
+    for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
+        counts += (torch.cdist(rows, samples) <= reach[:, None]).sum(dim=0)
     return counts
 
 
 def _few(features: Tensor) -> Tensor:
+    """Of [N, ...] rows, so many that errors are found in a moment, evenly spaced."""
     return features[torch.from_numpy(spread(len(features), min(len(features), MOST_FOR_ERROR)))]
 
 

@@ -1,7 +1,7 @@
 """Everything that is measured on the features of one network: one pass a set, then all metrics that are asked for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -22,6 +22,11 @@ from unveil.evaluation.distances import (
 from unveil.evaluation.feature_cache import FeatureCache
 from unveil.evaluation.features import Extractor, FeatureSet, feature_facts, features_of
 from unveil.evaluation.manifold import (
+    DENSITY_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    DensityCoverage,
+    PrecisionRecall,
+    ball_radii,
     density_coverage,
     density_coverage_stderr,
     precision_recall,
@@ -152,26 +157,9 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
         by_size = _frechet(sets, found, asked)
     if "kernel" in asked.metrics:
         _kernel(sets, found, asked)
-    if "precision-recall" in asked.metrics:
-        for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
-            pair = precision_recall(sets[name], sets[REFERENCE])
-            values[features.metric("precision") + end] = pair.precision
-            values[features.metric("recall") + end] = pair.recall
-        pair = precision_recall_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
-        values[features.metric("precision") + "_stderr"] = pair.precision
-        values[features.metric("recall") + "_stderr"] = pair.recall
-    if "density-coverage" in asked.metrics:
-        for end, name in (("", SAMPLES), ("_floor", HELD_OUT)):
-            both = density_coverage(sets[name], sets[REFERENCE])
-            values[features.metric("density") + end] = both.density
-            values[features.metric("coverage") + end] = both.coverage
-        both = density_coverage_stderr(sets[SAMPLES], sets[REFERENCE], asked.seed)
-        values[features.metric("density") + "_stderr"] = both.density
-        values[features.metric("coverage") + "_stderr"] = both.coverage
+    _manifold(sets, found, asked)
     if "inception-score" in asked.metrics and features.logits is not None:
-        score = inception_score(layers[SAMPLES][features.logits], asked.seed)
-        values |= {"inception_score": score.mean, "inception_score_std": score.std}
-        values["inception_score_floor"] = inception_score(layers[HELD_OUT][features.logits], asked.seed).mean
+        _inception_score({name: rows[features.logits] for name, rows in layers.items()}, found, asked)
     if "memorization" in asked.metrics:
         copies = find_copies(
             sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared, asked.training_total
@@ -217,9 +205,8 @@ def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> Frech
         values[name + end] = frechet_distance(statistics(sets[other]), reference)
     if (share := fraction(values, name)) is not None:
         values[f"{name}_fraction"] = share
-    found.controls[name] = {
-        control: significant(frechet_distance(statistics(rows), reference)) for control, rows in _controls(sets).items()
-    }
+    controls = _controls(sets)
+    _control(found, name, {key: frechet_distance(statistics(rows), reference) for key, rows in controls.items()})
     if not asked.interval_splits:
         return None
     interval = frechet_interval(sets[SAMPLES], reference, asked.seed, asked.interval_splits)
@@ -236,8 +223,9 @@ def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> Frech
 def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
     name, values, reference = found.features.kernel, found.values, sets[REFERENCE]
 
-    def distance(rows: Tensor) -> float:
-        return kernel_distance(rows, reference, asked.kid_subsets, asked.kid_subset_size, asked.seed).mean
+    def distance(rows: Tensor) -> float:  # controls may be fewer than a subset, whose size does not bias it
+        size = min(asked.kid_subset_size, len(rows))
+        return kernel_distance(rows, reference, asked.kid_subsets, size, asked.seed).mean
 
     own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
     values |= {name: own.mean, f"{name}_std": own.std}
@@ -245,6 +233,49 @@ def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
     values |= {f"{name}_stderr": stderr, f"{name}_low": own.mean - reach, f"{name}_high": own.mean + reach}
     values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
+    _control(found, name, {control: distance(rows) for control, rows in _controls(sets).items()})
+
+
+def _manifold(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
+    """Precision and recall, density and coverage, those that are asked for."""
+    samples, reference, values = sets[SAMPLES], sets[REFERENCE], found.values
+    names = ("precision-recall", "density-coverage")
+    if not set(names) & set(asked.metrics):
+        return
+    radii = ball_radii(reference, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS)
+    near, wide = radii[PRECISION_NEIGHBOURS], radii[DENSITY_NEIGHBOURS]
+
+    def put(end: str, pair: PrecisionRecall | DensityCoverage) -> None:
+        values.update({found.features.metric(name) + end: value for name, value in asdict(pair).items()})
+
+    def put_controls(pairs: Mapping[str, PrecisionRecall | DensityCoverage]) -> None:
+        for name in asdict(next(iter(pairs.values()))) if pairs else ():
+            _control(found, found.features.metric(name), {key: getattr(pair, name) for key, pair in pairs.items()})
+
+    controls = _controls(sets)
+    if "precision-recall" in asked.metrics:
+        put("", precision_recall(samples, reference))
+        put("_floor", precision_recall(sets[HELD_OUT], reference))
+        put("_stderr", precision_recall_stderr(samples, reference, asked.seed, radii=near))
+        put_controls({key: precision_recall(rows, reference, radii=near) for key, rows in controls.items()})
+    if "density-coverage" in asked.metrics:
+        put("", density_coverage(samples, reference, radii=wide))
+        put("_floor", density_coverage(sets[HELD_OUT], reference, radii=wide))
+        put("_stderr", density_coverage_stderr(samples, reference, asked.seed, radii=wide))
+        put_controls({key: density_coverage(rows, reference, radii=wide) for key, rows in controls.items()})
+
+
+def _inception_score(logits: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
+    name, score = "inception_score", inception_score(logits[SAMPLES], asked.seed)
+    found.values.update({name: score.mean, f"{name}_std": score.std})
+    found.values[f"{name}_floor"] = inception_score(logits[HELD_OUT], asked.seed).mean
+    _control(found, name, {key: inception_score(rows, asked.seed).mean for key, rows in _controls(logits).items()})
+
+
+def _control(found: Measured, name: str, values: Mapping[str, float]) -> None:
+    """Note the controls of a metric, if there are any."""
+    if values:
+        found.controls[name] = {control: significant(value) for control, value in values.items()}
 
 
 def fraction(values: Mapping[str, float], name: str) -> float | None:
