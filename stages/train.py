@@ -66,6 +66,7 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
+        huber_scale=settings.diffusion.huber_scale,
         input_perturbation=settings.diffusion.input_perturbation,
         validate_every_images=settings.validate_every_images,
         lr_schedule=settings.lr_schedule,

@@ -40,7 +40,7 @@ from unveil.diffusion.choices import (
     refusal,
 )
 from unveil.errors import UnveilError
-from unveil.evaluation.choices import ControlName, FeatureName, MetricName
+from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
 from unveil.training.choices import (
     GREATEST_DEVIATION,
     LEAST_DEVIATION,
@@ -318,6 +318,8 @@ class Diffusion(Section):
     """p2: weight SNR / (k + SNR)^gamma."""
     p2_gamma: Annotated[float, Ge(0), Le(2)]
     """p2: see p2_k; 0 = simple."""
+    huber_scale: NonNegative
+    """Errors of the image beyond it count linearly, not squared; 0 = all squared."""
     input_perturbation: HalfOpenShare
     """Extra noise of the network's input, as a share of its noise; 0 = none."""
 
@@ -350,8 +352,10 @@ class Diffusion(Section):
             yield from empty
             return
         least, greatest = self.sigma_range()
-        if (refused := refusal(self.path, self.objective, self.parameterization, least)) is not None:
+        if (refused := refusal(self.path, self.objective, self.parameterization, least, self.p2_gamma)) is not None:
             yield Problem(refused.part, refused.expected)
+        if self.huber_scale and self.objective == "likelihood":
+            yield Problem("huber_scale", "0 with train.diffusion.objective likelihood: squared errors alone bound it")
         if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):
             yield Problem(
                 _deciding_key(self.path, least=not least >= LEAST_SIGMA),
@@ -523,7 +527,7 @@ class Sample(Section):
     """auto = cuda if there is one."""
     precision: Precision
     """Type of the network's arithmetic."""
-    weights: str
+    weights: Annotated[str, WEIGHTS]
     """Average of the weights: the model's own, another half-life's, or one that is reconstructed."""
     sampler: SamplerName
     """From noise to images."""
@@ -648,8 +652,9 @@ class Evaluate(Section):
             yield Problem("metrics", "no inception-score, which needs inception among evaluate.features")
         if "memorization" in self.metrics and self.reference_split != "train":
             yield Problem("metrics", "no memorization, which needs evaluate.reference_split train")
-        if self.control_images == 1:
-            yield Problem("control_images", "0, or 2 or more: a single image has no covariance")
+        asks = max(self.metrics, key=lambda name: LEAST_IMAGES[name])
+        if self.controls and 0 < self.control_images < LEAST_IMAGES[asks]:
+            yield Problem("control_images", f"0, or {LEAST_IMAGES[asks]} or more for {asks}")
         if 0 < self.interval_splits < LEAST_SPLITS:
             yield Problem("interval_splits", f"0, or {LEAST_SPLITS} to 1000")
         if self.likelihood_images == 1:
@@ -1039,6 +1044,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return "true | false"
     if annotation is Path:
         return "a path"
+    if annotation is str:
+        return next((part for part in metadata if isinstance(part, str)), "text")
     return f"a {'whole ' if annotation is int else ''}number{_bounds(metadata)}"
 
 

@@ -44,6 +44,7 @@ CONFIG = DiffusionConfig(
     min_snr_gamma=4.0,
     p2_k=0.9,
     p2_gamma=0.5,
+    huber_scale=0.03,
     input_perturbation=0.1,
 )
 

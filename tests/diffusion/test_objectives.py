@@ -1,5 +1,6 @@
 """Objectives: how noise levels are drawn, and that the weighted error of D is each paper's own loss."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -274,8 +275,38 @@ def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor,
     assert torch.equal(denoising_loss(denoiser, Simple(path), x0, path.sigmas[t], noise, 0 * xi), plain)
 
 
+def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above(images: tuple[Tensor, Tensor]) -> None:
+    x0, noise = images
+    sigma, objective = torch.full((8,), 2.0, dtype=torch.float64), EDMObjective()
+    weight = float(objective.weight(sigma)[0])
+
+    def loss(error: float, scale: float) -> Tensor:
+        return denoising_loss(lambda x, sigma: x0 + error, objective, x0, sigma, noise, huber_scale=scale) / weight
+
+    same = torch.ones(8, dtype=torch.float64)
+    torch.testing.assert_close(loss(0.3, 0.0), 0.09 * same)
+    torch.testing.assert_close(loss(0.3, 0.4), 2 * 0.4 * (0.5 - 0.4) * same)
+    torch.testing.assert_close(loss(0.003, 10.0), 9e-6 * same, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(loss(3.0, 1e-6), 2 * 1e-6 * 3.0 * same, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(("scale", "best"), [(0.0, 0.25), (1e-4, 0.0)])
+def test_the_best_denoiser_is_the_mean_of_squared_errors_and_the_median_of_small_scales(
+    scale: float, best: float
+) -> None:
+    x0 = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[:, None]
+    guesses = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)
+    sigma, still = torch.ones(4, dtype=torch.float64), torch.zeros_like(x0)
+    losses = [
+        denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, huber_scale=scale).mean()
+        for guess in guesses
+    ]
+    assert guesses[int(torch.stack(losses).argmin())] == pytest.approx(best)
+
+
 def test_a_perfect_denoiser_has_no_loss(images: tuple[Tensor, Tensor]) -> None:
     x0, noise = images
     sigma = torch.full((8,), 2.0, dtype=torch.float64)
-    for objective in OBJECTIVES:
-        assert denoising_loss(lambda x, sigma: x0, objective, x0, sigma, noise).tolist() == [0.0] * 8
+    for objective, scale in itertools.product(OBJECTIVES, (0.0, 0.02)):
+        loss = denoising_loss(lambda x, sigma: x0, objective, x0, sigma, noise, huber_scale=scale)
+        assert loss.tolist() == [0.0] * 8

@@ -54,7 +54,9 @@ class Refusal(NamedTuple):
     expected: str
 
 
-def refusal(path: str, objective: str, parameterization: str, least_sigma: float) -> Refusal | None:
+def refusal(
+    path: str, objective: str, parameterization: str, least_sigma: float, p2_gamma: float = 1.0
+) -> Refusal | None:
     """Why a path, an objective and a parameterization do not go together, or None if they do.
 
     Every parameterization goes with every path: its coefficients hold at any sigma.
@@ -64,16 +66,20 @@ def refusal(path: str, objective: str, parameterization: str, least_sigma: float
         objective: its name.
         parameterization: its name.
         least_sigma: of the path, with its numbers.
+        p2_gamma: of objective p2, whose weight is about ``sigma ** (2 p2_gamma - 2)`` at small sigma.
     """
     if path == "edm" and objective in NEEDS_ENDS:
         return Refusal(
             "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
         )
-    if parameterization in LEVEL_OUTPUT and objective in ("simple", "likelihood") and least_sigma < LEAST_LEVEL_SIGMA:
+    power = {"simple": 1.0, "likelihood": 1.0, "p2": 1 - p2_gamma}.get(objective, 0.0)
+    if parameterization in LEVEL_OUTPUT and least_sigma**power < LEAST_LEVEL_SIGMA:
+        weight = "1 / sigma^2" if power == 1.0 else f"1 / sigma^{2 * power:g}"
         return Refusal(
             "parameterization",
             f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
-            f"{least_sigma:.3g}: an error of {parameterization} does not fall with sigma, and its weight 1 / sigma^2 "
-            f"reaches {least_sigma**-2:.1g} below {LEAST_LEVEL_SIGMA:g}, so that a few draws would decide every step",
+            f"{least_sigma:.3g}: an error of {parameterization} does not fall with sigma, and its weight {weight} "
+            f"reaches {least_sigma ** (-2 * power):.1g} below {LEAST_LEVEL_SIGMA:g}, so that a few draws would decide "
+            "every step",
         )
     return None

@@ -40,6 +40,7 @@ class DiffusionConfig:
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
+    huber_scale: float = 0.0
     input_perturbation: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def build_objective(config: DiffusionConfig) -> Objective:
     """
     path = build_path(config)
     least, _ = path.sigma_range()
-    if (refused := refusal(config.path, config.objective, config.parameterization, least)) is not None:
+    refused = refusal(config.path, config.objective, config.parameterization, least, config.p2_gamma)
+    if refused is not None:
         raise ValueError(f"{refused.part} is {getattr(config, refused.part)!r}, expected {refused.expected}")
     ends = None if isinstance(path, EDM) else path.sigma_range()
     match config.objective:

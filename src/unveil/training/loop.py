@@ -53,6 +53,7 @@ class TrainingConfig:
         snapshot_every_images: interval of stored power-function averages; 0 = at the end only. Those of the end are
             stored wherever there are profiles and checkpoints.
         precision: fp32, bf16 or fp16.
+        huber_scale: of the loss, see :func:`unveil.diffusion.objectives.denoising_loss`; 0 = squared errors.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
         log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
@@ -76,6 +77,7 @@ class TrainingConfig:
     log_every_images: int
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
+    huber_scale: float = 0.0
     input_perturbation: float = 0.0
     validate_every_images: int = 0
     lr_schedule: ScheduleName = "constant"
@@ -263,7 +265,7 @@ class Trainer:
                 sigma = self.objective.sample_sigma(len(x0), generator)
                 noise = torch.randn(x0.shape, generator=generator, device=self.device)
                 with autocast(self.config.precision, self.device):
-                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise))
+                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=self.config.huber_scale))
         return torch.cat(losses).mean().item()
 
     @contextmanager
@@ -418,7 +420,7 @@ class Trainer:
         """Add a part's share to the gradient of the batch's mean loss; returns the loss of each image."""
         with autocast(self.config.precision, self.device):
             denoiser = self.model if labels is None else partial(self.model, augment_labels=labels)
-            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation)
+            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation, self.config.huber_scale)
         # DistributedDataParallel divides the sum of the processes' gradients by their number.
         share = self.processes.count / self.batches.batch_size
         self.scaler.scale(losses.sum() * share).backward()
