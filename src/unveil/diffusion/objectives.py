@@ -205,9 +205,11 @@ def denoising_loss(
 
 
 def _penalty(error: Tensor, huber_scale: float) -> Tensor:
+    square = error.square()
     if not huber_scale:
-        return error.square()
-    return 2 * huber_scale * ((error.square() + huber_scale**2).sqrt() - huber_scale)
+        return square
+    # 2 c (sqrt(e^2 + c^2) - c), without a difference of nearly equal numbers.
+    return 2 * huber_scale * square / ((square + huber_scale**2).sqrt() + huber_scale)
 
 
 def _within(sigma: Tensor, ends: Ends | None) -> Tensor:
