@@ -67,7 +67,7 @@ from unveil.params import Evaluate
 from unveil.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.choices import WeightsChoice, parse_weights
-from unveil.training.precision import resolve_device
+from unveil.training.precision import resolve_device, set_tf32
 
 RAW = Path("data/raw")
 SHARDS = Path("data/shards")
@@ -149,6 +149,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
 
     shared = count_shared(SHARDS, index, (splits[1], sizes.held_out), (splits[0], sizes.reference))
     device = local_device(resolve_device(settings.device))
+    set_tf32(False, device)
     processes = held.enter_context(joined(device))
     weights = run.locate(settings.weights)
     if len(settings.features) > 1 and weights is not None and not weights.is_dir():

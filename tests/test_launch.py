@@ -1,17 +1,21 @@
 """Several processes of a stage: how many, and what is said when one of them fails."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from unveil.launch import processes_here
 
+ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")},
+    "PYTHONPATH": str(ROOT / "src"),
     "OMP_NUM_THREADS": "1",
 }
 
@@ -50,3 +54,56 @@ def test_the_launcher_ends_as_the_process_that_failed(body: str, status: int, sa
     command = [sys.executable, "-m", "unveil.launch", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (status, said)
+
+
+STAGE = """
+import os, time
+from contextlib import ExitStack
+from pathlib import Path
+import torch
+from unveil.distributed import joined
+from unveil.errors import UnveilError
+from unveil.stage import stage
+
+rank = int(os.environ["RANK"])
+with stage("sample", Path("params.yaml")) as run, ExitStack() as held:
+    processes = held.enter_context(joined(torch.device("cpu")))
+    {body}
+    processes.gather(torch.ones(3))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "body",
+    [
+        'raise UnveilError("found this, expected that")',
+        'if rank == 1: raise UnveilError("found this, expected that")',
+        'raise UnveilError("found this, expected that") if rank == 1 else time.sleep(60)',
+    ],
+    ids=["both", "other", "other while main computes"],
+)
+def test_an_error_is_said_once_and_is_what_mlflow_has(body: str, tmp_path: Path) -> None:
+    if "else" in body:
+        body = body.replace("raise UnveilError", "(_ for _ in ()).throw(UnveilError").replace('that")', 'that"))')
+    done = _run_stage(body, tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: found this, expected that\n")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FAILED" and "found this, expected that" in str(run.data.tags)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
+    done = _run_stage('if rank == 1: raise KeyError("a mistake")', tmp_path)
+    assert done.returncode == 1 and "KeyError: 'a mistake'" in done.stderr
+
+
+def _run_stage(body: str, project: Path) -> subprocess.CompletedProcess[str]:
+    shutil.copy(ROOT / "params.yaml", project)
+    (project / ".git").mkdir()
+    (project / "script.py").write_text(STAGE.format(body=body))
+    environment = {**ENVIRONMENT, "UNVEIL_TRACKING": ""}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "unveil.launch", "--standalone", "--nproc-per-node=2", "script.py"]
+    return subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, check=False)

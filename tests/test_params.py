@@ -554,9 +554,15 @@ PLAIN = {
         ({"train__ema_more_half_lives": [2000, 2000]}, "train.ema_more_half_lives", "whose values differ"),
         ({"train__ema_profiles": [0.1, 0.1]}, "train.ema_profiles", "whose values differ"),
         (
+            SUB_VP | {"train__diffusion__objective": "p2", "train__diffusion__p2_k": 1e12},
+            "train.diffusion.parameterization",
+            "a few draws would decide every step",
+        ),
+        ({"train__diffusion__huber_scale": 1e-9}, "train.diffusion.huber_scale", "0, or a number in [0.0001, 100]"),
+        (
             SUB_VP | {"train__diffusion__objective": "p2", "train__diffusion__p2_gamma": 0.1},
             "train.diffusion.parameterization",
-            "its weight 1 / sigma^1.8 reaches",
+            "a few draws would decide every step",
         ),
         (
             {"train__diffusion__huber_scale": 0.1, "train__diffusion__objective": "likelihood"},
@@ -773,7 +779,7 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         get_args(PathName), get_args(ParameterizationName), get_args(ObjectiveName)
     ):
         parts = {"path": path, "parameterization": parameterization, "objective": objective}
-        values = VALUES["train"]["diffusion"] | parts
+        values = VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0}
         config = DiffusionConfig(**values)
         try:
             Diffusion.model_validate(values)

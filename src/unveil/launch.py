@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -18,7 +19,7 @@ from torch.distributed.run import get_args_parser, parse_args, run
 
 from unveil.errors import UnveilError
 from unveil.params import load_params
-from unveil.rank import is_launched
+from unveil.rank import ERRORS, is_launched, left_errors
 
 SHUTDOWN_SECONDS = 600  # for a checkpoint after SIGTERM
 
@@ -60,22 +61,26 @@ def start_processes(script: str, params: Path, *arguments: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments, and return what the first process that failed ended with, as a shell has it.
 
-    A process that was killed could say nothing; of it a line is printed.
+    What the processes left to be said is printed, each line once; of one that was killed, that.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        run(parse_args(list(arguments)))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return failure.exitcode
-        print(f"error: process {rank} was killed by {failure.signal_name()}", file=sys.stderr)
-        return 128 - failure.exitcode
-    except SignalException as error:
-        return 128 + signal.Signals(error.sigval).value
-    return 0
+    with TemporaryDirectory(prefix="unveil-") as folder:
+        os.environ[ERRORS] = folder
+        status, lines = 0, []
+        try:
+            run(parse_args(list(arguments)))
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            status = failure.exitcode
+            if status < 0:
+                status, lines = 128 - status, [f"error: process {rank} was killed by {failure.signal_name()}"]
+        except SignalException as error:
+            status = 128 + signal.Signals(error.sigval).value
+        lines = left_errors(Path(folder)) or lines
+    sys.stderr.writelines(f"{line}\n" for line in lines)
+    return status
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ PLAIN_LACKS: dict[str, tuple[object, str]] = {
     "progressive_input": (False, "progressive input"),
     "skip_rescale": (False, "sums of two branches"),
 }
+LEAST_HUBER_SCALE = 1e-4  # far below a level of 8 bits, and its square is a number in float32
 LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -318,7 +319,7 @@ class Diffusion(Section):
     """p2: weight SNR / (k + SNR)^gamma."""
     p2_gamma: Annotated[float, Ge(0), Le(2)]
     """p2: see p2_k; 0 = simple."""
-    huber_scale: NonNegative
+    huber_scale: Annotated[float, Ge(0), Le(100)]
     """Errors of the image beyond it count linearly, not squared; 0 = all squared."""
     input_perturbation: HalfOpenShare
     """Extra noise of the network's input, as a share of its noise; 0 = none."""
@@ -352,8 +353,12 @@ class Diffusion(Section):
             yield from empty
             return
         least, greatest = self.sigma_range()
-        if (refused := refusal(self.path, self.objective, self.parameterization, least, self.p2_gamma)) is not None:
+        if (
+            refused := refusal(self.path, self.objective, self.parameterization, least, (self.p2_k, self.p2_gamma))
+        ) is not None:
             yield Problem(refused.part, refused.expected)
+        if 0 < self.huber_scale < LEAST_HUBER_SCALE:
+            yield Problem("huber_scale", f"0, or a number in [{LEAST_HUBER_SCALE:g}, 100]")
         if self.huber_scale and self.objective == "likelihood":
             yield Problem("huber_scale", "0 with train.diffusion.objective likelihood: squared errors alone bound it")
         if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):

@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 from unveil.errors import UnveilError
 from unveil.files import file_digest, write_json
 from unveil.params import Params, flatten, load_params
-from unveil.rank import is_main_process
+from unveil.rank import error_of_another, is_main_process, leave_error
 from unveil.tracking import (
     Store,
     TrackedRun,
@@ -39,7 +39,7 @@ from unveil.tracking import (
 
 RECORD_FORMAT = 1
 IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
-TURN_SECONDS = 3.0  # in which torchrun, which looks ten times a second, ends the others when one has failed
+PATIENCE_SECONDS = 3.0  # with another process of the stage, which may be about to say why it left this one alone
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
 STAGES = ("download", "preprocess", "train", "sample", "evaluate")
@@ -324,10 +324,13 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             yield run
         except UnveilError as error:
             line = one_line(error)
+            left = leave_error(f"error: {line}")
             end("FAILED", line)
-            _let_the_main_process_speak()
-            _exit(f"error: {line}", 1)
+            _exit("" if left else f"error: {line}", 1)
         except (KeyboardInterrupt, Terminated) as error:
+            if (cause := error_of_another()) is not None:  # for which the launcher ended this one
+                end("FAILED", cause)
+                _exit("", 1)
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
             hint = error.hint if isinstance(error, Terminated) else ""
             line = f"{name} was stopped by {signal.Signals(number).name}{hint}"
@@ -337,16 +340,13 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
             raise
         except BaseException as error:
-            end("FAILED", f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+            with _signals_ignored():  # the launcher sends one where another process has failed
+                cause, details = error_of_another(PATIENCE_SECONDS), traceback.format_exc()
+                end("FAILED", cause or f"{type(error).__name__}: {one_line(error)}", None if cause else details)
+            if cause is not None:  # a process that waits for one that has failed fails too
+                _exit("", 1)
             raise
         end("FINISHED")
-
-
-def _let_the_main_process_speak() -> None:
-    """Of several processes that find the same error, the others are ended when the first of them has said it."""
-    if not is_main_process():
-        with _handlers(signal.SIG_DFL, [signal.SIGINT, *ENDING_SIGNALS]):
-            time.sleep(TURN_SECONDS)
 
 
 def _exit(line: str, status: int) -> NoReturn:

@@ -201,8 +201,8 @@ def memory(count: int, batch: int, metrics: Sequence[MetricName]) -> int:
     peak = float(done.stdout.split()[-1])
     verdict = "ok" if peak <= MEMORY_LIMIT else "MISSED"
     also = f", {', '.join(metrics)}" if metrics else ""
-    print(f"{count:,} samples of {SIZE} x {SIZE}, 2048 features, the logits{also}: {peak:.2f} GiB at the peak, ", end="")
-    print(f"at most {MEMORY_LIMIT:.0f} required: {verdict}")
+    print(f"{count:,} samples of {SIZE} x {SIZE}, 2048 features, the logits{also}: ", end="")
+    print(f"{peak:.2f} GiB at the peak, at most {MEMORY_LIMIT:.0f} required: {verdict}")
     return int(peak > MEMORY_LIMIT)
 
 

@@ -275,6 +275,19 @@ def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor,
     assert torch.equal(denoising_loss(denoiser, Simple(path), x0, path.sigmas[t], noise, 0 * xi), plain)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 0.08, 1.0, 100.0])
+def test_pseudo_huber_errors_are_exact_in_float32(scale: float) -> None:
+    errors = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None].requires_grad_()
+    sigma, zero = torch.ones(5), torch.zeros(5, 1)
+    loss = denoising_loss(lambda x, sigma: errors, EDMObjective(), zero, sigma, zero, huber_scale=scale)
+    e = errors.detach()[:, 0].double()
+    exact = 2 * scale * ((e.square() + scale**2).sqrt() - scale)
+    weight = EDMObjective().weight(sigma)[0]
+    torch.testing.assert_close(loss.detach().double() / weight, exact, rtol=1e-5, atol=1e-12)
+    (gradient,) = torch.autograd.grad(loss.sum() / weight, errors)
+    torch.testing.assert_close(gradient[:, 0].double(), 2 * e / (1 + (e / scale) ** 2).sqrt(), rtol=1e-5, atol=0.0)
+
+
 def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above(images: tuple[Tensor, Tensor]) -> None:
     x0, noise = images
     sigma, objective = torch.full((8,), 2.0, dtype=torch.float64), EDMObjective()
@@ -297,10 +310,11 @@ def test_the_best_denoiser_is_the_mean_of_squared_errors_and_the_median_of_small
     x0 = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[:, None]
     guesses = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)
     sigma, still = torch.ones(4, dtype=torch.float64), torch.zeros_like(x0)
-    losses = [
-        denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, huber_scale=scale).mean()
-        for guess in guesses
-    ]
+
+    def loss(guess: Tensor) -> Tensor:
+        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, huber_scale=scale)
+
+    losses = [loss(guess).mean() for guess in guesses]
     assert guesses[int(torch.stack(losses).argmin())] == pytest.approx(best)
 
 

@@ -62,7 +62,9 @@ def test_controls_stand_in_order_below_the_samples_each_row_with_its_n() -> None
     assert rows["`jpeg-75`"] == ["saved as JPEG of quality 75", "1,000", "6.2", "0.003"]
     assert rows["`undamaged`"] == ["nothing: the floor of the controls", "1,000", "5.5", "0"]
     assert [rows[name][1] for name in first] == ["50,000", "1,500"]
-    assert "only rows of equal N compare" in table and "controls.jpeg-75" not in page
+    assert (
+        "only rows of equal N compare" in table and "The order is that of" in table and "controls.jpeg-75" not in page
+    )
 
 
 def test_the_name_of_undamaged_controls_is_the_measurements() -> None:

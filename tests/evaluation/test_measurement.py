@@ -99,9 +99,11 @@ def test_every_metric_has_the_controls_also_where_they_are_fewer_than_a_subset()
     sets = _sets(count=80)
     blurred, far = sets["held_out"][::4] * 1.2, sets["held_out"][::4] + 50
     found = _measure(sets | {"blur": blurred, "noisy": far}, INCEPTION, metrics=EVERY)
-    assert set(found.controls) == set(found.names) == {
-        *("fid", "kid", "precision", "recall", "density", "coverage", "inception_score")
-    }
+    assert (
+        set(found.controls)
+        == set(found.names)
+        == {*("fid", "kid", "precision", "recall", "density", "coverage", "inception_score")}
+    )
     assert all(list(values) == [UNDAMAGED, "blur", "noisy"] for values in found.controls.values())
     undamaged, reference = sets["held_out"][::4], sets["reference"]
     for key, rows in ((UNDAMAGED, undamaged), ("blur", blurred), ("noisy", far)):

@@ -121,16 +121,6 @@ def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for(alone: Path, tmp
 
 
 @pytest.mark.slow
-def test_an_error_of_two_processes_is_one_line(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project")
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("processes: 0", "processes: 2"))
-    done = subprocess.run(_command("sample", 1), cwd=project, env=ENVIRONMENT, text=True, capture_output=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: models/") and done.stderr.count("\n") == 1, done.stderr
-
-
-@pytest.mark.slow
 def test_accelerate_launches_one_run_with_one_curve(alone: Path, tmp_path: Path) -> None:
     """With accelerate's ``--cpu`` instead of ``--multi_gpu`` there would be one process, whatever is asked for."""
     pytest.importorskip("accelerate", reason="needs accelerate, which the dependencies for development bring")

@@ -38,6 +38,7 @@ FULL_NOISE = ("eps", "velocity")
 LEVEL_OUTPUT = ("x0",)
 """Parameterizations whose ``c_out`` does not fall with sigma: the error of D stays as large as that of the network."""
 
+TINY = 1e-100  # whose square a float can hold
 LEAST_LEVEL_SIGMA = 1e-3
 """Least sigma at which such an error may have the weight 1 / sigma^2: a million times that at sigma = 1."""
 
@@ -55,7 +56,7 @@ class Refusal(NamedTuple):
 
 
 def refusal(
-    path: str, objective: str, parameterization: str, least_sigma: float, p2_gamma: float = 1.0
+    path: str, objective: str, parameterization: str, least_sigma: float, p2: tuple[float, float] = (1.0, 1.0)
 ) -> Refusal | None:
     """Why a path, an objective and a parameterization do not go together, or None if they do.
 
@@ -66,20 +67,26 @@ def refusal(
         objective: its name.
         parameterization: its name.
         least_sigma: of the path, with its numbers.
-        p2_gamma: of objective p2, whose weight is about ``sigma ** (2 p2_gamma - 2)`` at small sigma.
+        p2: k and gamma of objective p2.
     """
     if path == "edm" and objective in NEEDS_ENDS:
         return Refusal(
             "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
         )
-    power = {"simple": 1.0, "likelihood": 1.0, "p2": 1 - p2_gamma}.get(objective, 0.0)
-    if parameterization in LEVEL_OUTPUT and least_sigma**power < LEAST_LEVEL_SIGMA:
-        weight = "1 / sigma^2" if power == 1.0 else f"1 / sigma^{2 * power:g}"
+    growth = _growth(objective, least_sigma, *p2)
+    if parameterization in LEVEL_OUTPUT and growth > LEAST_LEVEL_SIGMA**-2:
         return Refusal(
             "parameterization",
             f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
-            f"{least_sigma:.3g}: an error of {parameterization} does not fall with sigma, and its weight {weight} "
-            f"reaches {least_sigma ** (-2 * power):.1g} below {LEAST_LEVEL_SIGMA:g}, so that a few draws would decide "
-            "every step",
+            f"{least_sigma:.3g}: an error of {parameterization} does not fall with sigma, and its weight there is "
+            f"{growth:.1g} times that at 1, so that a few draws would decide every step",
         )
     return None
+
+
+def _growth(objective: str, sigma: float, k: float, gamma: float) -> float:
+    """The objective's weight of the error of the image at sigma, by that at 1; of those whose weight has no limit."""
+    snr = max(sigma, TINY) ** -2
+    if objective in ("simple", "likelihood"):
+        return snr
+    return snr * ((k + 1) / (k + snr)) ** gamma if objective == "p2" else 1.0

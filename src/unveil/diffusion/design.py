@@ -118,7 +118,7 @@ def build_objective(config: DiffusionConfig) -> Objective:
     """
     path = build_path(config)
     least, _ = path.sigma_range()
-    refused = refusal(config.path, config.objective, config.parameterization, least, config.p2_gamma)
+    refused = refusal(config.path, config.objective, config.parameterization, least, (config.p2_k, config.p2_gamma))
     if refused is not None:
         raise ValueError(f"{refused.part} is {getattr(config, refused.part)!r}, expected {refused.expected}")
     ends = None if isinstance(path, EDM) else path.sigma_range()

@@ -196,9 +196,12 @@ def _controls(card: Card) -> str:
     )
     text = (
         "Held-out real images, damaged in a known way and measured like the samples, best first. A mistake of this "
-        "kind in anybody's pipeline moves the number so far without a word. Distances change with N, so only rows of "
-        "equal N compare."
+        f"kind in anybody's pipeline moves the number so far without a word. The order is that of "
+        f"`{first.name}`. All but kernel distances change with N, so only rows of equal N compare."
     )
+    size = card.choices.evaluation.get("kid_subset_size")
+    if isinstance(size, int) and first.n_controls is not None and first.n_controls < size:
+        text += f" Kernel distances of the controls are of subsets of {first.n_controls:,}."
     if UNDAMAGED in names:
         text += f" `{UNDAMAGED}` are the same images as they are: the floor of the controls."
     return f"{text}\n\n{table}"

@@ -223,8 +223,7 @@ def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> Frech
 def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
     name, values, reference = found.features.kernel, found.values, sets[REFERENCE]
 
-    def distance(rows: Tensor) -> float:  # controls may be fewer than a subset, whose size does not bias it
-        size = min(asked.kid_subset_size, len(rows))
+    def distance(rows: Tensor, size: int = asked.kid_subset_size) -> float:
         return kernel_distance(rows, reference, asked.kid_subsets, size, asked.seed).mean
 
     own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
@@ -233,17 +232,19 @@ def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
     values |= {f"{name}_stderr": stderr, f"{name}_low": own.mean - reach, f"{name}_high": own.mean + reach}
     values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
-    _control(found, name, {control: distance(rows) for control, rows in _controls(sets).items()})
+    # Controls may be fewer than a subset, whose size does not bias the distance.
+    controls = _controls(sets).items()
+    _control(found, name, {key: distance(rows, min(len(rows), asked.kid_subset_size)) for key, rows in controls})
 
 
 def _manifold(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
     """Precision and recall, density and coverage, those that are asked for."""
     samples, reference, values = sets[SAMPLES], sets[REFERENCE], found.values
-    names = ("precision-recall", "density-coverage")
-    if not set(names) & set(asked.metrics):
+    neighbours = {"precision-recall": PRECISION_NEIGHBOURS, "density-coverage": DENSITY_NEIGHBOURS}
+    asked_for = [count for name, count in neighbours.items() if name in asked.metrics]
+    if not asked_for:
         return
-    radii = ball_radii(reference, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS)
-    near, wide = radii[PRECISION_NEIGHBOURS], radii[DENSITY_NEIGHBOURS]
+    radii = ball_radii(reference, *asked_for)
 
     def put(end: str, pair: PrecisionRecall | DensityCoverage) -> None:
         values.update({found.features.metric(name) + end: value for name, value in asdict(pair).items()})
@@ -254,11 +255,13 @@ def _manifold(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None
 
     controls = _controls(sets)
     if "precision-recall" in asked.metrics:
+        near = radii[PRECISION_NEIGHBOURS]
         put("", precision_recall(samples, reference))
         put("_floor", precision_recall(sets[HELD_OUT], reference))
         put("_stderr", precision_recall_stderr(samples, reference, asked.seed, radii=near))
         put_controls({key: precision_recall(rows, reference, radii=near) for key, rows in controls.items()})
     if "density-coverage" in asked.metrics:
+        wide = radii[DENSITY_NEIGHBOURS]
         put("", density_coverage(samples, reference, radii=wide))
         put("_floor", density_coverage(sets[HELD_OUT], reference, radii=wide))
         put("_stderr", density_coverage_stderr(samples, reference, asked.seed, radii=wide))

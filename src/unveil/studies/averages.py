@@ -31,7 +31,7 @@ from unveil.training.averages import FOLDER, Averages
 from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig, load_denoiser
 from unveil.training.choices import WEIGHTS, WeightsChoice, parse_weights
 from unveil.training.posthoc import ExponentialProfile, deviation
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
 
 DEVIATIONS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09, 0.11, 0.13, 0.16, 0.20, 0.25)
 POINTS_FILE = "points.json"
@@ -139,6 +139,7 @@ class Search:
                 f"{self.shards}/index.json has {self.index.digest()[:12]}; a distance between the two means nothing"
             )
         self.device = resolve_device(self.settings.device)
+        set_tf32(False, self.device)
         self.precision = resolve_precision(self.settings.precision, self.device)
         left_out = {"batch_size", "feature_batch_size", "device", "weights", "precision"}
         self.facts: dict[str, Any] = {

@@ -30,7 +30,7 @@ from unveil.evaluation.features import Extractor, extract, load_extractor
 from unveil.evaluation.sets import real_parts
 from unveil.files import atomic_path, file_digest, write_json, write_text
 from unveil.training.checkpoint import ModelConfig, load_denoiser
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
 
 EVALUATIONS = (5, 9, 15, 23, 35, 51)
 TOLERANCES = (1e-1, 3e-2, 1e-2)  # rk45's, in the place of numbers of evaluations
@@ -162,6 +162,7 @@ class Study:
                 f"has {there} images"
             )
         self.device = resolve_device("auto")
+        set_tf32(False, self.device)
         self.precision = resolve_precision("auto", self.device)
         least, greatest = self.denoiser.path.sigma_range()
         self.sigma_min = max(self.settings.sigma_min, least)

@@ -45,7 +45,7 @@ from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import autocast, resolve_device, resolve_precision
+from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
 
 FEATURES = "efficientnet-lite0"
 ADDITIVE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -451,6 +451,7 @@ class Study:
         self.budget = budget
         self.say = say
         self.device = resolve_device("auto")
+        set_tf32(False, self.device)
         self.precision = resolve_precision("auto", self.device)
         self.judge = Judge(shards, out / "reference.safetensors", budget, self.device)
         verify(shards, ["train", "test"])

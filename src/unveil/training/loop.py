@@ -265,7 +265,8 @@ class Trainer:
                 sigma = self.objective.sample_sigma(len(x0), generator)
                 noise = torch.randn(x0.shape, generator=generator, device=self.device)
                 with autocast(self.config.precision, self.device):
-                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=self.config.huber_scale))
+                    scale = self.config.huber_scale
+                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=scale))
         return torch.cat(losses).mean().item()
 
     @contextmanager
