@@ -9,7 +9,8 @@ PORT ?= 5000
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+# What is never imported need not be compiled: that is most of it, and a quarter of the time.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 # What the project starts phones nobody.
 export DVC_NO_ANALYTICS := true
