@@ -721,7 +721,7 @@ def test_augmentation_changes_the_images_and_no_other_draw(monkeypatch: pytest.M
     plain, augmented = _trainer(network=_told), _trainer(AUGMENTED, network=_told)
     seen: list[tuple[Tensor, ...]] = []
 
-    def look(denoiser: object, objective: object, x0: Tensor, sigma: Tensor, noise: Tensor, _: object) -> Tensor:
+    def look(denoiser: object, objective: object, x0: Tensor, sigma: Tensor, noise: Tensor, *_: object) -> Tensor:
         seen.append((x0, sigma, noise))
         return sum((parameter.sum() * 0 for trainer in (plain, augmented) for parameter in trainer.parameters), sigma)
 
