@@ -40,8 +40,8 @@ from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory
 
-IMAGES_PER_TASK = 32
-SWITCH_SECONDS = 1e-4
+IMAGES_PER_TASK = 128
+SWITCH_SECONDS = 1e-3
 ZLIB_NG_ERROR = cast(type[Exception], zlib_ng.error)  # its type hints call it a value
 DAMAGE = (zipfile.BadZipFile, zlib.error, ZLIB_NG_ERROR, struct.error, OSError, RuntimeError, EOFError, OverflowError)
 PIXELS_AT_ONCE = 160_000  # through a resize: more do not fit into a core's cache
