@@ -9,7 +9,7 @@ PORT ?= 5000
 
 VENV := .venv
 BIN := $(VENV)/bin
-# What is never imported need not be compiled: that is most of it, and a quarter of the time.
+# What is never imported need not be compiled, and that is most of it.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 # What the project starts phones nobody.
