@@ -166,7 +166,10 @@ def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, 
     check_features(reference, dimension=samples.shape[1], what="features of the reference")
     n = len(samples)
     height = max(1, KERNEL_VALUES // max(n, len(reference)))
-    to_reference = torch.cat([_kernel(rows, reference).mean(dim=1) for rows in samples.split(height)])
+    to_reference = torch.empty(n, dtype=torch.float64)
+    for start in range(0, n, height):  # into one tensor: small ones between blocks would keep those from being reused
+        rows = slice(start, start + height)
+        to_reference[rows] = _kernel(samples[rows], reference).mean(dim=1)
     level = float(to_reference.mean())  # taken off every h, which changes no variance and spares digits
     sums, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     for start in range(0, n, height):
