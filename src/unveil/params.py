@@ -490,7 +490,7 @@ class Train(Section):
         if self.gradient_accumulation > self.batch_size:
             yield Problem("gradient_accumulation", f"at most train.batch_size, {self.batch_size}")
         if self.optimizer == "adam" and self.weight_decay:
-            yield Problem("weight_decay", "0 with train.optimizer adam; adamw decays weights (1711.05101)")
+            yield Problem("weight_decay", "0 with train.optimizer adam; adamw (1711.05101) and muon decay weights")
         if self.lr_schedule == "inverse-sqrt" and self.lr_reference_images < max(self.warmup_images, 1):
             yield Problem(
                 "lr_reference_images",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.training.checkpoint import Checkpoints
+from unveil.training.choices import OptimizerName
 from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
 from unveil.training.precision import autocast, resolve_precision
@@ -76,7 +78,7 @@ def _same(one: Trainer, other: Trainer) -> bool:
     pairs += zip(one.further.tensors().values(), other.further.tensors().values(), strict=True)
     for a, b in zip(one.parameters, other.parameters, strict=True):
         mine, theirs = one.optimizer.state[a], other.optimizer.state[b]
-        assert mine.keys() == theirs.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert mine.keys() == theirs.keys() and mine.keys() in ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
         pairs += [(mine[name], theirs[name]) for name in mine]
     return one.step == other.step and all(torch.equal(a, b) for a, b in pairs)
 
@@ -304,10 +306,13 @@ def _kill(trainer: Trainer, images: int) -> None:
             return
 
 
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @pytest.mark.parametrize("killed_at", [5, 8, 9, 12])
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, precision: str, killed_at: int) -> None:
-    config = replace(CONFIG, precision=precision, log_every_images=BATCH)
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
+    tmp_path: Path, precision: str, killed_at: int, optimizer: OptimizerName
+) -> None:
+    config = replace(CONFIG, precision=precision, log_every_images=BATCH, optimizer=optimizer)
     whole = _trainer(config)
     list(whole.run())
 
@@ -476,11 +481,12 @@ def full_float32() -> Iterator[None]:
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.usefixtures("full_float32")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_it_trains_on_cuda(tmp_path: Path, precision: str) -> None:
+def test_it_trains_on_cuda(tmp_path: Path, precision: str, optimizer: OptimizerName) -> None:
     device = torch.device("cuda")
     resolve_precision(precision, device)
-    config = replace(CONFIG, images=60 * BATCH, log_every_images=10 * BATCH, precision=precision)
+    config = replace(CONFIG, images=60 * BATCH, log_every_images=10 * BATCH, precision=precision, optimizer=optimizer)
     trainer = _trainer(config, tmp_path, device="cuda")
     losses = [point.loss for point in trainer.run()]
     assert losses[-1] < losses[0]
@@ -699,13 +705,17 @@ def _told() -> nn.Module:
     return UNet(replace(NETWORK, augment_labels=9))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("killed_at", [6, 10])
-def test_with_augmentation_and_channels_last_it_resumes_bit_for_bit(tmp_path: Path, killed_at: int) -> None:
+def test_with_augmentation_and_channels_last_it_resumes_bit_for_bit(
+    tmp_path: Path, killed_at: int, optimizer: OptimizerName
+) -> None:
     def make(folder: str, weights: int = 0) -> Trainer:
         def network() -> nn.Module:
             return _told().to(memory_format=torch.channels_last)
 
-        return _trainer(AUGMENTED, tmp_path / folder, network=network, weights=weights)
+        config = replace(AUGMENTED, optimizer=optimizer)
+        return _trainer(config, tmp_path / folder, network=network, weights=weights)
 
     whole = make("whole")
     list(whole.run())

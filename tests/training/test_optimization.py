@@ -65,3 +65,77 @@ def test_adam_does_not_decay() -> None:
     weight.grad = torch.tensor([1.0, -1.0, 0.0])
     optimizer.step()  # Adam's first step is lr times the gradient's sign
     assert torch.allclose(weight, torch.tensor([0.9, 1.1, 1.0]))
+
+
+def _matrices() -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    shapes = ((6, 4, 3, 3), (20, 5), (5,), ())
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+    return parameters
+
+
+def test_muon_makes_steps_of_matrices_nearly_orthogonal_and_as_long_as_adams() -> None:
+    """All directions alike, however unlike the gradient's are: singular values of about 0.2 sqrt(max(n, m)) lr."""
+    parameters = _matrices()
+    parameters[1].grad = torch.randn(20, 5) * torch.tensor([1.0, 0.3, 0.1, 0.03, 0.01])
+    before = [parameter.detach().clone() for parameter in parameters]
+    build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    for parameter, old in list(zip(parameters, before, strict=True))[:2]:
+        step = (parameter.detach() - old).flatten(1)
+        values = torch.linalg.svdvals(step) / (0.1 * 0.2 * max(step.shape) ** 0.5)
+        assert 0.5 < values.min() and values.max() < 1.3
+
+
+def test_muon_is_pytorchs_on_matrices_and_adamw_elsewhere() -> None:
+    ours, theirs = _matrices(), _matrices()
+    matrices = [torch.nn.Parameter(parameter.detach().flatten(1)) for parameter in theirs[:2]]
+    peers = [
+        torch.optim.Muon(matrices, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(theirs[2:], lr=0.1, betas=(0.8, 0.9), weight_decay=0.2),
+    ]
+    optimizer = build_optimizer("muon", ours, lr=1.0, betas=(0.8, 0.9), weight_decay=0.2)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)  # as a schedule does
+        for peer in peers:
+            peer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        for mine, other, matrix in zip(ours, theirs, [*matrices, None, None], strict=True):
+            mine.grad = other.grad = torch.full_like(mine, step + 1.0).add_(torch.randn_like(mine))
+            if matrix is not None:
+                matrix.grad = mine.grad.flatten(1)
+        for part in (optimizer, *peers):
+            part.step()
+    for mine, other in zip(ours, [*matrices, *theirs[2:]], strict=True):
+        torch.testing.assert_close(mine.flatten(1) if mine.dim() == 4 else mine, other)  # ours is fused
+
+
+@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])
+def test_muon_gives_the_same_steps_channels_last(of_gradient: torch.memory_format) -> None:
+    usual = _matrices()[:1]
+    gradient = usual[0].grad
+    assert gradient is not None
+    laid_out = [torch.nn.Parameter(usual[0].detach().clone(memory_format=torch.channels_last))]
+    laid_out[0].grad = gradient.contiguous(memory_format=of_gradient)
+    before = usual[0].detach().clone()
+    for parameters in (usual, laid_out):
+        build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    assert laid_out[0].is_contiguous(memory_format=torch.channels_last)
+    step = usual[0].detach() - before
+    assert (laid_out[0] - usual[0]).norm() < 0.02 * step.norm()  # products are in bf16
+
+
+def test_muon_leaves_what_has_no_gradient() -> None:
+    parameters = _matrices()
+    before = [parameter.detach().clone() for parameter in parameters]
+    parameters[0].grad = parameters[2].grad = None
+    build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    assert [torch.equal(a, b) for a, b in zip(parameters, before, strict=True)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+def test_muon_takes_parameters_of_one_kind_alone(shape: tuple[int, ...]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.ones(shape)
+    build_optimizer("muon", [weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    assert weight.abs().min() > 0

@@ -3,7 +3,7 @@
 import re
 from typing import Literal, NamedTuple
 
-OptimizerName = Literal["adam", "adamw"]
+OptimizerName = Literal["adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "inverse-sqrt"]
 
 LEAST_DEVIATION, GREATEST_DEVIATION = 0.005, 0.28  # relative, of power functions; at 12 ** -0.5 all times weigh alike

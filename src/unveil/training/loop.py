@@ -307,7 +307,7 @@ class Trainer:
             tensors[f"parameter.{number}"] = parameter.detach()
             tensors[f"ema.{number}"] = average
             for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{number}"] = value
+                tensors[f"optimizer.{number}.{name}"] = value
         tensors |= self._since.tensors() | self.further.tensors()
         facts = {
             "snapshots": self.snapshots,
@@ -346,9 +346,11 @@ class Trainer:
             for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
                 parameter.copy_(tensors[f"parameter.{number}"])
                 average.copy_(tensors[f"ema.{number}"])
+                prefix = f"optimizer.{number}."
                 self.optimizer.state[parameter] = {
-                    name: _laid_out(tensors[f"adam.{name}.{number}"].to(self.device), parameter)
-                    for name in ("step", "exp_avg", "exp_avg_sq")
+                    name.removeprefix(prefix): _laid_out(value.to(self.device), parameter)
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
                 }
         self.further.load(tensors)
         self.snapshots = dict(facts["snapshots"])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.training.choices import OptimizerName, ScheduleName
 
@@ -12,16 +12,73 @@ from unveil.training.choices import OptimizerName, ScheduleName
 def build_optimizer(
     name: OptimizerName, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam (1412.6980), or AdamW (1711.05101) with its decoupled weight decay; fused, one kernel for all weights.
+    """Adam (1412.6980), AdamW (1711.05101) with its decoupled weight decay, or :class:`Muon`; Adam's steps are fused.
 
     Raises:
         ValueError: if Adam is to decay weights, which its scaling would distort.
     """
+    if name == "muon":
+        return Muon(parameters, lr, betas, weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     if weight_decay:
-        raise ValueError(f"weight_decay is {weight_decay} with adam; expected 0, or adamw")
+        raise ValueError(f"weight_decay is {weight_decay} with adam; expected 0, or adamw or muon")
     return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+
+
+class Muon(torch.optim.Optimizer):
+    """PyTorch's Muon for matrices and convolutions, its AdamW for biases, gains and all else of one dimension.
+
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by its momentum made nearly orthogonal:
+    all singular values about 1, so that no direction of the gradient is passed over because another is large. Its steps
+    are ``0.2 sqrt(max(n, m))`` times that for [n, m], as long as Adam's usually are (2502.16982, eq. 4), so both take
+    one learning rate. A convolution's weight [O, I, h, w] counts as the matrix [O, I h w].
+
+    Args:
+        parameters: on their device and in their layout, which must not change.
+        lr: learning rate.
+        betas: AdamW's; Muon's momentum is 0.95, Nesterov's, as published.
+        weight_decay: decoupled, of all.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        every = list(parameters)
+        super().__init__(every, {"lr": lr})
+        rest = [parameter for parameter in every if parameter.dim() < 2]
+        # Of each matrix a view that PyTorch's Muon takes, and the parameter that it shows.
+        self._shown = {
+            nn.Parameter(_as_matrix(parameter.detach(), parameter)): parameter
+            for parameter in every
+            if parameter.dim() >= 2
+        }
+        self._parts: list[torch.optim.Optimizer] = []
+        if self._shown:
+            self._parts.append(
+                torch.optim.Muon(self._shown, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=True))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Make a step with the gradients and the learning rate of this optimizer's group."""
+        for view, parameter in self._shown.items():
+            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, parameter)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
+                for place in group["params"]:  # one state, so that a checkpoint is made of this optimizer alone
+                    part.state[place] = self.state[self._shown.get(place, place)]
+            part.step()
+
+
+def _as_matrix(value: Tensor, parameter: Tensor) -> Tensor:
+    """[O, ...] as [O, n], a view where ``value`` lies in memory as ``parameter`` does."""
+    if parameter.dim() == 4 and not parameter.is_contiguous():  # channels last
+        value = value.permute(0, 2, 3, 1)
+    return value.flatten(1)
 
 
 def learning_rate(
