@@ -6,7 +6,8 @@ For the networks of DDPM's CIFAR-10 and of DDIM's CelebA 64 x 64, in fp32 and in
 weights: the forward pass as sampling makes it, and a training step (forward, backward, Adam) as train makes it. Each
 round times one after the other; on a CPU it is the processor's time of one thread, which other work on the machine
 disturbs less than the clock. The table shows the median and the range of the rounds' ratios, above 1 where ours is
-better. ``--compile`` adds our network under torch.compile.
+better. ``--compile`` adds our network under torch.compile. With ``--precision bf16 --peers fp32`` both are compared as
+each comes on a CPU that has bf16: ours with ``precision: auto``, diffusers' example with its default.
 
 Peak memory, of weights, activations, gradients and Adam: on CUDA what PyTorch allocated at most; on a CPU (Linux) what
 a process of its own grew by, at most, since before its network was built. Exit status 1 if a median or a memory
@@ -107,7 +108,7 @@ def speed(name: str, work: str, precision: str, options: argparse.Namespace) -> 
     runs = {}
     for who in contestants:
         network, call = build(name, who, device)
-        runs[who] = WORK[work](network, call, precision, x, t)
+        runs[who] = WORK[work](network, call, options.peers or precision if who == "peer" else precision, x, t)
         runs[who]()
     ratios: dict[str, list[float]] = {who: [] for who in contestants[1:]}
     for _ in range(options.rounds):
@@ -143,7 +144,8 @@ def memory(name: str, work: str, precision: str, options: argparse.Namespace) ->
     """The peer's peak by ours, each in a process of its own."""
     peaks = []
     for who in ("peer", "ours"):
-        arguments = [f"--network={name}", f"--precision={precision}", f"--device={options.device}"]
+        own = options.peers or precision if who == "peer" else precision
+        arguments = [f"--network={name}", f"--precision={own}", f"--device={options.device}"]
         arguments += [f"--batch={options.batch}", f"--peak={who}/{work}"]
         done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
@@ -156,6 +158,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="only this one; may be repeated")
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16"], help="only this one; may be repeated")
+    parser.add_argument("--peers", choices=["fp32", "bf16"], help="precision of diffusers' network; ours, if not given")
     parser.add_argument("--work", action="append", choices=list(WORK), help="only this; may be repeated")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved repeats")
     parser.add_argument("--batch", type=int, default=8, help="images at once")
@@ -172,6 +175,8 @@ def main() -> int:
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
     print(f"{device}, batch {options.batch}, {options.rounds} rounds, PyTorch {torch.__version__}")
     print("diffusers / ours: median [lowest .. highest]; required:", REQUIRED)
+    if options.peers:
+        print(f"diffusers' in {options.peers}")
     met = True
     for name in names:
         for precision in precisions:
