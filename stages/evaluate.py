@@ -184,7 +184,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
     sets = {**four_sets(real, samples, settings.seed), **damaged.sets}
     found = []
     for extractor in extractors:
-        layers = extract_sets(sets, extractor, cache, settings.batch_size, device, processes, run.say)
+        layers = extract_sets(sets, extractor, cache, settings.batch_size, device, processes, run.say, settings.metrics)
         if layers is not None:
             run.say(f"{extractor.features.name}: {', '.join(settings.metrics)}")
             found.append(measure(layers, extractor.features, asked))

@@ -178,8 +178,11 @@ def in_memory(folder: Path, count: int, batch: int, metrics: Sequence[MetricName
     assert found["2048"].shape == (count, 2048)
     if metrics:  # random features in the place of those of random weights, most of which repeat each other
         sizes = {"samples": count, "reference": count, "held_out": min(count, HELD_OUT), "noise": count}
-        found = {name: layer.normal_() for name, layer in found.items()}
-        sets = {name: found if name == "samples" else {"2048": torch.randn(n, 2048)} for name, n in sizes.items()}
+        sets = {
+            name: {"2048": found["2048"].normal_() if name == "samples" else torch.randn(n, 2048)}
+            for name, n in sizes.items()
+        }
+        del found
         measure(sets, FEATURE_SETS["inception"], Asked(metrics, 100, min(count, 1000), 10, seed=0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{peak:.3f}")

@@ -1,5 +1,7 @@
 """The distances: against closed forms, SciPy, brute force and torch-fidelity's own command."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -350,3 +352,20 @@ def test_orders_good_and_bad_images() -> None:
     distances = [frechet_distance(one, found[0]) for one in found]
     assert distances == sorted(distances)
     assert distances[0] == pytest.approx(0, abs=1e-3 * distances[1])
+
+
+@pytest.mark.slow
+def test_the_kernel_distance_s_standard_error_needs_a_block_s_memory_however_many_blocks_there_are() -> None:
+    """A hundred blocks of 50 MB each; where small results lay between them, each took new memory."""
+    script = """
+import resource, torch
+from unveil.evaluation.distances import KernelDistance, kernel_stderr
+torch.set_num_threads(1)
+samples, reference, none = torch.randn(8_300, 256), torch.randn(50_000, 256), KernelDistance(0.0, 0.0)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+before = peak()
+kernel_stderr(samples, reference, none, 1)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5  # GiB

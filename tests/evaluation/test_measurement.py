@@ -1,16 +1,21 @@
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity import FeatureExtractorBase
 
+from unveil.distributed import Processes
 from unveil.evaluation.choices import MetricName
 from unveil.evaluation.distances import frechet_distance, kernel_distance, statistics
-from unveil.evaluation.features import FEATURE_SETS, FeatureSet
+from unveil.evaluation.feature_cache import FeatureCache
+from unveil.evaluation.features import FEATURE_SETS, Extractor, FeatureSet
 from unveil.evaluation.manifold import density_coverage, precision_recall
-from unveil.evaluation.measurement import UNDAMAGED, Asked, Measured, measure
+from unveil.evaluation.measurement import UNDAMAGED, Asked, ImageSet, Measured, extract_sets, measure
 from unveil.evaluation.statement import by_size_of, metrics_of
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
@@ -164,3 +169,21 @@ def test_too_few_samples_for_their_features_have_an_interval_and_no_limit() -> N
     part = by_size_of(found)
     assert part is not None and part.extrapolation is None and len(part.points) == 4
     assert found.by_size is not None and "60 samples are fewer than 64" in found.by_size.notes[0]
+
+
+@pytest.mark.parametrize("metrics", [TWO, (*TWO, "inception-score")])
+def test_logits_are_in_memory_only_for_the_inception_score(metrics: tuple[MetricName, ...]) -> None:
+    kept = {"2048": torch.zeros(3, 2048), "logits_unbiased": torch.zeros(3, 1008)}
+    cache = cast(FeatureCache, SimpleNamespace(get_or=lambda facts, compute: dict(kept)))
+    extractor = Extractor(INCEPTION, cast(FeatureExtractorBase, None), "weights.pth", "0" * 64)
+    images = {"samples": ImageSet("samples", {}, 3, list)}
+    found = extract_sets(images, extractor, cache, 1, torch.device("cpu"), Processes(), print, metrics)
+    assert found is not None
+    assert set(found["samples"]) == (set(kept) if "inception-score" in metrics else {"2048"})
+
+
+def test_features_are_let_go_when_the_last_metric_has_seen_them() -> None:
+    layers = {name: {LITE.layer: rows} for name, rows in _sets().items()}
+    noise = weakref.ref(layers["noise"][LITE.layer])
+    measure(layers, LITE, Asked(TWO, 10, 30, 0, seed=0))
+    assert noise() is None and not any(layers.values())

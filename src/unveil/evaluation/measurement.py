@@ -11,7 +11,6 @@ from torch import Tensor
 from unveil.distributed import Processes
 from unveil.evaluation.choices import MetricName
 from unveil.evaluation.distances import (
-    Statistics,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -117,10 +116,12 @@ def extract_sets(
     device: torch.device,
     processes: Processes,
     say: Callable[[str], None],
+    metrics: Sequence[MetricName],
 ) -> dict[str, dict[str, Tensor]] | None:
     """The features of every set, by set and layer, at rank 0, and None elsewhere.
 
-    What ``cache`` has is not computed. Every process calls it with the same sets.
+    What ``cache`` has is not computed. Every process calls it with the same sets. Logits, half as large as Inception's
+    features, are left out unless ``metrics`` have the Inception Score.
     """
     found = {}
     for name, images in sets.items():
@@ -130,33 +131,37 @@ def extract_sets(
             return features_of(images.parts(), images.count, extractor, batch_size, device, processes)
 
         found[name] = cache.get_or(feature_facts(extractor, device, images.facts), compute)
+        if (layers := found[name]) is not None and "inception-score" not in metrics:
+            found[name] = {extractor.features.layer: layers[extractor.features.layer]}
     present = {name: layers for name, layers in found.items() if layers is not None}
     return present if processes.is_main else None
 
 
-def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, asked: Asked) -> Measured:
+def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Measured:
     """All metrics that are asked for.
 
     Args:
         layers: the features by set and layer: ``samples``, ``reference``, ``held_out``, ``noise``, and any others as
             controls, whose names are theirs. A control is made of the held-out images at ``spread(held out, its N)``.
+            They are taken out of it, so that the memory of a set is free when the last metric has seen it.
         features: what they are.
         asked: for.
 
     Raises:
         UnveilError: for sets that are too small, or features that are not finite.
     """
-    sets = {name: found[features.layer] for name, found in layers.items()}
+    sets = {name: found.pop(features.layer) for name, found in layers.items()}
     values: dict[str, float] = {}
     if len(sets[SAMPLES]) < LEAST_FOR_INTERVAL:
         asked = replace(asked, interval_splits=0)
     found = Measured(features, values, _names(features, asked, sets[SAMPLES]))
     copies: Copies | None = None
     by_size: FrechetBySize | None = None
-    if "frechet" in asked.metrics:
-        by_size = _frechet(sets, found, asked)
     if "kernel" in asked.metrics:
         _kernel(sets, found, asked)
+    if "frechet" in asked.metrics:
+        by_size = _frechet(sets, found, asked)
+    sets.pop(NOISE, None)
     _manifold(sets, found, asked)
     if "inception-score" in asked.metrics and features.logits is not None:
         _inception_score({name: rows[features.logits] for name, rows in layers.items()}, found, asked)
@@ -166,7 +171,7 @@ def measure(layers: Mapping[str, Mapping[str, Tensor]], features: FeatureSet, as
         )
         values[features.metric("nearer_to_training")] = copies.memorization.nearer.found
         values[features.metric("near_duplicates")] = copies.duplicates.near.found
-    rounded = {name: significant(value) for name, value in values.items()}
+    rounded = {name: significant(values[name]) for name in sorted(values)}
     images = next((len(rows) for rows in _controls(sets).values()), None)
     return Measured(features, rounded, found.names, found.controls, by_size, copies, images)
 
@@ -198,10 +203,12 @@ def _controls(sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {UNDAMAGED: held_out[torch.from_numpy(spread(len(held_out), count))], **controls}
 
 
-def _frechet(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> FrechetBySize | None:
+def _frechet(sets: dict[str, Tensor], found: Measured, asked: Asked) -> FrechetBySize | None:
+    """Of noise no more than the statistics is needed, and by no metric that follows: its features go."""
     name, values = found.features.frechet, found.values
-    reference: Statistics = statistics(sets[REFERENCE])
-    for end, other in (("", SAMPLES), ("_floor", HELD_OUT), ("_noise", NOISE)):
+    noise, reference = statistics(sets.pop(NOISE)), statistics(sets[REFERENCE])
+    values[f"{name}_noise"] = frechet_distance(noise, reference)
+    for end, other in (("", SAMPLES), ("_floor", HELD_OUT)):
         values[name + end] = frechet_distance(statistics(sets[other]), reference)
     if (share := fraction(values, name)) is not None:
         values[f"{name}_fraction"] = share
