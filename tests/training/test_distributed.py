@@ -59,6 +59,11 @@ def _children(parent: int) -> list[int]:
     return [child.pid for child in psutil.Process(parent).children(recursive=True)]
 
 
+def _attentive() -> None:
+    """What a shell starts in the background ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_project(tmp_path_factory.mktemp("alone") / "project")
@@ -118,6 +123,37 @@ def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for(alone: Path, tmp
     assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
     assert json.loads((project / "models" / "run.json").read_text())["stage"] == "train"
     apply_recipe("smoke", project / "params.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_what_dvc_started_ends_all_processes_with_one_line_and_a_checkpoint(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As `kill` and a scheduler send it to the one process that they know of."""
+    project = make_project(tmp_path / "project")
+    set_params(project, **COMMON, checkpoint_every_images=60)
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("processes: 0", "processes: 2"))
+    process = subprocess.Popen(
+        _command("train", 1),
+        cwd=project,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=_attentive,
+    )
+    while not list((project / ".unveil").glob("checkpoints/*/step-*/state.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = _children(process.pid)
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 128 + number, said
+    assert said.count(f"error: train was stopped by {number.name}; ") == said.count("run the same command") == 1
+    assert "Traceback" not in said
+    assert len(children) >= 2 and not any(psutil.pid_exists(child) for child in children)
+    assert "going on from step" in _run(project, "train", 1)
 
 
 @pytest.mark.slow
