@@ -59,6 +59,13 @@ def _children(parent: int) -> list[int]:
     return [child.pid for child in psutil.Process(parent).children(recursive=True)]
 
 
+def _is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _attentive() -> None:
     """What a shell starts in the background ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -152,7 +159,7 @@ def test_a_signal_to_what_dvc_started_ends_all_processes_with_one_line_and_a_che
     assert process.returncode == 128 + number, said
     assert said.count(f"error: train was stopped by {number.name}; ") == said.count("run the same command") == 1
     assert "Traceback" not in said
-    assert len(children) >= 2 and not any(psutil.pid_exists(child) for child in children)
+    assert len(children) >= 2 and not any(_is_alive(child) for child in children)
     assert "going on from step" in _run(project, "train", 1)
 
 

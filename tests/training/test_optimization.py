@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.training.choices import ScheduleName
-from unveil.training.optimization import build_optimizer, learning_rate
+from unveil.training.optimization import Muon, build_optimizer, learning_rate
 
 LENGTHS = {"warmup_images": 100, "images": 1100, "reference_images": 400}
 SCHEDULES: list[ScheduleName] = ["constant", "cosine", "inverse-sqrt"]
@@ -123,6 +123,20 @@ def test_muon_gives_the_same_steps_channels_last(of_gradient: torch.memory_forma
     assert laid_out[0].is_contiguous(memory_format=torch.channels_last)
     step = usual[0].detach() - before
     assert (laid_out[0] - usual[0]).norm() < 0.02 * step.norm()  # products are in bf16
+
+
+def test_muon_refuses_what_it_could_not_move() -> None:
+    with pytest.raises(RuntimeError, match="view"):
+        build_optimizer("muon", [torch.zeros(2, 3, 4).mT], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def test_muon_holds_no_gradient_after_its_step() -> None:
+    parameters = _matrices()
+    optimizer = Muon(parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    held = [place for part in optimizer._parts for group in part.param_groups for place in group["params"]]
+    assert len(held) == 4 and all(place.grad is None for place in held)
 
 
 def test_muon_leaves_what_has_no_gradient() -> None:

@@ -123,6 +123,7 @@ def extract_sets(
     What ``cache`` has is not computed. Every process calls it with the same sets. Logits, half as large as Inception's
     features, are left out unless ``metrics`` have the Inception Score.
     """
+    chosen = extractor.features.layers if "inception-score" in metrics else (extractor.features.layer,)
     found = {}
     for name, images in sets.items():
 
@@ -130,9 +131,9 @@ def extract_sets(
             say(f"{extractor.features.name}: features of {images.count:,} images, {images.title}")
             return features_of(images.parts(), images.count, extractor, batch_size, device, processes)
 
-        found[name] = cache.get_or(feature_facts(extractor, device, images.facts), compute)
-        if (layers := found[name]) is not None and "inception-score" not in metrics:
-            found[name] = {extractor.features.layer: layers[extractor.features.layer]}
+        layers = cache.get_or(feature_facts(extractor, device, images.facts), compute)
+        found[name] = None if layers is None else {layer: layers[layer] for layer in chosen}
+        del layers  # which would hold the others while the next set is computed
     present = {name: layers for name, layers in found.items() if layers is not None}
     return present if processes.is_main else None
 

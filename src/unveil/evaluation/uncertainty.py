@@ -156,7 +156,7 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(samples)))
     blocks = [distance.part(rows.sort().values) for rows in order.tensor_split(BLOCKS)]
     runs = [_runs(length) for length in WINDOWS]
-    subsets = ((_sum([blocks[place] for place in run]) for run in same) for same in runs)  # one at a time in memory
+    subsets = ((_sum([blocks[place] for place in run]) for run in same) for same in runs)  # not all in memory
     found = [np.array([(part.count, distance.of(part)) for part in same]) for same in subsets]
     sizes, means = np.array([same.mean(axis=0) for same in found]).T
     by_size = FrechetBySize(

@@ -32,13 +32,18 @@ class Muon(torch.optim.Optimizer):
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a matrix by its momentum made nearly orthogonal:
     all singular values about 1, so that no direction of the gradient is passed over because another is large. Its steps
     are ``0.2 sqrt(max(n, m))`` times that for [n, m], as long as Adam's usually are (2502.16982, eq. 4), so both take
-    one learning rate. A convolution's weight [O, I, h, w] counts as the matrix [O, I h w].
+    one learning rate. A convolution's weight [O, I, h, w] counts as the matrix [O, I h w]. The first and the
+    last layer, which its authors leave to AdamW, are no exception.
 
     Args:
-        parameters: on their device and in their layout, which must not change.
+        parameters: on their device and in their layout in memory, which must not change, nor between a checkpoint and
+            a resume.
         lr: learning rate.
         betas: AdamW's; Muon's momentum is 0.95, Nesterov's, as published.
         weight_decay: decoupled, of all.
+
+    Raises:
+        RuntimeError: if a parameter lies in memory in a way that no matrix shows, as a transposed one.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         rest = [parameter for parameter in every if parameter.dim() < 2]
         # Of each matrix a view that PyTorch's Muon takes, and the parameter that it shows.
         self._shown = {
-            nn.Parameter(_as_matrix(parameter.detach(), parameter)): parameter
+            nn.Parameter(_in_order_of(parameter, parameter.detach()).view(len(parameter), -1)): parameter
             for parameter in every
             if parameter.dim() >= 2
         }
@@ -65,20 +70,22 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make a step with the gradients and the learning rate of this optimizer's group."""
         for view, parameter in self._shown.items():
-            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, parameter)
+            view.grad = None if parameter.grad is None else _in_order_of(parameter, parameter.grad).flatten(1)
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = self.param_groups[0]["lr"]
                 for place in group["params"]:  # one state, so that a checkpoint is made of this optimizer alone
                     part.state[place] = self.state[self._shown.get(place, place)]
             part.step()
+        for view in self._shown:
+            view.grad = None  # else it would outlive ``zero_grad``
 
 
-def _as_matrix(value: Tensor, parameter: Tensor) -> Tensor:
-    """[O, ...] as [O, n], a view where ``value`` lies in memory as ``parameter`` does."""
+def _in_order_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """[O, ...] with the other dimensions in the order that they have in the memory of ``parameter``."""
     if parameter.dim() == 4 and not parameter.is_contiguous():  # channels last
         value = value.permute(0, 2, 3, 1)
-    return value.flatten(1)
+    return value
 
 
 def learning_rate(
