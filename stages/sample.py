@@ -29,6 +29,7 @@ from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
 from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.workers import ALONE, LEAST_PART, Workers, workers
 
 MODELS = Path("models")
 SAMPLES = Path("samples/samples.safetensors")
@@ -54,6 +55,7 @@ def batches(
     device: torch.device,
     say: Callable[[str], None],
     part: slice = slice(None),
+    threads: Workers = ALONE,
 ) -> Iterator[tuple[list[int], list[Step], Step]]:
     """Of each batch the ids, the strip's few faces at every step (of the first batch alone), and the last step.
 
@@ -64,7 +66,7 @@ def batches(
         ids = list(range(start, min(start + settings.batch_size, settings.num_samples)))
         noise = SampleNoise(settings.seed, ids, shape, device)
         strip: list[Step] = []
-        steps = sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device))
+        steps = sample_steps(denoiser, denoiser.path, config, noise, lambda: autocast(precision, device), threads)
         try:
             for step in reported(steps, f"samples {start:,} to {ids[-1]:,}: step {{:,}} of {config.steps:,}", say):
                 if start == 0:  # a thousand steps of a whole batch would not fit into memory
@@ -156,7 +158,10 @@ def main(
 
         images: list[Tensor] = []
         nfe, started = 0, time.perf_counter()
-        for ids, strip, last in batches(denoiser, config, settings, image_size, precision, device, run.say, part):
+        threads = held.enter_context(workers(device, settings.batch_size // LEAST_PART))
+        for ids, strip, last in batches(
+            denoiser, config, settings, image_size, precision, device, run.say, part, threads
+        ):
             if not torch.isfinite(last.x).all():
                 raise _not_drawn(ids, "are not finite numbers", "train again, or set sample.precision to fp32")
             if ids[0] == 0:

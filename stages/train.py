@@ -3,7 +3,7 @@
 import csv
 import signal
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +33,14 @@ from unveil.training.compilation import compile_network
 from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
 from unveil.training.precision import (
     autocast,
+    optimizer_precision,
     resolve_channels_last,
     resolve_device,
     resolve_precision,
     set_tf32,
 )
 from unveil.training.usage import usage
+from unveil.workers import LEAST_PART, workers
 
 SHARDS = Path("data/shards")
 MODELS = Path("models")
@@ -51,8 +53,8 @@ PREVIEW_SAMPLER = SamplerConfig("heun", steps=10, grid="karras", sigma_min=0.03,
 app = typer.Typer(add_completion=False)
 
 
-def training_config(settings: Train, precision: str) -> TrainingConfig:
-    """The loop's part of the parameters."""
+def training_config(settings: Train, config: ModelConfig) -> TrainingConfig:
+    """The loop's part of the parameters, with the arithmetic that was chosen."""
     return TrainingConfig(
         seed=settings.seed,
         images=settings.images,
@@ -62,7 +64,8 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
         gradient_clip=settings.gradient_clip,
         ema_half_life_images=settings.ema_half_life_images,
         ema_rampup=settings.ema_rampup,
-        precision=precision,
+        precision=config.training["precision"],
+        optimizer_precision=config.training["optimizer_precision"],
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
@@ -82,7 +85,7 @@ def training_config(settings: Train, precision: str) -> TrainingConfig:
     )
 
 
-def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool, channels_last: bool) -> ModelConfig:
+def model_config(settings: Train, index: ShardIndex, arithmetic: Mapping[str, Any]) -> ModelConfig:
     """What config.json says of the model."""
     return ModelConfig(
         network=UNetConfig(
@@ -99,11 +102,16 @@ def model_config(settings: Train, index: ShardIndex, precision: str, tf32: bool,
         },
         training={
             **settings.model_dump(exclude={"network", "diffusion", "device", "loader", "compile", "channels_last"}),
-            "precision": precision,
-            "tf32": tf32,
-            "channels_last": channels_last,
+            **arithmetic,
         },
     )
+
+
+def most_workers(settings: Train, processes: Processes) -> int:
+    """How many threads may share a batch: one of several processes, dropout and compiled code have one."""
+    if processes.count > 1 or settings.network.dropout or settings.compile:
+        return 1
+    return settings.batch_size // settings.gradient_accumulation // LEAST_PART
 
 
 def preview_sampler(path: NoisePath) -> SamplerConfig:
@@ -119,7 +127,9 @@ def draw_preview(trainer: Trainer, size: int, precision: str, path: Path) -> Non
     noise = SampleNoise(0, range(PREVIEW_FACES), (3, size, size), trainer.device)
     denoiser, context = trainer.denoiser, lambda: autocast(precision, trainer.device)
     with trainer.averaged():
-        *_, last = sample_steps(denoiser, denoiser.path, preview_sampler(denoiser.path), noise, context)
+        *_, last = sample_steps(
+            denoiser, denoiser.path, preview_sampler(denoiser.path), noise, context, trainer.workers
+        )
     save_grid(to_uint8(last.x).cpu(), 8, path)
 
 
@@ -223,9 +233,13 @@ def main(
         )
         device = local_device(resolve_device(settings.device))
         precision = resolve_precision(settings.precision, device)
-        tf32 = set_tf32(settings.tf32, device)
-        channels_last = resolve_channels_last(settings.channels_last, device)
-        config = model_config(settings, index, precision, tf32, channels_last)
+        arithmetic = {
+            "precision": precision,
+            "optimizer_precision": optimizer_precision(settings.optimizer, device),
+            "tf32": set_tf32(settings.tf32, device),
+            "channels_last": resolve_channels_last(settings.channels_last, device),
+        }
+        config = model_config(settings, index, arithmetic)
 
         processes = held.enter_context(joined(device))
         if settings.batch_size < processes.count:
@@ -236,7 +250,7 @@ def main(
 
         torch.manual_seed(settings.seed)
         denoiser = config.build().to(device)
-        if channels_last:
+        if arithmetic["channels_last"]:
             denoiser.to(memory_format=torch.channels_last)
         batches = open_batches(
             SHARDS,
@@ -259,18 +273,18 @@ def main(
             denoiser,
             build_objective(config.diffusion),
             batches,
-            training_config(settings, precision),
+            training_config(settings, config),
             checkpoints,
             held_out,
             processes,
+            held.enter_context(workers(device, most_workers(settings, processes))),
         )
         if settings.compile and (reason := compile_network(denoiser.network, device)):
             run.say(f"train.compile: {reason}, so the network runs as it is")
         size = sum(parameter.numel() for parameter in trainer.parameters)
         run.log_metrics({"parameters": size})
-        run.tag("unveil.precision", precision)
-        run.tag("unveil.tf32", str(tf32).lower())
-        run.tag("unveil.channels_last", str(channels_last).lower())
+        for name, value in arithmetic.items():
+            run.tag(f"unveil.{name}", str(value).lower())
         where = "streamed from disk" if isinstance(batches, StreamBatches) else f"in the memory of {device}"
         count = index.num_images("train")
         many = f" in {processes.count} processes" if processes.count > 1 else ""

@@ -24,6 +24,7 @@ from unveil.training.choices import OptimizerName
 from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
 from unveil.training.precision import autocast, resolve_precision
+from unveil.workers import ALONE, Workers, workers
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
 BATCH = 4
@@ -58,12 +59,13 @@ def _trainer(
     weights: int = 0,
     batch_size: int = BATCH,
     device: str = "cpu",
+    threads: Workers = ALONE,
 ) -> Trainer:
     torch.manual_seed(weights)
     denoiser = Denoiser(network(), Flow(), X0()).to(device)
     batches = DeviceBatches(_images().to(device), batch_size, 0, horizontal_flip=True)
     folder = Checkpoints(checkpoints) if checkpoints is not None else None
-    return Trainer(denoiser, FlowMatching(), batches, config, folder)
+    return Trainer(denoiser, FlowMatching(), batches, config, folder, workers=threads)
 
 
 def _curve(points: list[Progress]) -> list[tuple[int, float, float, float, bool]]:
@@ -296,6 +298,16 @@ def test_the_average_follows_the_weights_by_their_images() -> None:
         torch.testing.assert_close(trainer.ema.parameters[0], average)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[Workers]:
+    """Threads that share a batch, whatever the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with workers(torch.device("cpu"), 2) as threads:
+        yield threads
+    torch.set_num_threads(before)
+
+
 # ----------------------------------------------------------------------------- kill and resume
 
 
@@ -323,6 +335,20 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
     list(resumed.run())
     assert _same(resumed, whole)
     assert _curve(resumed.points) == _curve(whole.points)
+
+
+def test_killed_and_resumed_with_threads_is_uninterrupted_bit_for_bit(tmp_path: Path, two_threads: Workers) -> None:
+    config = replace(CONFIG, optimizer="muon")
+    network = replace(NETWORK, dropout=0.0)
+    whole, killed, resumed = (
+        _trainer(config, folder, network=lambda: UNet(network), weights=weights, threads=two_threads)
+        for folder, weights in ((None, 0), (tmp_path, 0), (tmp_path, 77))
+    )
+    list(whole.run())
+    _kill(killed, 9 * BATCH)
+    assert resumed.resume() and resumed.step == 8
+    list(resumed.run())
+    assert _same(resumed, whole)
 
 
 def test_killed_twice(tmp_path: Path) -> None:
@@ -517,12 +543,14 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
 # ---------------------------------------------------------------------- parts, noise levels, held-out images, time
 
 
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_a_batch_in_parts_gives_the_same_weights(parts: int) -> None:
+@pytest.mark.parametrize(("parts", "count"), [(2, 1), (3, 1), (4, 1), (1, 2), (2, 2)])
+def test_a_batch_in_parts_gives_the_same_weights(parts: int, count: int, two_threads: Workers) -> None:
     network = UNet(replace(NETWORK, dropout=0.0))
-    whole, divided = (
-        _trainer(replace(CONFIG, gradient_accumulation=count), network=lambda: copy.deepcopy(network))
-        for count in (1, parts)
+    config = replace(CONFIG, validate_every_images=20)
+    whole = _trainer(config, network=lambda: copy.deepcopy(network))
+    threads = two_threads if count == 2 else ALONE
+    divided = _trainer(
+        replace(config, gradient_accumulation=parts), network=lambda: copy.deepcopy(network), threads=threads
     )
     one, other = list(whole.run()), list(divided.run())
     assert [point.loss for point in one] == pytest.approx([point.loss for point in other], rel=1e-4)

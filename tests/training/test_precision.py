@@ -1,14 +1,19 @@
 """Which device and which arithmetic."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unveil.errors import UnveilError
-from unveil.training import precision
 from unveil.training.precision import (
     autocast,
+    has_bf16,
+    optimizer_precision,
     resolve_channels_last,
     resolve_device,
     resolve_precision,
@@ -44,26 +49,47 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         resolve_precision("fp16", CPU)
 
 
+HARDWARE = {
+    "avx512_bf16": {"avx512_bf16": True},
+    "amx": {"amx_bf16": True, "avx512_bf16": False},
+    "arm": {"architecture": "arm64", "bf16": True},
+    "without": {"avx2": True, "avx512_f": True, "amx_bf16": False},
+    "unknown": {},
+}
+
+
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
+    ("hardware", "pytorch", "onednn", "isa", "expected"),
     [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
-        ({"architecture": "arm64", "bf16": True}, "bf16"),
-        ({"avx2": True, "avx512_f": True, "amx_bf16": False}, "fp32"),
-        ({}, "fp32"),
+        ("avx512_bf16", "AVX512", True, None, True),
+        ("amx", "AVX512", True, None, True),
+        ("amx", "AVX512", True, "AVX512_CORE_BF16", True),
+        ("arm", "DEFAULT", True, None, True),
+        ("without", "AVX512", True, None, False),
+        ("unknown", "AVX512", True, None, False),
+        ("avx512_bf16", "AVX2", True, None, False),
+        ("avx512_bf16", "AVX512", False, None, False),
+        ("avx512_bf16", "AVX512", True, "avx512_core", False),
     ],
 )
-def test_auto_on_a_cpu_is_bf16_where_it_has_that(
-    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_a_cpu_has_bf16_where_its_hardware_and_both_libraries_do(
+    hardware: str, pytorch: str, onednn: bool, isa: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", CPU) == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: HARDWARE[hardware], raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: pytorch)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if isa is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    assert has_bf16(CPU) is expected
+    assert resolve_precision("auto", CPU) == ("bf16" if expected else "fp32")
+    assert optimizer_precision("muon", CPU) == ("bf16" if expected else "fp32")
+    assert optimizer_precision("adam", CPU) == "fp32"
 
 
-def test_auto_on_a_cpu_is_fp32_where_pytorch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_has_no_bf16_where_pytorch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert precision.resolve_precision("auto", CPU) == "fp32"
+    assert not has_bf16(CPU)
 
 
 @pytest.mark.parametrize(("hardware", "expected"), [(True, "bf16"), (False, "fp16")])
@@ -103,3 +129,23 @@ def test_channels_last_by_itself_is_for_a_gpu() -> None:
     assert resolve_channels_last("auto", CUDA) and not resolve_channels_last("auto", CPU)
     for device in (CPU, CUDA):
         assert resolve_channels_last(True, device) and not resolve_channels_last(False, device)
+
+
+@pytest.mark.parametrize("emulate", [True, False])
+def test_nothing_on_a_cpu_computes_in_a_type_that_it_emulates(emulate: bool, repository: Path) -> None:
+    """The demo under ``auto``: on a processor without bf16, imitated, and on this one, whichever it is."""
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if emulate else {}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("any_processor.py")],
+        cwd=repository,
+        env=os.environ | older,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
+    in_hardware = {"torch.float32", "torch.float64"} | ({"torch.bfloat16"} if has_bf16(CPU) and not emulate else set())
+    assert seen.keys() == {"train", "sample", "evaluate"}
+    for stage, types in seen.items():
+        assert "torch.float32" in types and types <= in_hardware, stage
+    assert ("torch.bfloat16" in seen["train"]) == ("torch.bfloat16" in in_hardware)

@@ -17,6 +17,7 @@ from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
+from unveil.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def sample_steps(
     config: SamplerConfig,
     noise: SampleNoise,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    workers: Workers = ALONE,
 ) -> Iterator[Step]:
     """Sample one batch, yielding every step; the first has the start as both x and the estimate, at NFE 0.
 
@@ -144,11 +146,17 @@ def sample_steps(
         config: sampler and grid.
         noise: of the batch; its first draw is the start.
         context: entered around the network only, for mixed precision.
+        workers: threads that share the images of the batch.
     """
 
-    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def evaluate_part(part: tuple[Tensor, Tensor]) -> Tensor:
         with context():
-            return denoiser(x, sigma)
+            return denoiser(*part)
+
+    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = zip(x.chunk(workers.count), sigma.chunk(workers.count), strict=True)
+        return torch.cat(workers.map(evaluate_part, list(parts)))
 
     sigmas = build_grid(config, path)
     x = noise() * path.start_scale(sigmas[0]).item()

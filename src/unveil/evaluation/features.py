@@ -21,10 +21,13 @@ from unveil.errors import UnveilError
 from unveil.evaluation.extractors import Clip, DinoV2, EfficientNetLite0, Inception, Vgg16
 from unveil.evaluation.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
 from unveil.files import file_digest
+from unveil.workers import workers
 
 # A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
 # kernel clears every page again. Four images of each of the networks stay below.
 CPU_BATCH = 4
+MOST_WORKERS = 16
+ROUNDS = 8  # batches of every thread between two times that their features are put together
 
 Precision = Literal["float32", "float64"]
 
@@ -238,11 +241,18 @@ def extract_layers(
     if isinstance(images, Tensor):
         parts, count = [images], len(images) if images.dim() else None
     rows = _Rows(extractor.features.layers, count)
-    with _exact():
+
+    @torch.inference_mode()
+    def found(batch: Tensor) -> tuple[Tensor, ...]:
+        values: tuple[Tensor, ...] = network(batch.to(device, non_blocking=True))
+        return values
+
+    with _exact(), workers(device, MOST_WORKERS) as threads:
         for part in parts:
             _check_images(part)
-            for batch in part.split(size):
-                rows.add(network(batch.to(device, non_blocking=True)))
+            for some in part.split(size * threads.count * ROUNDS):
+                for layers in threads.map(found, some.split(size)):
+                    rows.add(layers)
     return rows.together()
 
 

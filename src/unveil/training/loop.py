@@ -4,8 +4,8 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -27,6 +27,7 @@ from unveil.training.choices import OptimizerName, ScheduleName
 from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.precision import autocast
+from unveil.workers import ALONE, Workers
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Where the intervals of noise levels meet, for the loss of each."""
@@ -34,7 +35,7 @@ SIGMA_BINS = ("below_0.03", *(f"{a:g}_to_{b:g}" for a, b in pairwise(SIGMA_EDGES
 DIVERGED = 20.0  # times the running median of the loss
 MEDIAN_POINTS = 50
 FEWEST_POINTS = 5  # before which the loss is not judged
-ALONE = Processes()
+ONE_PROCESS = Processes()
 _Part = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
@@ -52,7 +53,7 @@ class TrainingConfig:
         ema_more_half_lives, ema_profiles: of averages beside it, see :class:`unveil.training.ema.FurtherAverages`.
         snapshot_every_images: interval of stored power-function averages; 0 = at the end only. Those of the end are
             stored wherever there are profiles and checkpoints.
-        precision: fp32, bf16 or fp16.
+        precision, optimizer_precision: of the network, fp32, bf16 or fp16, and of the optimizer, fp32 or bf16.
         huber_scale: of the loss, see :func:`unveil.diffusion.objectives.denoising_loss`; 0 = squared errors.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
@@ -75,6 +76,7 @@ class TrainingConfig:
     ema_rampup: float
     precision: str
     log_every_images: int
+    optimizer_precision: str = "fp32"
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
     huber_scale: float = 0.0
@@ -136,6 +138,8 @@ class Trainer:
         config: how to train.
         checkpoints: where to keep scratch checkpoints; None = nowhere.
         held_out: uint8 [N, C, H, W] on the device, for the validation loss; None = there is none.
+        workers: threads that share the work of this process, where it is the only one; how a batch is divided among
+            them changes no more than rounding. A network with dropout takes one: its masks come from one generator.
         processes: those that share the work. Each computes its part of every batch; all have the same weights, and
             the one of rank 0 writes the checkpoints. How the batches are divided changes no more than rounding,
             and the masks of dropout.
@@ -149,7 +153,8 @@ class Trainer:
         config: TrainingConfig,
         checkpoints: Checkpoints | None = None,
         held_out: Tensor | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
+        workers: Workers = ALONE,
     ) -> None:
         self.denoiser = denoiser
         self.objective = objective
@@ -158,6 +163,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.held_out = held_out
         self.processes = processes
+        self.workers = workers
         self.saved: Path | None = None  # the last checkpoint that this process wrote
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
@@ -166,7 +172,13 @@ class Trainer:
         self.parameters = list(self.network.parameters())
         self.device = self.parameters[0].device
         self.optimizer = build_optimizer(
-            config.optimizer, self.parameters, config.lr, config.betas, config.weight_decay
+            config.optimizer,
+            self.parameters,
+            config.lr,
+            config.betas,
+            config.weight_decay,
+            config.optimizer_precision,
+            workers,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
@@ -258,16 +270,22 @@ class Trainer:
         if self.held_out is None:
             raise ValueError("no held-out images; expected Trainer(..., held_out=images)")
         generator = torch.Generator(self.device).manual_seed(_step_seed("validation", self.config.seed, 0))
-        losses = []
-        with self.averaged(), torch.no_grad():
-            for part in self.held_out.split(self.batches.batch_size):
-                x0 = to_float(part)
-                sigma = self.objective.sample_sigma(len(x0), generator)
-                noise = torch.randn(x0.shape, generator=generator, device=self.device)
-                with autocast(self.config.precision, self.device):
-                    scale = self.config.huber_scale
-                    losses.append(denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=scale))
+        parts: list[_Part] = []
+        for part in self.held_out.split(self.batches.batch_size):
+            x0 = to_float(part)
+            sigma = self.objective.sample_sigma(len(x0), generator)
+            noise = torch.randn(x0.shape, generator=generator, device=self.device)
+            parts.append((x0, sigma, noise, None, None))
+        with self.averaged():
+            losses = self.workers.map(self._validation_losses, parts)
         return torch.cat(losses).mean().item()
+
+    @torch.no_grad()
+    def _validation_losses(self, part: _Part) -> Tensor:
+        x0, sigma, noise, _, _ = part
+        with autocast(self.config.precision, self.device):
+            scale = self.config.huber_scale
+            return denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=scale)
 
     @contextmanager
     def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
@@ -401,33 +419,58 @@ class Trainer:
 
     def _gradient(self, batch: _Part) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
-        *others, last = self._parts(batch)
+        parts = list(self._parts(batch))
+        if isinstance(self.model, DistributedDataParallel):
+            with self.model.no_sync():  # gradients are exchanged once, with the last part's
+                losses = [self._backward(part) for part in parts[:-1]]
+            return torch.cat([*losses, self._backward(parts[-1])])
         losses = []
-        # Gradients are exchanged once, with the last part's.
-        with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext():
-            losses += [self._backward(*part) for part in others]
-        return torch.cat([*losses, self._backward(*last)])
+        for start in range(0, len(parts), self.workers.count):
+            for part_losses, gradients in self.workers.map(self._part_gradient, parts[start:][: self.workers.count]):
+                losses.append(part_losses)
+                self._add(gradients)
+        return torch.cat(losses)
 
     def _parts(self, batch: _Part) -> Iterator[_Part]:
-        """A batch in the parts that go through the network one after another."""
+        """A batch in the parts that go through the network, a worker's one after another."""
         x0, sigma, noise, perturbation, labels = batch
-        size = -(-len(x0) // self.config.gradient_accumulation)
+        size = -(-len(x0) // (self.config.gradient_accumulation * self.workers.count))
         for start in range(0, len(x0), size):
             here = slice(start, start + size)
             perturbed = perturbation[here] if perturbation is not None else None
             yield x0[here], sigma[here], noise[here], perturbed, labels[here] if labels is not None else None
 
-    def _backward(
-        self, x0: Tensor, sigma: Tensor, noise: Tensor, perturbation: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """Add a part's share to the gradient of the batch's mean loss; returns the loss of each image."""
+    def _losses(self, part: _Part) -> tuple[Tensor, Tensor]:
+        """The loss of each image of a part, and the part's share of the batch's mean loss, scaled."""
+        x0, sigma, noise, perturbation, labels = part
         with autocast(self.config.precision, self.device):
             denoiser = self.model if labels is None else partial(self.model, augment_labels=labels)
             losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation, self.config.huber_scale)
         # DistributedDataParallel divides the sum of the processes' gradients by their number.
         share = self.processes.count / self.batches.batch_size
-        self.scaler.scale(losses.sum() * share).backward()
-        return losses.detach()
+        return losses.detach(), self.scaler.scale(losses.sum() * share)
+
+    def _backward(self, part: _Part) -> Tensor:
+        """Add a part's share to the gradient; returns the loss of each image."""
+        losses, share = self._losses(part)
+        share.backward()
+        return losses
+
+    def _part_gradient(self, part: _Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The loss of each image, and the gradient of the part's share: threads cannot add to one gradient at once."""
+        losses, share = self._losses(part)
+        return losses, torch.autograd.grad(share, self.parameters, allow_unused=True)
+
+    def _add(self, gradients: Iterable[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is not None:
+                parameter.grad += gradient
+            elif gradient.stride() == parameter.stride():
+                parameter.grad = gradient
+            else:  # one value that stands for many, which could not be written to
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def _lr(self) -> float:
         config = self.config

@@ -1,5 +1,6 @@
 """The arithmetic of the network: which device, and which type of floating-point number."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -8,6 +9,8 @@ import torch
 from unveil.errors import UnveilError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ISA_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
+"""Levels at which oneDNN says that it takes bf16, and emulates it."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -33,9 +36,35 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise UnveilError("precision: found fp16 on a CPU, expected auto, fp32 or bf16")
     if precision != "auto":
         return precision
+    if has_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def optimizer_precision(optimizer: str, device: torch.device) -> str:
+    """``bf16`` for Muon's products where the device has that in hardware, else ``fp32``."""
+    return "bf16" if optimizer == "muon" and has_bf16(device) else "fp32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware, and PyTorch and oneDNN will let it.
+
+    An emulated bf16 is several times slower than fp32. Both libraries can be kept from newer instructions by
+    ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``.
+    """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_has_bf16() else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    query = getattr(torch.cpu, "get_capabilities", None)  # older versions of PyTorch cannot tell
+    capabilities = query() if query is not None else {}
+    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if capabilities.get("bf16"):  # an ARM processor, where the levels below are not named
+        return True
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    old = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
+    return not old and allowed not in ISA_WITHOUT_BF16
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -61,9 +90,3 @@ def set_tf32(wanted: bool, device: torch.device) -> bool:
 def resolve_channels_last(wanted: bool | Literal["auto"], device: torch.device) -> bool:
     """``auto`` keeps channels last in memory on a GPU, whose convolutions take them so; a CPU gains nothing by it."""
     return device.type == "cuda" if wanted == "auto" else wanted
-
-
-def _cpu_has_bf16() -> bool:
-    query = getattr(torch.cpu, "get_capabilities", None)  # older versions of PyTorch cannot tell
-    capabilities = query() if query is not None else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
