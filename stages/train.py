@@ -16,7 +16,7 @@ from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, open_batches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
-from unveil.diffusion.design import DiffusionConfig, build_objective
+from unveil.diffusion.design import DiffusionConfig, build_objective, build_penalty
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.distributed import Processes, joined, local_device
@@ -69,7 +69,7 @@ def training_config(settings: Train, config: ModelConfig) -> TrainingConfig:
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
-        huber_scale=settings.diffusion.huber_scale,
+        penalty=build_penalty(config.diffusion),
         input_perturbation=settings.diffusion.input_perturbation,
         validate_every_images=settings.validate_every_images,
         lr_schedule=settings.lr_schedule,

@@ -617,7 +617,11 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         EDM | {"train__diffusion__objective": "flow"},
         *({"train__diffusion__parameterization": name} for name in ("v", "edm")),
         *({"train__diffusion__objective": name} for name in ("simple", "edm", "min-snr", "p2")),
-        {"train__diffusion__objective": "likelihood", "train__diffusion__huber_scale": 0.0},
+        {
+            "train__diffusion__objective": "likelihood",
+            "train__diffusion__huber_scale": 0.0,
+            "train__diffusion__difference_weight": 0.0,
+        },
         {"train__diffusion__input_perturbation": 0.1, "train__diffusion__flow_times": "uniform"},
         {"evaluate__likelihood_images": 2000},
         {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
@@ -779,7 +783,7 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         get_args(PathName), get_args(ParameterizationName), get_args(ObjectiveName)
     ):
         parts = {"path": path, "parameterization": parameterization, "objective": objective}
-        values = VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0}
+        values = VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0, "difference_weight": 0.0}
         config = DiffusionConfig(**values)
         try:
             Diffusion.model_validate(values)

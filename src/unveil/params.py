@@ -321,6 +321,8 @@ class Diffusion(Section):
     """p2: see p2_k; 0 = simple."""
     huber_scale: Annotated[float, Ge(0), Le(100)]
     """Errors of the image beyond it count linearly, not squared; 0 = all squared."""
+    difference_weight: Annotated[float, Ge(0), Le(100)]
+    """Errors of the differences of neighbouring pixels count so often, beside those of the pixels; 0 = not at all."""
     input_perturbation: HalfOpenShare
     """Extra noise of the network's input, as a share of its noise; 0 = none."""
 
@@ -361,6 +363,8 @@ class Diffusion(Section):
             yield Problem("huber_scale", f"0, or a number in [{LEAST_HUBER_SCALE:g}, 100]")
         if self.huber_scale and self.objective == "likelihood":
             yield Problem("huber_scale", "0 with train.diffusion.objective likelihood: squared errors alone bound it")
+        if self.difference_weight and self.objective == "likelihood":
+            yield Problem("difference_weight", "0 with train.diffusion.objective likelihood: errors of pixels bound it")
         if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):
             yield Problem(
                 _deciding_key(self.path, least=not least >= LEAST_SIGMA),

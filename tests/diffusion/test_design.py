@@ -45,6 +45,7 @@ CONFIG = DiffusionConfig(
     p2_k=0.9,
     p2_gamma=0.5,
     huber_scale=0.03,
+    difference_weight=2.0,
     input_perturbation=0.1,
 )
 

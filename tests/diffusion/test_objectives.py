@@ -18,6 +18,7 @@ from unveil.diffusion.objectives import (
     Likelihood,
     MinSNR,
     Objective,
+    Penalty,
     Simple,
     denoising_loss,
 )
@@ -279,7 +280,7 @@ def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor,
 def test_pseudo_huber_errors_are_exact_in_float32(scale: float) -> None:
     errors = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None].requires_grad_()
     sigma, zero = torch.ones(5), torch.zeros(5, 1)
-    loss = denoising_loss(lambda x, sigma: errors, EDMObjective(), zero, sigma, zero, huber_scale=scale)
+    loss = denoising_loss(lambda x, sigma: errors, EDMObjective(), zero, sigma, zero, penalty=Penalty(scale))
     e = errors.detach()[:, 0].double()
     exact = 2 * scale * ((e.square() + scale**2).sqrt() - scale)
     weight = EDMObjective().weight(sigma)[0]
@@ -294,7 +295,7 @@ def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above(image
     weight = float(objective.weight(sigma)[0])
 
     def loss(error: float, scale: float) -> Tensor:
-        return denoising_loss(lambda x, sigma: x0 + error, objective, x0, sigma, noise, huber_scale=scale) / weight
+        return denoising_loss(lambda x, sigma: x0 + error, objective, x0, sigma, noise, penalty=Penalty(scale)) / weight
 
     same = torch.ones(8, dtype=torch.float64)
     torch.testing.assert_close(loss(0.3, 0.0), 0.09 * same)
@@ -312,7 +313,7 @@ def test_the_best_denoiser_is_the_mean_of_squared_errors_and_the_median_of_small
     sigma, still = torch.ones(4, dtype=torch.float64), torch.zeros_like(x0)
 
     def loss(guess: Tensor) -> Tensor:
-        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, huber_scale=scale)
+        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, penalty=Penalty(scale))
 
     losses = [loss(guess).mean() for guess in guesses]
     assert guesses[int(torch.stack(losses).argmin())] == pytest.approx(best)
@@ -321,6 +322,23 @@ def test_the_best_denoiser_is_the_mean_of_squared_errors_and_the_median_of_small
 def test_a_perfect_denoiser_has_no_loss(images: tuple[Tensor, Tensor]) -> None:
     x0, noise = images
     sigma = torch.full((8,), 2.0, dtype=torch.float64)
-    for objective, scale in itertools.product(OBJECTIVES, (0.0, 0.02)):
-        loss = denoising_loss(lambda x, sigma: x0, objective, x0, sigma, noise, huber_scale=scale)
+    for objective, penalty in itertools.product(OBJECTIVES, (Penalty(), Penalty(0.02), Penalty(0.0, 4.0))):
+        loss = denoising_loss(lambda x, sigma: x0, objective, x0, sigma, noise, penalty=penalty)
         assert loss.tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+def test_a_texture_weighs_more_in_differences_and_a_wrong_colour_nothing(scale: float) -> None:
+    plain, both = Penalty(scale), Penalty(scale, 3.0)
+    colour = torch.full((2, 3, 4, 5), 0.2, dtype=torch.float64)
+    torch.testing.assert_close(both(colour), plain(colour))
+    board = colour * (1 - 2 * ((torch.arange(4)[:, None] + torch.arange(5)) % 2))
+    torch.testing.assert_close(both(board), plain(colour) + 3 * 2 * plain(2 * colour))
+
+
+def test_the_best_denoiser_of_squared_differences_is_the_mean_too() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    guess = images.mean(0, keepdim=True).requires_grad_()
+    (gradient,) = torch.autograd.grad(Penalty(0.0, 5.0)(guess - images).mean(), guess)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ from torch import nn
 
 from unveil.diffusion.choices import FlowTimes, ObjectiveName, ParameterizationName, PathName, refusal
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Simple
+from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Penalty, Simple
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
@@ -41,6 +41,7 @@ class DiffusionConfig:
     p2_k: float = 1.0
     p2_gamma: float = 1.0
     huber_scale: float = 0.0
+    difference_weight: float = 0.0
     input_perturbation: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +137,11 @@ def build_objective(config: DiffusionConfig) -> Objective:
         case "flow":
             return FlowMatching(config.logit_mean, config.logit_std, config.t_min, config.flow_times, ends)
     raise _unknown("objective", config.objective, ObjectiveName)
+
+
+def build_penalty(config: DiffusionConfig) -> Penalty:
+    """How an error of the denoised image counts."""
+    return Penalty(config.huber_scale, config.difference_weight)
 
 
 def build_denoiser(network: nn.Module, config: DiffusionConfig) -> Denoiser:

@@ -19,7 +19,7 @@ from unveil.data.augmentation import Transformations, augment
 from unveil.data.batches import Batches
 from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.objectives import Objective, denoising_loss
+from unveil.diffusion.objectives import SQUARED, Objective, Penalty, denoising_loss
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.training.checkpoint import Checkpoints
@@ -54,7 +54,7 @@ class TrainingConfig:
         snapshot_every_images: interval of stored power-function averages; 0 = at the end only. Those of the end are
             stored wherever there are profiles and checkpoints.
         precision, optimizer_precision: of the network, fp32, bf16 or fp16, and of the optimizer, fp32 or bf16.
-        huber_scale: of the loss, see :func:`unveil.diffusion.objectives.denoising_loss`; 0 = squared errors.
+        penalty: of an error of the denoised image.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
         log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
@@ -79,7 +79,7 @@ class TrainingConfig:
     optimizer_precision: str = "fp32"
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
-    huber_scale: float = 0.0
+    penalty: Penalty = SQUARED
     input_perturbation: float = 0.0
     validate_every_images: int = 0
     lr_schedule: ScheduleName = "constant"
@@ -284,8 +284,7 @@ class Trainer:
     def _validation_losses(self, part: _Part) -> Tensor:
         x0, sigma, noise, _, _ = part
         with autocast(self.config.precision, self.device):
-            scale = self.config.huber_scale
-            return denoising_loss(self.denoiser, self.objective, x0, sigma, noise, huber_scale=scale)
+            return denoising_loss(self.denoiser, self.objective, x0, sigma, noise, penalty=self.config.penalty)
 
     @contextmanager
     def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
@@ -445,7 +444,7 @@ class Trainer:
         x0, sigma, noise, perturbation, labels = part
         with autocast(self.config.precision, self.device):
             denoiser = self.model if labels is None else partial(self.model, augment_labels=labels)
-            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation, self.config.huber_scale)
+            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation, self.config.penalty)
         # DistributedDataParallel divides the sum of the processes' gradients by their number.
         share = self.processes.count / self.batches.batch_size
         return losses.detach(), self.scaler.scale(losses.sum() * share)
