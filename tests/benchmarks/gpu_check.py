@@ -28,7 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.benchmarks.gpu_steps import Figure, LeftOut, Setting, Step, machine, steps
+from tests.benchmarks.gpu_steps import Figure, LeftOut, Setting, Step, about_machine, start_method, steps
 
 from unveil.files import write_json, write_text
 
@@ -67,15 +67,19 @@ class Asked:
     Args:
         work: yields the values.
         seconds: that it may take.
+        method: how it starts.
     """
 
-    def __init__(self, work: Callable[[], Iterable[Any]], seconds: float) -> None:
+    def __init__(
+        self, work: Callable[[], Iterable[Any]], seconds: float, method: Literal["fork", "spawn"] = "fork"
+    ) -> None:
         self.values: list[Any] = []
         self.state: State = "failed"
         self.reason = ""
         start = time.monotonic()
-        receiver, sender = get_context("fork").Pipe(duplex=False)
-        process = get_context("fork").Process(target=_answer, args=(work, sender))
+        context: Any = get_context(method)
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(work, sender))
         process.start()
         sender.close()
         try:
@@ -113,9 +117,8 @@ def _answer(work: Callable[[], Iterable[Any]], sender: Any) -> None:
         sender.send(("done", ""))
 
 
-def _end(process: int | None) -> None:
+def _end(process: int) -> None:
     """End a process that leads a group, and its group."""
-    assert process is not None
     try:
         os.killpg(process, signal.SIGKILL)
     except ProcessLookupError:  # it ended in this moment, or has not come to lead
@@ -135,7 +138,7 @@ def outcomes(chosen: Iterable[Step], setting: Setting, minutes: float) -> Iterat
 
 
 def _outcome(step: Step, setting: Setting, left: float, share: float) -> Outcome:
-    asked = Asked(partial(step.measure, setting), min(left, share))
+    asked = Asked(partial(step.measure, setting), min(left, share), setting.method)
     state = asked.state
     if state == "no time" and share < left:
         state = "failed"
@@ -181,8 +184,9 @@ def main() -> int:
     start = time.monotonic()
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    # This process leaves the GPU alone: those that it starts could not use it otherwise.
-    asked = Asked(lambda: [machine(options.device)], seconds=60)
+    # This process leaves the GPU alone: those that it forks could not use it otherwise.
+    method = start_method()
+    asked = Asked(partial(about_machine, options.device), 60, method)
     if asked.state != "done":
         print(f"gpu-check: {asked.reason}", file=sys.stderr)
         return 1
@@ -191,7 +195,7 @@ def main() -> int:
     found: list[Outcome] = []
     minutes = options.minutes - (time.monotonic() - start) / 60
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(options.device, Path(folder), options.seconds, options.images)
+        setting = Setting(options.device, Path(folder), options.seconds, options.images, method)
         for outcome in outcomes(choose(steps(setting), options), setting, minutes):
             print(f"{outcome.step}: {outcome} ({outcome.seconds:.0f} s)", flush=True)
             found.append(outcome)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._dynamo  # every optimizer does, and it takes seconds: so it is done once, before the processes start
 from safetensors.torch import load_file, save_file
 from tests.benchmarks.bench_training import GIB, clock, random_images, ratios, seconds_a_step, stepping, write_set
 from tests.benchmarks.peers import (
@@ -184,12 +185,14 @@ class Setting:
         folder: for the shards and what else is written and read.
         seconds: that a figure is measured for.
         images: of the shards.
+        method: how processes start, see :func:`start_method`.
     """
 
     device: Literal["cpu", "cuda"]
     folder: Path
     seconds: float
     images: int
+    method: Literal["fork", "spawn"] = "fork"
 
     @property
     def precisions(self) -> tuple[str, str]:
@@ -223,7 +226,7 @@ Measurement = Callable[[Setting], Iterator[Figure]]
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the report. It may take ``share`` of the whole time; it is failed if it is not done by then."""
+    """One line of the report. It has failed if it is not done in ``share`` of the whole time."""
 
     name: str
     measure: Measurement
@@ -238,7 +241,7 @@ def steps(setting: Setting) -> list[Step]:
             Step(
                 f"train {shape.name}, {precision}{', compiled' * compile_}",
                 partial(train, shape, precision, compile_),
-                0.35 if compile_ else 0.15,
+                1.0 if compile_ else 0.15,  # nobody knows how long compiling takes
             )
             for precision in setting.precisions
             for shape in both
@@ -266,10 +269,31 @@ def steps(setting: Setting) -> list[Step]:
     ]
 
 
+# Processes
+
+
+def start_method() -> Literal["fork", "spawn"]:
+    """``fork``, which saves a process the imports, unless something has made PyTorch refuse a GPU to forked ones."""
+    return "spawn" if exit_code(_refuse_if_unfit, "fork") else "fork"
+
+
+def _refuse_if_unfit() -> None:
+    sys.exit(int(torch.cuda._is_in_bad_fork()))
+
+
+def exit_code(work: Callable[[], None], method: Literal["fork", "spawn"]) -> int:
+    """Do it in a process of its own: the exit status, negative for a signal."""
+    context: Any = get_context(method)
+    process = context.Process(target=work)
+    process.start()
+    process.join()
+    return int(process.exitcode)
+
+
 # What is measured with
 
 
-def machine(device: str) -> dict[str, str]:
+def about_machine(device: str) -> Iterator[dict[str, str]]:
     """The card and the versions.
 
     Raises:
@@ -287,7 +311,7 @@ def machine(device: str) -> dict[str, str]:
             "CUDA": str(torch.version.cuda),
             "cuDNN": str(torch.backends.cudnn.version()),
         }
-    return found
+    yield found
 
 
 def _driver() -> str:
@@ -455,7 +479,7 @@ def resume(setting: Setting) -> Iterator[Figure]:
     folder = setting.folder
     for name in ("alone", "again", "killed", "resumed"):
         where = folder / ("killed" if name == "resumed" else name)
-        code = forked(partial(_train_to_end, setting, where, name))
+        code = exit_code(partial(_train_to_end, setting, where, name), setting.method)
         if code != (-signal.SIGKILL if name == "killed" else 0):
             raise RuntimeError(f"the training {name!r} ended with status {code}")
     start = load_file(folder / "alone" / "start.safetensors")
@@ -504,15 +528,6 @@ def _greatest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return sum((one[name] - other[name]).double().square().sum().item() for name in one) ** 0.5
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Do it in a process of its own, which must be the first to use the GPU; the exit status, negative for a signal."""
-    process = get_context("fork").Process(target=work)
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def sample(shape: Shape, precision: str, setting: Setting) -> Iterator[Figure]:

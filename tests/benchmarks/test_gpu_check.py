@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from stages.sample import sampler_config
 from stages.train import training_config
 from tests.benchmarks.gpu_check import Asked, markdown, outcomes
-from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step
+from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step, start_method
 
 from unveil.data.augmentation import LABELS
 from unveil.diffusion.design import DiffusionConfig, build_objective, build_path, denoiser_values
@@ -134,6 +134,12 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, repository: Path) 
     done = _check(repository, {"PYTHONPATH": "src"}, f"--output={tmp_path}")
     assert done.returncode == 1 and not done.stdout
     assert re.fullmatch("gpu-check: PyTorch sees no CUDA GPU here; .*--device cpu.*\n", done.stderr)
+
+
+def test_processes_are_not_forked_where_that_would_refuse_them_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for unfit, method in ((False, "fork"), (True, "spawn")):
+        monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda unfit=unfit: unfit)
+        assert start_method() == method
 
 
 def _give(setting: Setting) -> Iterator[Figure]:
