@@ -40,8 +40,10 @@ ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port
 	$(BIN)/python -m unveil.tracking ui --port $(PORT)
 
 # A Python that was named is taken as it is, if it has what is needed; else .venv is.
+ifneq ($(filter gpu-check,$(MAKECMDGOALS)),)
 ifneq ($(origin PYTHON),file)
 OWN := $(shell $(PYTHON) -c 'import torch, torchvision, safetensors, pydantic, pytest' 2>/dev/null && echo $(PYTHON))
+endif
 endif
 
 gpu-check: $(if $(OWN),,$(VENV)/dev.stamp) ## Measure what a GPU does with this project, in 8 minutes
