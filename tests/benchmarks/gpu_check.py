@@ -8,7 +8,7 @@ random images, as many as CelebA's, in bf16 and fp16, as they are and compiled; 
 denoising-diffusion-pytorch do, where these are installed; compares Muon's step with Adam's; resumes a training that was
 killed; samples; and extracts features.
 
-``--minutes`` is kept: a fiftieth of it is what each figure is measured for, and what there was no time for is said to
+``--minutes`` is kept: an eightieth of it is what each figure is measured for, and what there was no time for is said to
 be so. A step that fails does not end the others. ``gpu-check.json`` and ``gpu-check.md`` are written after every step.
 The exit status is 1 if a step failed, or if there is no GPU.
 
@@ -28,14 +28,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.benchmarks.gpu_steps import Figure, LeftOut, Setting, Step, about_machine, start_method, steps
+from tests.benchmarks.gpu_steps import Figure, LeftOut, Setting, State, Step, about_machine, start_method, steps
 
 from unveil.files import write_json, write_text
 
 IMAGES = {"cuda": 162_770, "cpu": 64}  # of CelebA's train split; enough to try
-PARTS = 50  # of the time, one of which a figure is measured for
+PARTS = 80  # of the time, one of which a figure is measured for
 FEWEST_PARTS = 2  # that a step is begun with
-State = Literal["done", "failed", "left out", "no time"]
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,7 @@ def outcomes(chosen: Iterable[Step], setting: Setting, minutes: float) -> Iterat
 
 def _outcome(step: Step, setting: Setting, left: float, share: float) -> Outcome:
     asked = Asked(partial(step.measure, setting), min(left, share), setting.method)
-    state = asked.state
-    if state == "no time" and share < left:
-        state = "failed"
+    state = step.late if asked.state == "no time" and share < left else asked.state
     return Outcome(step.name, state, asked.reason, asked.values, asked.seconds)
 
 
@@ -167,7 +164,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what a GPU does with this project.")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries out everything, small")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it; 8, if not given")
-    parser.add_argument("--seconds", type=float, help="that each figure is measured for; a fiftieth of the minutes")
+    parser.add_argument("--seconds", type=float, help="that each figure is measured for; an eightieth of the minutes")
     parser.add_argument("--only", default="", help="only the steps whose name has this in it, and the shards")
     parser.add_argument("--skip", help="not the steps whose name has this in it")
     parser.add_argument("--images", type=int, help="of the shards; as many as CelebA's, if not given")
