@@ -2,10 +2,12 @@
 #   make PYTHON=python3.12 ...   another Python (>= 3.11)
 #   make test PYTEST="-m 'not slow'"   options for pytest
 #   make ui PORT=5001   another port
+#   make gpu-check PYTHON=python3 CHECK='--minutes 4'   with that Python's own PyTorch, and options
 
 PYTHON ?= python3
 PYTEST ?=
 PORT ?= 5000
+CHECK ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,11 +19,11 @@ export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help repro test lint ui clean
+.PHONY: help repro test lint ui gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: $(VENV)/runtime.stamp ## Run the pipeline: what has changed, and what depends on it
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
@@ -36,6 +38,16 @@ lint: $(VENV)/dev.stamp ## Check style and types
 
 ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port PORT of this machine
 	$(BIN)/python -m unveil.tracking ui --port $(PORT)
+
+# A Python that was named is taken as it is, if it has what is needed; else .venv is.
+ifneq ($(filter gpu-check,$(MAKECMDGOALS)),)
+ifneq ($(origin PYTHON),file)
+OWN := $(shell $(PYTHON) -c 'import torch, torchvision, safetensors, pydantic, pytest' 2>/dev/null && echo $(PYTHON))
+endif
+endif
+
+gpu-check: $(if $(OWN),,$(VENV)/dev.stamp) ## Measure what a GPU does with this project, in 8 minutes
+	PYTHONPATH=src $(or $(OWN),$(BIN)/python) -m tests.benchmarks.gpu_check $(CHECK)
 
 clean: ## Remove what the tools cache; data, models and runs stay
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from tests.conftest import git
 
+from tests.conftest import git
 from unveil.errors import UnveilError
 from unveil.params import flatten, load_params
 from unveil.stage import STAGES, Run, declared_paths, paths_digest, stage

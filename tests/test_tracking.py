@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from tests.conftest import git
 
+from tests.conftest import git
 from unveil import tracking
 from unveil.errors import UnveilError
 from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, ui_command

@@ -1,6 +1,6 @@
 """How fast training is, as ratios to two other training loops and to its own parts, and how much memory it streams in.
 
-    python tests/benchmarks/bench_training.py [--device cuda] [--network NAME] [--precision bf16] [--only PART]
+    python -m tests.benchmarks.bench_training [--device cuda] [--network NAME] [--precision bf16] [--only PART]
 
 - loop: images a second of the whole loop (loader, step, averaged weights, logging), as ratios to the loop of diffusers'
   example ``train_unconditional`` and to ``Trainer`` of the package denoising-diffusion-pytorch. Theirs train
@@ -26,10 +26,7 @@ machine disturbs less. ``!`` marks a median that misses what is required, and th
 """
 
 import argparse
-import contextlib
 import gc
-import importlib
-import io
 import itertools
 import os
 import statistics
@@ -38,33 +35,39 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from tests.benchmarks.peers import (
+    DISTINCT,
+    LR,
+    PEER_BATCH,
+    SIZE,
+    DiffusersTraining,
+    PeerSetting,
+    PeerUNet,
+    Run,
+    ddp_training,
+    encoded_images,
+    missing,
+)
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from unveil.data.batches import Batches, DeviceBatches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
 from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective
-from unveil.interchange.unet2d import from_config, from_weights
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.training.loop import Trainer, TrainingConfig
 from unveil.training.precision import autocast
 
-SIZE = 64
 TINY = UNetConfig(SIZE, 32, (1, 2, 2), 1, (8,), stem=4, norm_groups=16)
 BATCHES = {"tiny": 16, "demo": 32, "celeba64-ddpm": 128}  # as their recipes have it
 PARTS = ("loop", "overhead", "loader", "memory")
 DIFFUSION = DiffusionConfig("vp-linear", "eps", "simple")  # what both peers train
-LR = 1e-4
-DISTINCT = 500  # images that differ
 LOG_STEPS = 20
 WARM_UP = 3  # steps before anything is timed
 SETTLE = 1  # steps before each time
@@ -74,11 +77,7 @@ LOADER_STEPS = 20  # batches that are loaded for each that is trained on
 MEMORY_STEPS = 10
 FEW_IMAGES = 200
 SHARD_IMAGES = 10_000
-PEER_BATCH = 16  # denoising-diffusion-pytorch takes no smaller one
 GIB = 2**30
-
-Run = Callable[[int], None]
-"""Makes so many steps."""
 
 
 @dataclass(frozen=True)
@@ -118,34 +117,6 @@ def network_config(name: str) -> UNetConfig:
     return UNetConfig(image_size=SIZE, **load_recipe(name).params.train.network.model_dump())
 
 
-class PeerUNet(nn.Module):
-    """UNet2DModel with the weights of our network, called as both peers call theirs.
-
-    A space-to-depth stem, which UNet2DModel has not, is put around it.
-    """
-
-    def __init__(self, config: UNetConfig, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
-        inner = replace(
-            config, stem=1, image_size=config.image_size // config.stem, image_channels=config.patch_channels
-        )
-        values = {key: value for key, value in from_config(inner).items() if not key.startswith("_")}
-        self.unet = UNet2DModel(**values)
-        self.unet.load_state_dict(from_weights(weights, inner))
-        self.stem = config.stem
-        # what denoising-diffusion-pytorch asks of a network
-        self.channels = self.out_dim = config.image_channels
-        self.self_condition = False
-
-    def forward(self, x: Tensor, t: Tensor, condition: None = None) -> Tensor:
-        """The predicted noise of images [B, 3, H, W] at timesteps [B]."""
-        h = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
-        predicted: Tensor = self.unet(h, t).sample
-        return F.pixel_shuffle(predicted, self.stem) if self.stem > 1 else predicted
-
-
 def our_network(options: argparse.Namespace) -> nn.Module:
     """Our network, with the same weights every time."""
     torch.manual_seed(0)
@@ -158,19 +129,9 @@ def peer_network(options: argparse.Namespace) -> PeerUNet:
     return PeerUNet(config, our_network(options).cpu().state_dict()).to(options.device)
 
 
-def encoded_images() -> list[bytes]:
-    """JPEGs of 64 x 64: smooth random colours and a little grain."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(DISTINCT, 3, 8, 8, generator=generator)
-    smooth = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic")
-    grain = 0.02 * torch.randn(smooth.shape, generator=generator)
-    pixels = (255 * (smooth + grain)).clamp(0, 255).byte().permute(0, 2, 3, 1)
-    encoded = []
-    for image in pixels.numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=92)
-        encoded.append(buffer.getvalue())
-    return encoded
+def peer_setting(options: argparse.Namespace) -> PeerSetting:
+    """How the peers train."""
+    return PeerSetting(options.batch, images_of_a_loop(options), options.device, options.peers, options.workers)
 
 
 def images_of_a_loop(options: argparse.Namespace) -> int:
@@ -196,7 +157,11 @@ def training(network: nn.Module, batches: Batches, options: argparse.Namespace, 
         log_every_images=LOG_STEPS * options.batch,
     )
     denoiser = build_denoiser(network, DIFFUSION).to(options.device)
-    trainer = Trainer(denoiser, build_objective(DIFFUSION), batches, config)
+    return stepping(Trainer(denoiser, build_objective(DIFFUSION), batches, config), log)
+
+
+def stepping(trainer: Trainer, log: Path) -> Run:
+    """Steps of a training; its points of the curves go into a file, which stands for MLflow."""
 
     def run(steps: int) -> None:
         end = trainer.step + steps
@@ -218,139 +183,6 @@ def our_training(options: argparse.Namespace, folder: Path) -> Run:
     images = random_images(images_of_a_loop(options), options.device)
     batches = DeviceBatches(images, options.batch, seed=0, horizontal_flip=True)
     return training(our_network(options), batches, options, folder / "points.txt")
-
-
-class EncodedImages(Dataset[dict[str, Tensor]]):
-    """Encoded images in memory, decoded and transformed one by one, as a set of the package datasets does it."""
-
-    def __init__(self, encoded: list[bytes], count: int) -> None:
-        from torchvision import transforms
-
-        self.encoded = encoded
-        self.count = count
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(SIZE),
-                transforms.CenterCrop(SIZE),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5], [0.5]),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        image = Image.open(io.BytesIO(self.encoded[number % len(self.encoded)])).convert("RGB")
-        return {"input": self.transform(image)}
-
-
-class DiffusersTraining:
-    """What diffusers' example for unconditional images does in each step, with its default settings."""
-
-    def __init__(self, options: argparse.Namespace, encoded: list[bytes]) -> None:
-        from diffusers.optimization import get_scheduler
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-        from diffusers.training_utils import EMAModel
-
-        accelerate: Any = importlib.import_module("accelerate")
-        self.bar: Any = importlib.import_module("tqdm.auto").tqdm
-        self.accelerator = accelerate.Accelerator(mixed_precision=accelerate_precision(options))
-        self.dtype = torch.bfloat16 if options.peers == "bf16" else torch.float32
-        self.noising: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        network = peer_network(options)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-6)
-        data = EncodedImages(encoded, images_of_a_loop(options))
-        loader = DataLoader(data, options.batch, shuffle=True, num_workers=options.workers)
-        schedule = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=1_000_000)
-        self.ema: Any = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-        prepared = self.accelerator.prepare(network, optimizer, loader, schedule)
-        self.network, self.optimizer, self.loader, self.schedule = prepared
-        self.ema.to(self.accelerator.device)
-        self.batches = self._endless()
-        self.step = 0
-
-    def __call__(self, steps: int) -> None:
-        self.network.train()
-        with Path(os.devnull).open("w") as nowhere, self.bar(total=steps, file=nowhere) as bar:
-            for batch in itertools.islice(self.batches, steps):
-                self._step(batch["input"].to(self.dtype), bar)
-
-    def _endless(self) -> Iterator[dict[str, Tensor]]:
-        while True:
-            yield from self.loader
-
-    def _step(self, clean: Tensor, bar: Any) -> None:
-        noise = torch.randn(clean.shape, dtype=self.dtype, device=clean.device)
-        t = torch.randint(0, self.noising.config.num_train_timesteps, (len(clean),), device=clean.device)
-        noisy = self.noising.add_noise(clean, noise, t)
-        with self.accelerator.accumulate(self.network):
-            loss = F.mse_loss(self.network(noisy, t).float(), noise.float())
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.optimizer.step()
-            self.schedule.step()
-            self.optimizer.zero_grad()
-        if self.accelerator.sync_gradients:
-            self.ema.step(self.network.parameters())
-            bar.update(1)
-            self.step += 1
-        facts = {"loss": loss.detach().item(), "lr": self.schedule.get_last_lr()[0], "step": self.step}
-        facts["ema_decay"] = self.ema.cur_decay_value
-        bar.set_postfix(**facts)
-        self.accelerator.log(facts, step=self.step)
-
-
-def accelerate_precision(options: argparse.Namespace) -> str:
-    """The package accelerate's name of the peers' precision."""
-    return "no" if options.peers == "fp32" else str(options.peers)
-
-
-def ddp_training(options: argparse.Namespace, encoded: list[bytes], folder: Path) -> Run:
-    """denoising-diffusion-pytorch's own trainer, on files; it neither samples nor saves."""
-    package: Any = importlib.import_module("denoising_diffusion_pytorch")
-    files = folder / "files"
-    write_files(files, encoded, images_of_a_loop(options))
-    diffusion = package.GaussianDiffusion(
-        peer_network(options), image_size=SIZE, timesteps=1000, objective="pred_noise", beta_schedule="linear"
-    )
-    trainer = package.Trainer(
-        diffusion,
-        str(files),
-        train_batch_size=options.batch,
-        augment_horizontal_flip=True,
-        train_lr=LR,
-        train_num_steps=0,
-        save_and_sample_every=1 << 40,
-        results_folder=str(folder / "results"),
-        amp=options.peers != "fp32",
-        mixed_precision_type=accelerate_precision(options),
-        calculate_fid=False,
-    )
-
-    def run(steps: int) -> None:
-        trainer.train_num_steps += steps
-        with (
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),  # its progress bar
-        ):
-            trainer.train()
-
-    return run
-
-
-def write_files(folder: Path, encoded: list[bytes], count: int) -> None:
-    """So many image files; those that are the same share their place on the disk."""
-    folder.mkdir()
-    for number in range(count):
-        path = folder / f"{number:07d}.jpg"
-        if number < len(encoded):
-            path.write_bytes(encoded[number])
-        else:
-            path.hardlink_to(folder / f"{number % len(encoded):07d}.jpg")
 
 
 # The parts of the table
@@ -398,16 +230,6 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def missing(*packages: str) -> str | None:
-    """The first package that cannot be imported, if any."""
-    for name in packages:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            return f"{name} ({error})"
-    return None
-
-
 def measure_loop(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Our loop against the peers'."""
     encoded = encoded_images()
@@ -416,14 +238,16 @@ def measure_loop(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     if lacking := missing("diffusers", "accelerate", "torchvision"):
         print(f"diffusers' loop is left out: no {lacking}")
     else:
-        runs["diffusers' example"] = DiffusersTraining(options, encoded)
+        runs["diffusers' example"] = DiffusersTraining(peer_network(options), peer_setting(options), encoded)
         required["diffusers' example"] = 1.5
     if lacking := missing("diffusers", "denoising_diffusion_pytorch"):
         print(f"denoising-diffusion-pytorch is left out: no {lacking}")
     elif options.batch < PEER_BATCH:
         print(f"denoising-diffusion-pytorch is left out: it takes no batch below {PEER_BATCH}")
     else:
-        runs["denoising-diffusion-pytorch"] = ddp_training(options, encoded, folder)
+        runs["denoising-diffusion-pytorch"] = ddp_training(
+            peer_network(options), peer_setting(options), encoded, folder
+        )
         required["denoising-diffusion-pytorch"] = 2.0
     seconds = seconds_a_step(runs, options)
     for who, values in seconds.items():
@@ -539,7 +363,8 @@ def measure_memory(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         path = folder / str(count)
         write_set(path, count)
         arguments = [f"--device={options.device}", f"--precision={options.precision}", f"--streamed={path}"]
-        done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+        command = [sys.executable, "-m", "tests.benchmarks.bench_training", *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append([int(value) for value in done.stdout.split()])
     for name, few, many in zip(("anonymous", "resident"), *found, strict=True):
         what = f"memory    stream, {name}, {options.images:,} images"

