@@ -53,7 +53,9 @@ PREVIEW_SAMPLER = SamplerConfig("heun", steps=10, grid="karras", sigma_min=0.03,
 app = typer.Typer(add_completion=False)
 
 
-def training_config(settings: Train, config: ModelConfig) -> TrainingConfig:
+def training_config(
+    settings: Train, diffusion: DiffusionConfig, precision: str, optimizer_precision: str
+) -> TrainingConfig:
     """The loop's part of the parameters, with the arithmetic that was chosen."""
     return TrainingConfig(
         seed=settings.seed,
@@ -64,12 +66,12 @@ def training_config(settings: Train, config: ModelConfig) -> TrainingConfig:
         gradient_clip=settings.gradient_clip,
         ema_half_life_images=settings.ema_half_life_images,
         ema_rampup=settings.ema_rampup,
-        precision=config.training["precision"],
-        optimizer_precision=config.training["optimizer_precision"],
+        precision=precision,
+        optimizer_precision=optimizer_precision,
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
-        penalty=build_penalty(config.diffusion),
+        penalty=build_penalty(diffusion),
         input_perturbation=settings.diffusion.input_perturbation,
         validate_every_images=settings.validate_every_images,
         lr_schedule=settings.lr_schedule,
@@ -233,7 +235,7 @@ def main(
         )
         device = local_device(resolve_device(settings.device))
         precision = resolve_precision(settings.precision, device)
-        arithmetic = {
+        arithmetic: dict[str, Any] = {
             "precision": precision,
             "optimizer_precision": optimizer_precision(settings.optimizer, device),
             "tf32": set_tf32(settings.tf32, device),
@@ -273,7 +275,7 @@ def main(
             denoiser,
             build_objective(config.diffusion),
             batches,
-            training_config(settings, config),
+            training_config(settings, config.diffusion, precision, arithmetic["optimizer_precision"]),
             checkpoints,
             held_out,
             processes,

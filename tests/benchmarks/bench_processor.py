@@ -1,6 +1,6 @@
 """What ``auto`` decides on a CPU, measured against what it did not choose, on this processor and on an older one.
 
-    python tests/benchmarks/bench_processor.py [--busy] [--compile] [--rounds 8]
+    python -m tests.benchmarks.bench_processor [--busy] [--compile] [--rounds 8]
 
 Each row is a ratio of times within one run: above 1, what ``auto`` chose is quicker. ``--busy`` puts a program that
 never rests on one of the cores, and compares with the quiet machine as well. The older processor is this one, with
@@ -179,7 +179,8 @@ def elsewhere(older: bool, rounds: int, compiled: bool, busy: bool) -> dict[str,
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         done = subprocess.run(
-            [sys.executable, __file__, *options],
+            [sys.executable, "-m", "tests.benchmarks.bench_processor", *options],
+            cwd=ROOT,
             env=os.environ | (OLDER if older else {}),
             check=True,
             stdout=subprocess.PIPE,

@@ -43,6 +43,7 @@ from unveil.data.augmentation import LABELS
 from unveil.data.batches import open_batches
 from unveil.data.shards import verify
 from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective
+from unveil.diffusion.objectives import Penalty
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
@@ -50,7 +51,13 @@ from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName
 from unveil.training.compilation import compile_network
 from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import autocast, resolve_channels_last, resolve_precision, set_tf32
+from unveil.training.precision import (
+    autocast,
+    optimizer_precision,
+    resolve_channels_last,
+    resolve_precision,
+    set_tf32,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 5  # steps before anything is timed
@@ -151,7 +158,7 @@ EDM = Shape(
 DEMO = Shape(
     "demo",
     UNetConfig(SIZE, 64, (1, 2, 2), 2, (8,), attention_head_channels=64, stem=4),
-    DiffusionConfig("flow", "x0", "flow", logit_mean=0.7, logit_std=0.8, huber_scale=0.04),
+    DiffusionConfig("flow", "x0", "flow", logit_mean=0.7, logit_std=0.8, huber_scale=0.04, difference_weight=4.0),
     TrainingConfig(
         seed=0,
         images=42_000,
@@ -163,7 +170,7 @@ DEMO = Shape(
         ema_rampup=0.09,
         precision="auto",
         log_every_images=640,
-        huber_scale=0.04,
+        penalty=Penalty(0.04, 4.0),
         optimizer="muon",
         ema_profiles=(0.05, 0.1),
         snapshot_every_images=10_000,
@@ -387,7 +394,11 @@ def build_trainer(shape: Shape, setting: Setting, config: TrainingConfig, checkp
         denoiser.to(memory_format=torch.channels_last)
     flip = shape.horizontal_flip
     batches = open_batches(setting.folder / "set", "train", "device", shape.batch, 0, flip, device)
-    config = replace(config, precision=resolve_precision(config.precision, device))
+    config = replace(
+        config,
+        precision=resolve_precision(config.precision, device),
+        optimizer_precision=optimizer_precision(config.optimizer, device),
+    )
     kept = Checkpoints(checkpoints) if checkpoints is not None else None
     return Trainer(denoiser, build_objective(shape.diffusion), batches, config, kept)
 

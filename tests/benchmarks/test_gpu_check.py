@@ -56,7 +56,7 @@ def test_the_shapes_are_the_recipes(shape: Shape, repository: Path) -> None:
     diffusion = DiffusionConfig(**settings.diffusion.model_dump())
     assert denoiser_values(shape.diffusion) == denoiser_values(diffusion)
     assert build_objective(shape.diffusion) == build_objective(diffusion)
-    recipes = training_config(settings, settings.precision)
+    recipes = training_config(settings, diffusion, settings.precision, "fp32")
     assert shape.training == replace(
         recipes, preview_every_images=0, checkpoint_every_images=0, validate_every_images=0
     )
