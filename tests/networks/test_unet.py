@@ -7,7 +7,6 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from unveil.networks.blocks import AttentionBlock, ResidualBlock
@@ -30,8 +29,6 @@ class _Returns(nn.Module):
         return self.answer
 
 
-DDIM_CELEBA = UNetConfig(64, 128, (1, 2, 2, 2, 4), 2, (16,), 0, 0.1)  # ermongroup/ddim, configs/celeba.yml
-DDPM_CIFAR10 = UNetConfig(32, 128, (1, 2, 2, 2), 2, (16,), 0, 0.1)  # 2006.11239, appendix B: 35.7 million
 SMALL = UNetConfig(16, 32, (1, 2), 1, (8,), 16)
 
 
@@ -94,9 +91,9 @@ def test_the_published_networks_have_their_published_sizes(family: str, config: 
 
 
 SMALL_OF_EACH = {
-    family: replace(config, image_size=16, channels=64, channel_multipliers=(1, 2), blocks=2, attention_resolutions=at)
+    family: replace(config, image_size=8, channels=32, channel_multipliers=(1, 2), blocks=2, attention_resolutions=at)
     for family, config, _ in PUBLISHED
-    for at in [() if family == "plain" else (8,)]
+    for at in [() if family == "plain" else (4,)]
     if config.image_channels == 3 or family == "plain"
 }
 
@@ -105,7 +102,7 @@ SMALL_OF_EACH = {
 def test_every_family_keeps_the_shape_and_hears_the_noise_level(config: UNetConfig) -> None:
     for stem in (1, 2):
         stemmed = replace(
-            config, stem=stem, image_size=16 * stem, image_channels=3, noise_conditioning="all", dropout=0.0
+            config, stem=stem, image_size=8 * stem, image_channels=3, noise_conditioning="all", dropout=0.0
         )
         network = _awake(stemmed).eval()
         x, _ = _input(stemmed)
@@ -145,24 +142,6 @@ def test_progressive_input_reaches_every_resolution() -> None:
         network(x, c_noise), network(x + 1, c_noise)
         reached[progressive] = bool((seen[0] - seen[1]).abs().max() > 1e-4)
     assert reached == {False: False, True: True}
-
-
-@pytest.mark.parametrize("config", [DDIM_CELEBA, DDPM_CIFAR10, UNetConfig(64, 64, (1, 1, 2, 3), 3, (32, 8))], ids=str)
-def test_it_has_as_many_parameters_as_diffusers(config: UNetConfig) -> None:
-    attends = [
-        config.image_size // 2**level in config.attention_resolutions
-        for level, _ in enumerate(config.channel_multipliers)
-    ]
-    with torch.device("meta"):
-        peer = UNet2DModel(
-            sample_size=config.image_size,
-            block_out_channels=tuple(config.channels * multiplier for multiplier in config.channel_multipliers),
-            layers_per_block=config.blocks,
-            down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
-            up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
-            attention_head_dim=None,
-        )
-        assert _size(UNet(config)) == _size(peer)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +201,9 @@ def test_every_parameter_learns_after_two_steps() -> None:
 
 
 def test_the_noise_level_has_an_effect_once_trained() -> None:
-    network = _unet(SMALL)
-    x, _ = _input(SMALL, batch=4)
+    config = UNetConfig(8, 32, (1,), 1, ())
+    network = _unet(config)
+    x, _ = _input(config, batch=4)
     c_noise = torch.tensor([0.0, 0.0, 900.0, 900.0])
     target = torch.where(c_noise[:, None, None, None] > 0, 1.0, -1.0).expand_as(x)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
