@@ -101,7 +101,7 @@ def test_quantile_test_is_right_about_chance(rounded: bool) -> None:
     assert np.mean([share.p < 0.05 for share in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
 
 
-@pytest.mark.parametrize(("seeds", "most"), [(20, 0), pytest.param(200, 2, marks=pytest.mark.calibration)])
+@pytest.mark.parametrize(("seeds", "most"), [(20, 1), pytest.param(200, 2, marks=pytest.mark.calibration)])
 def test_honest_models_raise_no_alarm_at_any_seed(seeds: int, most: int) -> None:
     """At most at 1 in 1000 for each flag."""
     verdicts = [
