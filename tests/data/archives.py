@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,37 +50,44 @@ def make_celeba(folder: Path, num_images: int = 24, seed: int = 0) -> Path:
         ``folder``, which is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _celeba(num_images, seed).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@cache  # many tests need the same one
+def _celeba(num_images: int, seed: int) -> dict[str, bytes]:
+    """The files by their names."""
     rng = np.random.default_rng(seed)
     names = [f"{number:06d}.jpg" for number in range(1, num_images + 1)]
-    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    images = io.BytesIO()
+    with zipfile.ZipFile(images, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_member(""), b"")
         for name in names:
             archive.writestr(_member(name), jpeg(face(rng)), zipfile.ZIP_DEFLATED)
 
     signs = rng.choice([-1, 1], (num_images, 40))
-    rows = [name + "".join(f" {sign:2d}" for sign in row) for name, row in zip(names, signs, strict=True)]
-    _write(folder / "list_attr_celeba.txt", [str(num_images), NAMES_OF_ATTRIBUTES + " ", *rows])
+    attributes = [name + "".join(f" {sign:2d}" for sign in row) for name, row in zip(names, signs, strict=True)]
 
     held_out = max(1, num_images // 5)
     partition = [0] * (num_images - 2 * held_out) + [1] * held_out + [2] * held_out
-    rows = [f"{name} {value}" for name, value in zip(names, partition, strict=True)]
-    _write(folder / "list_eval_partition.txt", rows, end="\r\n")
-
     identities = rng.integers(1, 10_178, num_images)
-    rows = [f"{name} {value}" for name, value in zip(names, identities, strict=True)]
-    _write(folder / "identity_CelebA.txt", rows)
-
-    boxes = rng.integers(1, 400, (num_images, 4))
-    rows = [name + "".join(f" {value:3d}" for value in row) for name, row in zip(names, boxes, strict=True)]
-    _write(folder / "list_bbox_celeba.txt", [str(num_images), "image_id x_1 y_1 width height", *rows])
+    box_values = rng.integers(1, 400, (num_images, 4))
+    boxes = [name + "".join(f" {value:3d}" for value in row) for name, row in zip(names, box_values, strict=True)]
 
     points = np.array([*EYES, (88, 135), (72, 152), (106, 152)]).reshape(-1)
-    landmarks = points + rng.integers(-2, 3, (num_images, 10))
-    rows = [name + "".join(f" {value:4d}" for value in row) for name, row in zip(names, landmarks, strict=True)]
+    places = points + rng.integers(-2, 3, (num_images, 10))
+    landmarks = [name + "".join(f" {value:4d}" for value in row) for name, row in zip(names, places, strict=True)]
     parts = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
     heading = " ".join(f"{part}_{axis}" for part in parts for axis in "xy")
-    _write(folder / "list_landmarks_align_celeba.txt", [str(num_images), heading, *rows])
-    return folder
+    return {
+        "img_align_celeba.zip": images.getvalue(),
+        "list_attr_celeba.txt": _text([str(num_images), NAMES_OF_ATTRIBUTES + " ", *attributes]),
+        "list_eval_partition.txt": _text([f"{n} {value}" for n, value in zip(names, partition, strict=True)], "\r\n"),
+        "identity_CelebA.txt": _text([f"{n} {value}" for n, value in zip(names, identities, strict=True)]),
+        "list_bbox_celeba.txt": _text([str(num_images), "image_id x_1 y_1 width height", *boxes]),
+        "list_landmarks_align_celeba.txt": _text([str(num_images), heading, *landmarks]),
+    }
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -87,5 +95,5 @@ def _member(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"img_align_celeba/{name}", (2015, 9, 28, 12, 0, 0))
 
 
-def _write(path: Path, lines: list[str], end: str = "\n") -> None:
-    path.write_bytes("".join(line + end for line in lines).encode())
+def _text(lines: list[str], end: str = "\n") -> bytes:
+    return "".join(line + end for line in lines).encode()

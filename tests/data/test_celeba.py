@@ -240,7 +240,7 @@ def test_the_nearest_attribute_is_named(name: str, meant: str) -> None:
     assert "did you mean" not in celeba.unknown_attribute("xyzzy")
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 199), st.sampled_from(b" -01\n\r23a.\t\xff")), max_size=3))
 def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]

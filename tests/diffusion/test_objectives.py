@@ -242,22 +242,22 @@ class _Linear(nn.Module):
         return share[:, None] * x + constant[:, None]
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_everything_trains(objective: Objective, parameterization: Parameterization) -> None:
-    torch.manual_seed(0)
-    denoiser = Denoiser(_Linear(), getattr(objective, "path", EDM()), parameterization)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.02)
-    generator = torch.Generator().manual_seed(1)
-    sigma, (x0, noise) = objective.sample_sigma(512, generator), torch.randn(2, 512, 4, generator=generator)
-    losses = []
-    for _ in range(40):
-        loss = denoising_loss(denoiser, objective, 0.4 + 0.2 * x0, sigma, noise).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert math.isfinite(losses[-1]) and losses[-1] < 0.95 * losses[0]
+def test_everything_trains(objective: Objective) -> None:
+    for parameterization in PARAMETERIZATIONS:
+        torch.manual_seed(0)
+        denoiser = Denoiser(_Linear(), getattr(objective, "path", EDM()), parameterization)
+        optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.1)
+        generator = torch.Generator().manual_seed(1)
+        sigma, (x0, noise) = objective.sample_sigma(256, generator), torch.randn(2, 256, 4, generator=generator)
+        losses = []
+        for _ in range(10):
+            loss = denoising_loss(denoiser, objective, 0.4 + 0.2 * x0, sigma, noise).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert math.isfinite(losses[-1]) and losses[-1] < 0.95 * losses[0], parameterization
 
 
 def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor, Tensor]) -> None:

@@ -97,10 +97,9 @@ def test_ddim_is_diffusers(spacing: str, steps: int, eta: float, dtype: torch.dt
     compare(expected, found, steps)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("steps", "dtype"), [(1000, torch.float64), (33, torch.float64), (33, torch.float32)], ids=str)
 @pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("steps", [1000, 33])
-def test_ddpm_is_diffusers(steps: int, variance: Literal["small", "large"], dtype: torch.dtype) -> None:
+def test_ddpm_is_diffusers(steps: int, dtype: torch.dtype, variance: Literal["small", "large"]) -> None:
     path = VPLinear()
     scheduler = DDPMScheduler(
         1000,

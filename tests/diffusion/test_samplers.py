@@ -112,11 +112,11 @@ MIXTURE = PlaneMixture(
 )
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["vp-linear", "edm", "flow"])  # a sampler sees no path, only its grid
 @pytest.mark.parametrize("name", ALL)
 def test_a_mixture_keeps_its_weights_means_and_covariances(name: str, path: str) -> None:
-    """An "image" is 25 points of the plane, so that the norms of the corrector's step are those of many numbers."""
-    start, sigmas = torch.zeros(60, 25, 2, dtype=torch.float64), PATHS[path][1]
+    """An "image" is 250 points of the plane, so that the norms of the corrector's step are those of many numbers."""
+    start, sigmas = torch.zeros(6, 250, 2, dtype=torch.float64), PATHS[path][1]
     count = start[..., 0].numel()
     start = PATHS[path][0].start_scale(sigmas[0]) * gaussian_noise(start, 1)()
     samples = last(ALL[name](MIXTURE.denoise, sigmas, start, source_for(name, start, 2))).x.reshape(-1, 2)
@@ -230,7 +230,7 @@ class Optimal(nn.Module):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["ddim eta 0.5", "heun", "dpmpp-2m-sde", "predictor-corrector"])
+@pytest.mark.parametrize("name", ["heun", "predictor-corrector"])
 def test_all_parameterizations_of_one_denoiser_give_the_same_samples(name: str, path: str) -> None:
     noise_path = PATHS[path][0]
     least, greatest = noise_path.sigma_range()

@@ -96,17 +96,27 @@ def test_bad_features_are_one_line(measure) -> None:
         measure(good, good, 0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
-@pytest.mark.parametrize("most", [2000, 150])
+@pytest.mark.parametrize(
+    ("draws", "scale", "most"),
+    [
+        (30, 1.0, 2000),
+        (30, 0.6, 150),
+        *(
+            pytest.param(100, scale, most, marks=pytest.mark.calibration)
+            for scale in (1.0, 0.6)
+            for most in (2000, 150)
+        ),
+    ],
+)
 def test_standard_errors_are_the_scatter_over_draws_of_the_samples(
-    scale: float, most: int, monkeypatch: pytest.MonkeyPatch
+    draws: int, scale: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the reference fixed; from half of the images, up to twice as large."""
     monkeypatch.setattr("unveil.evaluation.manifold.MOST_FOR_ERROR", most)
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(300, 4, generator=generator)
     values, errors = [], []
-    for seed in range(100):
+    for seed in range(draws):
         samples = scale * torch.randn(300, 4, generator=generator)
         pair, both = precision_recall(samples, reference), density_coverage(samples, reference)
         values.append((pair.precision, pair.recall, both.density, both.coverage))

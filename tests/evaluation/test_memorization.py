@@ -101,20 +101,23 @@ def test_quantile_test_is_right_about_chance(rounded: bool) -> None:
     assert np.mean([share.p < 0.05 for share in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
 
 
-def test_honest_models_raise_no_alarm_at_any_seed() -> None:
+@pytest.mark.parametrize(("seeds", "most"), [(20, 1), pytest.param(200, 2, marks=pytest.mark.calibration)])
+def test_honest_models_raise_no_alarm_at_any_seed(seeds: int, most: int) -> None:
+    """At most at 1 in 1000 for each flag."""
     verdicts = [
-        _verdicts(find_copies(_faces(N, s), _faces(400, s + 1), _faces(N, s + 2), s)) for s in range(10, 610, 3)
+        _verdicts(find_copies(_faces(N, s), _faces(400, s + 1), _faces(N, s + 2), s))
+        for s in range(10, 10 + 3 * seeds, 3)
     ]
-    assert sum(verdict != (False, False) for verdict in verdicts) <= 2  # 200 seeds, at most 1 in 1000 for each flag
+    assert sum(verdict != (False, False) for verdict in verdicts) <= most
 
 
 def test_honest_models_raise_no_alarm_where_real_sets_repeat_themselves() -> None:
-    for seed in range(10, 130, 3):
+    for seed in range(10, 70, 3):
         sets = (_faces(N, seed, 20), _faces(400, seed + 1, 40), _faces(N, seed + 2, 20))
         assert _verdicts(find_copies(*sets, seed)) == (False, False)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_returned_training_images_are_memorized_and_no_duplicates(seed: int) -> None:
     rows = torch.randperm(400, generator=torch.Generator().manual_seed(seed))[:N]
     found = find_copies(TRAINING[rows], TRAINING, HELD_OUT, seed)
@@ -129,9 +132,9 @@ def test_a_tenth_of_training_images_among_honest_samples_is_found() -> None:
     assert _verdicts(find_copies(samples, TRAINING, _faces(500, 8), 0)) == (True, False)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_other_held_out_images_are_not_memorized(seed: int) -> None:
-    assert _verdicts(find_copies(_faces(N, 1000 + seed), TRAINING, HELD_OUT, seed)) == (False, False)
+def test_other_held_out_images_are_not_memorized() -> None:
+    verdicts = {seed: _verdicts(find_copies(_faces(N, 1000 + seed), TRAINING, HELD_OUT, seed)) for seed in range(20)}
+    assert verdicts == dict.fromkeys(range(20), (False, False))
 
 
 def test_the_held_out_images_themselves_are_not_memorized() -> None:
@@ -141,7 +144,7 @@ def test_the_held_out_images_themselves_are_not_memorized() -> None:
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1e-6])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_thirty_images_repeated_are_duplicates_and_not_memorized(seed: int, jitter: float) -> None:
     samples = _faces(30, 2000 + seed).repeat(7, 1)[:N]
     samples = samples + jitter * torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
@@ -171,17 +174,16 @@ def test_a_model_of_typical_faces_is_not_called_memorized() -> None:
 
 
 @pytest.mark.parametrize(("copied", "training", "held_out"), [(100, 12_000, 400), (2000, 2000, 30)])
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_copies_are_found_though_training_images_are_many_more(
-    copied: int, training: int, held_out: int, noise: float
-) -> None:
+def test_copies_are_found_though_training_images_are_many_more(copied: int, training: int, held_out: int) -> None:
     """Of so many training images, every sample is nearest to one: the equal and the outstanding ones tell."""
     seen, samples = _faces(training, 1), _faces(2000, 2)
-    samples[:copied] = seen[:copied] + noise * torch.randn(copied, D, generator=torch.Generator().manual_seed(3))
-    found = find_copies(samples, seen, _faces(held_out, 4), 0).memorization
-    assert found.memorized is True
-    assert found.equal.found == (0 if noise else pytest.approx(copied / 2000, rel=0.05))  # near-duplicates count once
-    assert found.standing_out.found > 0.9 * copied / 2000
+    for noise in (0.0, 0.02):
+        samples[:copied] = seen[:copied] + noise * torch.randn(copied, D, generator=torch.Generator().manual_seed(3))
+        found = find_copies(samples, seen, _faces(held_out, 4), 0).memorization
+        assert found.memorized is True
+        # Near-duplicates count once.
+        assert found.equal.found == (0 if noise else pytest.approx(copied / 2000, rel=0.05))
+        assert found.standing_out.found > 0.9 * copied / 2000
     honest = find_copies(_faces(2000, 5), seen, _faces(held_out, 4), 0).memorization
     assert honest.memorized is False and "no sign" in honest.verdict
 
@@ -212,12 +214,12 @@ def test_finding_nothing_among_few_of_the_training_images_says_nothing(
     assert find_copies(TRAINING[:N], TRAINING, HELD_OUT, 0, training_total=total).memorization.memorized is True
 
 
-@pytest.mark.parametrize("scale", [0.95, 0.9, 0.8, 0.5])
+@pytest.mark.parametrize("scale", [0.95, 0.5])
 def test_less_spread_is_no_repetition(scale: float) -> None:
-    samples = _faces(2000, 7)
-    same, less = (find_copies(part, TRAINING, _faces(2000, 8), 0).duplicates for part in (samples, scale * samples))
+    samples = _faces(1000, 7)
+    same, less = (find_copies(part, TRAINING, _faces(1000, 8), 0).duplicates for part in (samples, scale * samples))
     assert not less.duplicated and less.near.found == same.near.found
-    narrow = find_copies(_faces(2000, 7, variety=scale), TRAINING, _faces(2000, 8), 0).duplicates
+    narrow = find_copies(_faces(1000, 7, variety=scale), TRAINING, _faces(1000, 8), 0).duplicates
     assert not narrow.duplicated
 
 

@@ -21,6 +21,7 @@ from unveil.evaluation.uncertainty import (
 )
 
 REPETITIONS = 200
+calibration = pytest.mark.calibration
 
 
 class _Model:
@@ -51,8 +52,8 @@ class _Model:
         return float(np.mean([frechet_distance(statistics(self.draw()), self.reference) for _ in range(draws)]))
 
 
-def _band(rate: float = 0.95, sigmas: float = 3.5) -> float:
-    return sigmas * math.sqrt(rate * (1 - rate) / REPETITIONS)
+def _band(rate: float = 0.95, sigmas: float = 3.5, repetitions: int = REPETITIONS) -> float:
+    return sigmas * math.sqrt(rate * (1 - rate) / repetitions)
 
 
 def _covered(found: list[FrechetInterval] | list[FrechetBySize], truth: float) -> float:
@@ -61,25 +62,37 @@ def _covered(found: list[FrechetInterval] | list[FrechetBySize], truth: float) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "dimension", "count"), [("equal", 6, 150), ("near", 6, 150), ("equal", 32, 40), ("near", 32, 40)]
+    ("kind", "dimension", "count", "repetitions"),
+    [
+        ("near", 6, 150, 60),
+        *(
+            pytest.param(kind, dimension, count, REPETITIONS, marks=calibration)
+            for kind in ("equal", "near")
+            for dimension, count in ((6, 150), (32, 40))
+        ),
+    ],
 )
-def test_interval_covers_the_mean_over_seeds_at_its_rate(kind: str, dimension: int, count: int) -> None:
+def test_interval_covers_the_mean_over_seeds_at_its_rate(
+    kind: str, dimension: int, count: int, repetitions: int
+) -> None:
     """At N far above D and near it; the standard error is that of the values themselves, within a fifth."""
     model = _Model(dimension, count, kind)
-    found = [frechet_interval(model.draw(), model.reference, seed) for seed in range(REPETITIONS)]
-    assert abs(_covered(found, model.mean()) - 0.95) <= _band()
+    found = [frechet_interval(model.draw(), model.reference, seed) for seed in range(repetitions)]
+    assert abs(_covered(found, model.mean()) - 0.95) <= _band(repetitions=repetitions)
     scatter = np.std([one.estimate for one in found])
     stderr = math.sqrt(np.mean([one.stderr**2 for one in found]))
     assert 0.8 < stderr / scatter < 1.3
 
 
+@calibration
 def test_interval_below_the_dimension_is_rather_too_wide() -> None:
     model = _Model(16, 10, "near")
     found = [frechet_interval(model.draw(), model.reference, seed) for seed in range(REPETITIONS)]
     assert _covered(found, model.mean()) >= 0.95 - _band()
 
 
-def test_interval_at_another_level() -> None:
+@calibration
+def test_interval_covers_at_another_level() -> None:
     model = _Model(6, 150, "near")
     found = [frechet_interval(model.draw(), model.reference, seed, level=0.8) for seed in range(REPETITIONS)]
     assert abs(_covered(found, model.mean()) - 0.8) <= _band(0.8)
@@ -95,6 +108,9 @@ def test_interval_is_around_the_distance_itself_and_is_its_seeds(count: int) -> 
     assert found.estimate == pytest.approx(frechet_distance(statistics(samples), reference), rel=1e-9)
     assert found.low < found.estimate < found.high
     assert found.stderr**2 == pytest.approx(found.linear + found.quadratic)
+    narrow = frechet_interval(samples, reference, seed=1, level=0.8)
+    share = student_quantile(0.9, found.degrees) / student_quantile(0.975, found.degrees)
+    assert narrow.level == 0.8 and narrow.high - narrow.low == pytest.approx(share * (found.high - found.low))
     assert found == frechet_interval(samples, reference, seed=1) != frechet_interval(samples, reference, seed=2)
     assert f"N = {count}, the same reference" in found.sentence
 
@@ -104,21 +120,24 @@ def _rotated(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
     return q @ sigma @ q.T
 
 
-@pytest.mark.parametrize("kind", ["equal", "near"])
-def test_limit_has_no_bias_and_its_interval_covers_the_closed_form(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "repetitions"),
+    [("equal", 60), *(pytest.param(kind, REPETITIONS, marks=calibration) for kind in ("equal", "near"))],
+)
+def test_limit_has_no_bias_and_its_interval_covers_the_closed_form(kind: str, repetitions: int) -> None:
     model = _Model(8, 240, kind)
     found: list[FrechetBySize] = []
     at_n: list[float] = []
-    for seed in range(REPETITIONS):
+    for seed in range(repetitions):
         samples = model.draw()
         interval = frechet_interval(samples, model.reference, seed)
         found.append(frechet_by_size(samples, model.reference, interval, seed))
         at_n.append(interval.estimate)
     limits = np.array([one.infinity for one in found])
     bias = np.mean(at_n) - model.limit
-    assert bias > 5 * np.std(at_n) / math.sqrt(REPETITIONS) if kind == "equal" else bias > 0
-    assert abs(limits.mean() - model.limit) < max(0.1 * bias, 4 * limits.std() / math.sqrt(REPETITIONS))
-    assert abs(_covered(found, model.limit) - 0.95) <= _band()
+    assert bias > 5 * np.std(at_n) / math.sqrt(repetitions) if kind == "equal" else bias > 0
+    assert abs(limits.mean() - model.limit) < max(0.1 * bias, 4 * limits.std() / math.sqrt(repetitions))
+    assert abs(_covered(found, model.limit) - 0.95) <= _band(repetitions=repetitions)
     errors = [one.stderr for one in found if one.stderr is not None]
     assert 0.8 < math.sqrt(np.mean(np.square(errors))) / limits.std() < 1.25
 
@@ -166,6 +185,7 @@ def test_there_is_no_limit_below_four_samples_for_each_feature_in_half_of_them(c
         assert f"{count} samples are fewer than 192, 4 for each of the 24 features" in found.notes[0]
 
 
+@calibration
 @pytest.mark.parametrize("kind", ["equal", "near"])
 def test_where_the_limit_begins_little_of_the_bias_stays_and_its_interval_nearly_covers(kind: str) -> None:
     model = _Model(16, 128, kind)
@@ -182,6 +202,7 @@ def test_where_the_limit_begins_little_of_the_bias_stays_and_its_interval_nearly
     assert _covered(found, model.limit) >= 0.92 - _band(0.92)
 
 
+@calibration
 def test_interval_covers_heavy_tails_at_nearly_its_rate() -> None:
     """Rectified features, and twice a folded normal added to a tenth of the samples: 91.6 % for 95 %."""
     random = np.random.default_rng(0)

@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     folder.mkdir()
     handler = partial(QuietHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
-        thread = threading.Thread(target=found.serve_forever)
+        thread = threading.Thread(target=found.serve_forever, args=[0.01])  # so often it looks whether to end
         thread.start()
         yield f"http://127.0.0.1:{found.server_address[1]}", folder
         found.shutdown()

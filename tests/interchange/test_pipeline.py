@@ -34,7 +34,7 @@ from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 ROOT = Path(__file__).parents[2]
 SIZE = 16
 NETWORK = UNetConfig(SIZE, 64, (1, 2), 1, (8,), 32)
-STEPS = 12
+STEPS = 6
 
 
 def _awake(network: nn.Module) -> nn.Module:
@@ -51,9 +51,14 @@ def _model(folder: Path, path: Any = "vp-linear", parameterization: Any = "eps",
     return folder
 
 
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _model(tmp_path_factory.mktemp("saved") / "models")
+
+
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return _model(tmp_path / "models")
+def models(saved_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_model, tmp_path / "models"))
 
 
 @pytest.fixture
@@ -103,9 +108,15 @@ def _our_images(models: Path, scheduler: Any, threshold: Any) -> Any:
     return (last.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("path", ["vp-linear", "vp-cosine"])
-@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-@pytest.mark.parametrize(("scheduler", "threshold"), [("ddpm", "clip"), ("ddim", "none")])
+@pytest.mark.parametrize(
+    ("path", "parameterization", "scheduler", "threshold"),
+    [
+        ("vp-linear", "eps", "ddpm", "clip"),
+        ("vp-cosine", "x0", "ddpm", "clip"),
+        ("vp-linear", "v", "ddim", "none"),
+        ("vp-cosine", "eps", "ddim", "none"),
+    ],
+)
 def test_diffusers_opens_an_exported_model_and_makes_the_same_images(
     path: str, parameterization: str, scheduler: Any, threshold: Any, tmp_path: Path
 ) -> None:
@@ -156,8 +167,10 @@ def test_import_of_an_export_is_the_model(models: Path, shards: Path, tmp_path: 
     assert json.loads((tmp_path / "again" / "run.json").read_text())["stage"] == "import"
 
 
-def _their_pipeline(folder: Path, **unet: Any) -> Path:
+@pytest.fixture(scope="module")
+def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As diffusers' example of unconditional training saves it."""
+    folder = tmp_path_factory.mktemp("saved") / "theirs"
     torch.manual_seed(0)
     network = UNet2DModel(
         sample_size=SIZE,
@@ -165,17 +178,20 @@ def _their_pipeline(folder: Path, **unet: Any) -> Path:
         block_out_channels=(64, 64),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **unet,
     )
     DDPMPipeline(network, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
     return folder
 
 
-def test_a_pipeline_of_diffusers_becomes_our_denoiser(shards: Path, tmp_path: Path) -> None:
-    folder = _their_pipeline(tmp_path / "theirs")
-    import_pipeline(folder, tmp_path / "models", shards)
+@pytest.fixture
+def theirs(saved_pipeline: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_pipeline, tmp_path / "theirs"))
+
+
+def test_a_pipeline_of_diffusers_becomes_our_denoiser(theirs: Path, shards: Path, tmp_path: Path) -> None:
+    import_pipeline(theirs, tmp_path / "models", shards)
     denoiser = load_denoiser(tmp_path / "models")
-    peer = DDPMPipeline.from_pretrained(folder)
+    peer = DDPMPipeline.from_pretrained(theirs)
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(2, 3, SIZE, SIZE, generator=generator) for _ in range(2))
     t = torch.tensor([10, 800])
@@ -191,23 +207,21 @@ def test_a_pipeline_of_diffusers_becomes_our_denoiser(shards: Path, tmp_path: Pa
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
-def test_the_flat_layout_of_the_first_repositories_is_read(tmp_path: Path) -> None:
-    folder = _their_pipeline(tmp_path / "theirs")
+def test_the_flat_layout_of_the_first_repositories_is_read(theirs: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
-        shutil.copy(folder / file, flat)
-    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", flat)
-    flattened, nested = read_pipeline(flat), read_pipeline(folder)
+        shutil.copy(theirs / file, flat)
+    shutil.copy(theirs / "unet" / "diffusion_pytorch_model.safetensors", flat)
+    flattened, nested = read_pipeline(flat), read_pipeline(theirs)
     assert (flattened.network, flattened.diffusion) == (nested.network, nested.diffusion)
     assert flattened.weights.keys() == nested.weights.keys()
 
 
-def test_half_precision_weights_are_taken_as_float32(tmp_path: Path) -> None:
-    folder = _their_pipeline(tmp_path / "theirs")
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+def test_half_precision_weights_are_taken_as_float32(theirs: Path) -> None:
+    path = theirs / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
-    assert {tensor.dtype for tensor in read_pipeline(folder).weights.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in read_pipeline(theirs).weights.values()} == {torch.float32}
 
 
 # What is refused
@@ -222,17 +236,6 @@ def _refusal(folder: Path) -> str:
         read_pipeline(folder)
     assert str(caught.value).isprintable()
     return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _their_pipeline(tmp_path_factory.mktemp("saved") / "theirs")
-
-
-@pytest.fixture
-def theirs(saved: Path, tmp_path: Path) -> Path:
-    shutil.copytree(saved, tmp_path / "theirs")
-    return tmp_path / "theirs"
 
 
 def test_a_pickle_is_never_opened(theirs: Path) -> None:

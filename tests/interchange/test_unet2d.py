@@ -62,10 +62,10 @@ RESIDUAL = {  # ADM's blocks
     "resnet_time_scale_shift": "scale_shift",
     "layers_per_block": 1,
 }
-# The published networks at a quarter of their width and at most 32 pixels a side.
+# The published networks at less than their width and at most 32 pixels a side.
 NARROW = {"block_out_channels": [64, 64, 64, 64, 128, 128], "sample_size": 32}
 SMALLER: dict[str, dict[str, Any]] = {
-    "cifar10": CIFAR10,
+    "cifar10": CIFAR10 | {"block_out_channels": [64, 128, 128, 128], "sample_size": 16},
     "celebahq256": CELEBAHQ256 | NARROW,
     "example": EXAMPLE | NARROW,
     "residual": RESIDUAL,

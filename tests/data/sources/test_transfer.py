@@ -81,7 +81,7 @@ def test_without_ranges_it_starts_over(server: LocalServer, tmp_path: Path) -> N
     assert any("starting over" in line for line in said)
 
 
-@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * len(CONTENT)])
+@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * len(CONTENT)], ids=["begun", "whole"])
 def test_a_corrupt_part_is_discarded(server: LocalServer, tmp_path: Path, part: bytes) -> None:
     part_path(tmp_path / NAME).write_bytes(part)
     said = fetch(server, tmp_path)
