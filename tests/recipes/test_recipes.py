@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from unveil import recipes
 from unveil.errors import UnveilError
 from unveil.params import flatten, load_params, parse_params
 from unveil.recipes import apply_recipe, load_recipe, names
@@ -25,14 +22,6 @@ SHIPPED = Path(__file__).parents[2] / "params.yaml"
 # Those that the documentation names.
 NAMES = ["demo", "celeba256-ddpm", "celeba64-ddpm", "celeba64-edm", "celeba64-tutorial", "smoke"]
 PARTIAL = ["unet-adm", "unet-ddpm", "unet-ddpmpp", "unet-ncsnpp", "unet-plain"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _files_are_read_once() -> Iterator[None]:
-    """A recipe is found among all, of which each is read for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "_read", cache(recipes._read))
-        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -127,6 +128,7 @@ class _File(NamedTuple):
     values: dict[Key, str]
 
 
+@cache
 def _read(name: str) -> _File:
     """A recipe's file, with the text of each value that it holds."""
     text = (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
