@@ -18,8 +18,10 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+# Python keeps what it has compiled, also where the shell forbids it: an import takes a third of the time.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help repro test lint ui gpu-check clean
+.PHONY: help repro test lint style ui gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -28,13 +30,19 @@ help: ## Show this list
 repro: $(VENV)/runtime.stamp ## Run the pipeline: what has changed, and what depends on it
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 
-test: lint ## Check style and types, run all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST)
+# Types are checked beside the tests, and what mypy says is shown after theirs. Either one's failure is a failure.
+test: style ## Check style and types, run all tests
+	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; tests=0; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST) || tests=$$?; \
+	wait $$types || tests=$$?; cat $(VENV)/mypy.log; exit $$tests
 
-lint: $(VENV)/dev.stamp ## Check style and types
+lint: style ## Check style and types
+	$(BIN)/mypy
+
+style: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 
 ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port PORT of this machine
 	$(BIN)/python -m unveil.tracking ui --port $(PORT)

@@ -45,14 +45,15 @@ def test_processes_are_as_many_as_asked_but_not_more_than_gpus(
     [
         ("sys.exit(3 if rank == 1 else time.sleep(60))", 3, ""),
         ("rank == 1 and os.kill(os.getpid(), 9); time.sleep(60)", 137, "error: process 1 was killed by SIGKILL\n"),
-        ("", 0, ""),
+        ("rank == 1 and os.kill(int(os.environ['LAUNCHER']), 15); time.sleep(60)", 143, ""),
     ],
 )
 def test_the_launcher_ends_as_the_process_that_failed(body: str, status: int, said: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"import os, sys, time\nrank = int(os.environ['RANK'])\n{body}\n")
-    command = [sys.executable, "-m", "unveil.launch", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, check=False)
+    # It is in the place of the shell, whose number it has.
+    command = f'LAUNCHER=$$ exec "{sys.executable}" -m unveil.launch --standalone --nproc-per-node=2 "{script}"'
+    done = subprocess.run(command, shell=True, env=ENVIRONMENT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (status, said)
 
 
@@ -73,6 +74,15 @@ with stage("sample", Path("params.yaml")) as run, ExitStack() as held:
 """
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a stage can run; its store is shared, as the making of one takes seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / ".git").mkdir()
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
@@ -83,25 +93,24 @@ with stage("sample", Path("params.yaml")) as run, ExitStack() as held:
     ],
     ids=["both", "other", "other while main computes"],
 )
-def test_an_error_is_said_once_and_is_what_mlflow_has(body: str, tmp_path: Path) -> None:
+def test_an_error_is_said_once_and_is_what_mlflow_has(body: str, project: Path) -> None:
     if "else" in body:
         body = body.replace("raise UnveilError", "(_ for _ in ()).throw(UnveilError").replace('that")', 'that"))')
-    done = _run_stage(body, tmp_path)
+    done = _run_stage(body, project)
     assert (done.returncode, done.stderr) == (1, "error: found this, expected that\n")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    run = client.search_runs(everywhere, order_by=["start_time DESC"])[0]
     assert run.info.status == "FAILED" and "found this, expected that" in str(run.data.tags)
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
-    done = _run_stage('if rank == 1: raise KeyError("a mistake")', tmp_path)
+def test_a_mistake_in_the_program_keeps_its_traceback(project: Path) -> None:
+    done = _run_stage('if rank == 1: raise KeyError("a mistake")', project)
     assert done.returncode == 1 and "KeyError: 'a mistake'" in done.stderr
 
 
 def _run_stage(body: str, project: Path) -> subprocess.CompletedProcess[str]:
-    shutil.copy(ROOT / "params.yaml", project)
-    (project / ".git").mkdir()
     (project / "script.py").write_text(STAGE.format(body=body))
     environment = {**ENVIRONMENT, "UNVEIL_TRACKING": ""}
     environment.pop("MLFLOW_TRACKING_URI", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn.functional import pad
 
 from unveil.data.pixels import to_uint8
 from unveil.diffusion.samplers import Step
@@ -18,9 +18,21 @@ WHITE = 255
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
     """Save uint8 images [N, 3, H, W] as one PNG, ``columns`` images a row."""
-    grid = make_grid(images, nrow=columns, padding=PADDING, pad_value=WHITE)
     with atomic_path(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, "PNG")
+        Image.fromarray(image_grid(images, columns).contiguous().numpy()).save(temporary, "PNG")
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """Lay uint8 images [N, 3, H, W] out in rows of ``columns``, on white; one alone has no frame."""
+    if len(images) == 1:
+        return images[0].permute(1, 2, 0).cpu()
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = images.shape[2] + PADDING, images.shape[3] + PADDING
+    cells = torch.full((rows * columns, height, width, 3), WHITE, dtype=torch.uint8)
+    cells[: len(images), PADDING:, PADDING:] = images.permute(0, 2, 3, 1)
+    grid = cells.reshape(rows, columns, height, width, 3).transpose(1, 2).reshape(rows * height, columns * width, 3)
+    return pad(grid, (0, 0, 0, PADDING, 0, PADDING), value=WHITE)
 
 
 def emergence(steps: Sequence[Step], faces: int, columns: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.errors import UnveilError
+from unveil.evaluation import extractors
 from unveil.evaluation.distances import (
     frechet_distance,
     inception_score,
@@ -256,6 +257,7 @@ def _save(images: Tensor, folder: Path) -> str:
 
 def test_equals_torch_fidelitys_own_command_on_the_same_images_as_png(tmp_path: Path) -> None:
     features: FeatureSet = LITE
+    extractors.register()
     extractor = load_extractor(features.name)
     samples, reference = _pictures(8, 0), uniform_noise(8, 32, 1)
     one, other = (extract(images, extractor, batch_size=64, device="cpu") for images in (samples, reference))

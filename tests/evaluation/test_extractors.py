@@ -27,9 +27,9 @@ from unveil.evaluation.extractors import (
     Inception,
     Vgg16,
     VisionTransformer,
-    read_state_dict,
     resize_like_tensorflow,
 )
+from unveil.evaluation.weights import read_state_dict
 
 PRECISIONS = (torch.float32, torch.float64)
 

@@ -39,6 +39,7 @@ OUTPUTS = (
     "plots/evaluate/real-and-samples.png",
 )
 SIZE = 16
+CONTROLS = YAML().load(ROOT / "params.yaml")["evaluate"]["controls"]
 
 
 def _images(count: int, seed: int) -> Tensor:
@@ -70,6 +71,7 @@ def _params(folder: Path, **changes: Any) -> None:
         "reference_images": 24,
         "kid_subsets": 4,
         "kid_subset_size": 12,
+        "controls": [],  # of whose features and distances most of the time would go
         "control_images": 12,
         "interval_splits": 0,
     }
@@ -142,6 +144,7 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
 
 
 def test_a_second_evaluation_computes_only_what_is_new(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _params(project, controls=CONTROLS)
     first = _run()
     assert first.exit_code == 0, first.output
     assert first.output.count("efficientnet-lite0: features of") == 7  # samples, three sets, three controls
@@ -155,7 +158,7 @@ def test_a_second_evaluation_computes_only_what_is_new(project: Path, monkeypatc
 
 
 def test_controls_stand_in_the_card_and_one_that_cannot_be_made_is_named(project: Path) -> None:
-    _params(project, interval_splits=10)
+    _params(project, controls=CONTROLS, interval_splits=10)
     done = _run()
     assert done.exit_code == 0, done.output
     card = read_card(project / "reports" / "card.json")
@@ -179,7 +182,7 @@ def test_controls_stand_in_the_card_and_one_that_cannot_be_made_is_named(project
 
 
 def test_measures_only_what_is_asked_for(project: Path) -> None:
-    _params(project, metrics=["kernel"], controls=[], interval_splits=0)
+    _params(project, metrics=["kernel"], interval_splits=0)
     done = _run()
     assert done.exit_code == 0, done.output
     metrics = json.loads((project / "metrics" / "evaluate.json").read_text())

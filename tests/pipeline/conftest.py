@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -91,7 +92,24 @@ class Smoke(Project):
 
 @pytest.fixture(scope="session")
 def smoke(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    root = tmp_path_factory.mktemp("smoke") / "unveil"
+    """Made by the first of the test processes that needs it; the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    project, said = Project(folder / "smoke" / "unveil"), folder / "smoke" / "output.txt"
+    with FileLock(folder / "smoke.lock"):
+        if not said.exists():
+            copy_sources(repository, project.root)
+            project.command("git", "init", "--quiet", "--initial-branch=main")
+            code = "from unveil.recipes.__main__ import app; app()"
+            project.command(sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {code}", "apply", "smoke")
+            project.commit("smoke")
+            said.write_text(project.dvc("repro"), encoding="utf-8")
+    return Smoke(project.root, said.read_text(encoding="utf-8"))
+
+
+def copy_sources(repository: Path, root: Path) -> None:
+    """Copy what Git has or would take."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=repository,
@@ -103,13 +121,6 @@ def smoke(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
         if (repository / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repository / name, root / name)
-    project = Project(root)
-    project.command("git", "init", "--quiet", "--initial-branch=main")
-    code = "from unveil.recipes.__main__ import app; app()"
-    project.command(sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {code}", "apply", "smoke")
-    project.commit("smoke")
-    output = project.dvc("repro")
-    return Smoke(root, output)
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,11 @@ class Experiments(Project):
 
 
 @pytest.fixture(scope="session")
-def experiments(smoke: Smoke) -> Iterator[Experiments]:
-    project = Experiments(smoke.copy(smoke.root.parent / "experiments").root)
+def experiments(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiments]:
+    project = Experiments(smoke.copy(tmp_path_factory.mktemp("experiments") / "unveil").root)
     project.commit("baseline")
     project.dvc("exp", "run", "--name", "lower", "--set-param", "train.lr=2e-4")
-    project.dvc("exp", "run", "--name", "temporary", "--temp", "--set-param", "train.lr=3e-4")
+    project.dvc("exp", "run", "--name", "temporary", "--temp", "--set-param", "sample.steps=3")
     project.dvc("exp", "run", "--name", "five", "--queue", "--set-param", "sample.steps=5")
     project.dvc("exp", "run", "--name", "six", "--queue", "--set-param", "sample.steps=6")
     project.dvc("queue", "start", "--jobs", "2")
@@ -133,7 +144,7 @@ def experiments(smoke: Smoke) -> Iterator[Experiments]:
         while (status := project.dvc("queue", "status")).count("Success") < 2:
             assert "Failed" not in status, status + project.dvc("queue", "logs", "five")
             assert time.monotonic() < waiting_until, status
-            time.sleep(3)
+            time.sleep(1)
         yield project
     finally:
         project.dvc("queue", "stop", "--kill")

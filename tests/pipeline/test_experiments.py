@@ -7,12 +7,12 @@ import pytest
 from mlflow.entities import Run
 from tests.pipeline.conftest import Experiments, stage_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments")]
 
 CHANGED = {
     "lower": {"train.lr": 2e-4, "sample.steps": 4},
-    "temporary": {"train.lr": 3e-4, "sample.steps": 4},
-    # queued in the workspace that `lower` had left
+    # in the workspace that `lower` had left
+    "temporary": {"train.lr": 2e-4, "sample.steps": 3},
     "five": {"train.lr": 2e-4, "sample.steps": 5},
     "six": {"train.lr": 2e-4, "sample.steps": 6},
 }
@@ -63,13 +63,8 @@ def test_an_experiment_reruns_what_it_changes(experiments: Experiments) -> None:
     stages: dict[str, set[str]] = {name: set() for name in CHANGED}
     for run in experiments.runs():
         stages[run.data.tags["dvc.exp_name"]].add(stage_of(run))
-    training = {"train", "sample", "evaluate"}
-    assert stages == {
-        "lower": training,
-        "temporary": training,
-        "five": {"sample", "evaluate"},
-        "six": {"sample", "evaluate"},
-    }
+    sampling = {"sample", "evaluate"}
+    assert stages == {"lower": {"train", *sampling}, "temporary": sampling, "five": sampling, "six": sampling}
 
 
 def test_different_parameters_give_different_metrics(evaluations: dict[str, Run]) -> None:
@@ -88,7 +83,7 @@ def test_queued_runs_are_tied_to_the_model_that_they_sampled_from(
     model = experiments.client.get_logged_model(output.model_id)
     assert model.name == "denoiser-lower"
     on_model = {metric.run_id for metric in model.metrics or [] if metric.key == "fd_efficientnet_lite0"}
-    assert on_model == {evaluations[name].info.run_id for name in ("lower", "five", "six")}
+    assert on_model == {run.info.run_id for run in evaluations.values()}
 
 
 def test_temporary_copies_leave_no_store_of_their_own(experiments: Experiments) -> None:
@@ -102,4 +97,5 @@ def test_applying_an_experiment_brings_its_record(experiments: Experiments, eval
     record = json.loads((experiments.root / "metrics" / "run.json").read_text())
     assert record["run_id"] == evaluations["temporary"].info.run_id
     assert record["dvc_exp_name"] == "temporary"
-    assert record["upstream"]["train"]["params"]["train.lr"] == 3e-4
+    assert record["upstream"]["sample"]["params"]["sample.steps"] == 3
+    assert record["upstream"]["train"]["params"]["train.lr"] == 2e-4

@@ -1,7 +1,6 @@
 """A model of diffusers' own training goes through sample and evaluate like one of ours."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.pipeline.conftest import Project, Smoke, stage_of
 
 from unveil.files import file_digest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.slow
 
 CHANGES = {  # what the file must say of the imported model
     "      stem: 4": "      stem: 1",
@@ -25,9 +24,9 @@ CHANGES = {  # what the file must say of the imported model
 }
 
 
-@pytest.fixture(scope="module")
-def imported(smoke: Smoke) -> Project:
-    project = smoke.copy(smoke.root.parent / "imported")
+@pytest.fixture
+def imported(smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    project = smoke.copy(tmp_path / "unveil")
     torch.manual_seed(0)
     network = UNet2DModel(
         sample_size=32,
@@ -42,7 +41,7 @@ def imported(smoke: Smoke) -> Project:
     for old, new in CHANGES.items():
         text = text.replace(old.strip(), new.strip())
     params.write_text(text.replace("attention_resolutions: [4]", "attention_resolutions: [16]"), encoding="utf-8")
-    os.environ["PYTHONPATH"] = "src"
+    monkeypatch.setenv("PYTHONPATH", "src")
     project.command(sys.executable, "-m", "unveil.interchange", "import", "tmp/theirs", "--force")
     project.dvc("commit", "--force", "train")
     return project

@@ -23,7 +23,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("pipeline"),
+    pytest.mark.xdist_group("experiments"),
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install it, or name it in $CHROMIUM"),
 ]
@@ -113,8 +113,8 @@ def cells(html: str) -> list[str]:
 
 def test_the_runs_table_names_every_run(page: Page, by_name: dict[tuple[str, str], Run]) -> None:
     names = tuple(f"{stage} {experiment}" for stage, experiment in by_name)
-    assert len(names) == 10
-    page("/experiments/1/runs?workflowType=machine_learning", (*names, "10", "denoiser-lower"))
+    assert len(names) == 9
+    page("/experiments/1/runs?workflowType=machine_learning", (*names, "9", "denoiser-lower"))
 
 
 def test_the_address_of_the_evaluations_shows_them_alone(page: Page, by_name: dict[tuple[str, str], Run]) -> None:

@@ -13,7 +13,9 @@ from tests.pipeline.conftest import Project, Smoke, stage_of
 from unveil.params import flatten, load_params
 from unveil.stage import STAGES, declared_paths, paths_digest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.slow
+# DVC locks the project, which these only look at: they must not do so at once.
+one_after_another = pytest.mark.xdist_group("smoke")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,7 @@ def changed(smoke: Smoke, tmp_path: Path) -> Project:
     return smoke.copy(tmp_path / "unveil")
 
 
+@one_after_another
 def test_every_stage_ran_once_and_left_what_dvc_yaml_says(smoke: Smoke) -> None:
     for name in STAGES:
         assert smoke.output.count(f"Running stage '{name}'") == 1
@@ -36,6 +39,7 @@ def test_every_stage_ran_once_and_left_what_dvc_yaml_says(smoke: Smoke) -> None:
             assert (smoke.root / path).exists(), path
 
 
+@one_after_another
 def test_git_holds_the_metrics_and_dvc_the_rest(smoke: Smoke) -> None:
     shown = smoke.command("git", "status", "--porcelain", "--untracked-files=all")
     made = {line[3:] for line in shown.splitlines()}
@@ -43,6 +47,7 @@ def test_git_holds_the_metrics_and_dvc_the_rest(smoke: Smoke) -> None:
     assert "dvc.lock" in made
 
 
+@one_after_another
 def test_the_samples_are_images_and_the_metrics_are_numbers(smoke: Smoke) -> None:
     params = load_params(smoke.root / "params.yaml")
     size, count = params.preprocess.image_size, params.sample.num_samples
@@ -64,6 +69,7 @@ def test_the_samples_are_images_and_the_metrics_are_numbers(smoke: Smoke) -> Non
     assert metrics["fd_efficientnet_lite0_floor"] < metrics["fd_efficientnet_lite0_noise"]
 
 
+@one_after_another
 def test_one_finished_run_a_stage_with_its_own_parameters(smoke: Smoke, runs: dict[str, Run]) -> None:
     assert set(runs) == set(STAGES)
     params = flatten(load_params(smoke.root / "params.yaml"))
@@ -78,6 +84,7 @@ def test_one_finished_run_a_stage_with_its_own_parameters(smoke: Smoke, runs: di
         assert run.data.params == expected
 
 
+@one_after_another
 def test_the_evaluate_run_is_the_whole_story(smoke: Smoke, runs: dict[str, Run]) -> None:
     run = runs["evaluate"]
     metrics = json.loads((smoke.root / "metrics" / "evaluate.json").read_text())
@@ -89,6 +96,7 @@ def test_the_evaluate_run_is_the_whole_story(smoke: Smoke, runs: dict[str, Run])
     assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["cartoon-32-score-sde"]
 
 
+@one_after_another
 def test_what_one_stage_wrote_is_what_the_next_one_read(smoke: Smoke, runs: dict[str, Run]) -> None:
     links = 0
     for reader in runs.values():
@@ -104,6 +112,7 @@ def test_what_one_stage_wrote_is_what_the_next_one_read(smoke: Smoke, runs: dict
     assert raw == paths_digest(smoke.root, ["data/raw"])
 
 
+@one_after_another
 def test_the_curves_have_a_point_for_every_interval(smoke: Smoke, runs: dict[str, Run]) -> None:
     settings = load_params(smoke.root / "params.yaml").train
     points = smoke.client.get_metric_history(runs["train"].info.run_id, "loss")
@@ -112,6 +121,7 @@ def test_the_curves_have_a_point_for_every_interval(smoke: Smoke, runs: dict[str
     assert all(math.isfinite(point.value) for point in points)
 
 
+@one_after_another
 def test_the_model_in_mlflow_is_the_model_on_disk(smoke: Smoke, runs: dict[str, Run]) -> None:
     outputs = runs["train"].outputs
     assert outputs is not None
@@ -125,12 +135,14 @@ def test_the_model_in_mlflow_is_the_model_on_disk(smoke: Smoke, runs: dict[str, 
     assert on_model["nfe"] == runs["sample"].info.run_id
 
 
+@one_after_another
 def test_the_pictures_are_artifacts(smoke: Smoke, runs: dict[str, Run]) -> None:
     for name, file in (("sample", "grid.png"), ("sample", "trajectory.png"), ("evaluate", "card.md")):
         folder = smoke.root / "mlruns" / runs[name].info.run_id / "artifacts"
         assert (folder / file).stat().st_size > 0
 
 
+@one_after_another
 def test_dvc_shows_the_metrics_and_the_plots(smoke: Smoke) -> None:
     shown = smoke.json("metrics", "show", "--json")
     metrics = json.loads((smoke.root / "metrics" / "evaluate.json").read_text())
@@ -147,6 +159,7 @@ def test_dvc_shows_the_metrics_and_the_plots(smoke: Smoke) -> None:
         assert any(name in picture for picture in pictures), name
 
 
+@one_after_another
 def test_a_second_repro_does_nothing(smoke: Smoke) -> None:
     before = len(smoke.runs())
     said = smoke.dvc("repro")

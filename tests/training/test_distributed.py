@@ -81,21 +81,47 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_samples_of_one(alone: Path, tmp_path: Path) -> None:
+def test_two_processes_of_accelerate_or_torchrun_give_the_losses_and_samples_of_one(
+    alone: Path, tmp_path: Path
+) -> None:
+    """With accelerate's ``--cpu`` instead of ``--multi_gpu`` there would be one process, whatever is asked for."""
+    pytest.importorskip("accelerate", reason="needs accelerate, which the dependencies for development bring")
     project = make_project(tmp_path / "project")
-    set_params(project, **COMMON)
-    output = _run(project, "train", 2)
-    assert output.count("in 2 processes") == 1
+    set_params(project, **COMMON, device="cpu")
+    (project / ".git").mkdir()
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
+    environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "UNVEIL_TRACKING": ""}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [*launch, str(ROOT / "stages" / "train.py")]
+    done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("in 2 processes") == 1
     assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
-    ours, theirs = (load_file(folder / "models" / "model.safetensors") for folder in (project, alone))
-    for name, weight in theirs.items():
-        assert torch.allclose(ours[name], weight, atol=1e-4), name
+    _assert_same_weights(project, alone)
+    _assert_one_run_with_the_curve_of(project)
 
     (project / "models" / "model.safetensors").write_bytes((alone / "models" / "model.safetensors").read_bytes())
     assert _run(project, "sample", 2).count("look at") == 1
     files = [folder / "samples" / "samples.safetensors" for folder in (project, alone)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert (project / "samples" / "grid.png").read_bytes() == (alone / "samples" / "grid.png").read_bytes()
+
+
+def _assert_same_weights(project: Path, alone: Path) -> None:
+    ours, theirs = (load_file(folder / "models" / "model.safetensors") for folder in (project, alone))
+    for name, weight in theirs.items():
+        assert torch.allclose(ours[name], weight, atol=1e-4), name
+
+
+def _assert_one_run_with_the_curve_of(project: Path) -> None:
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "loss")
+    with (project / "plots" / "train" / "curves.csv").open(newline="") as stream:
+        assert [point.step for point in points] == [int(row["images"]) for row in csv.DictReader(stream)]
+    assert run.data.metrics["memory_gib"] > 0
 
 
 @pytest.mark.slow
@@ -114,34 +140,19 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: P
     assert said.count("error: train was stopped by SIGTERM; ") == said.count("run the same command to go on") == 1
     assert "None has all" not in said
     assert "going on from step" in _run(project, "train", 1)
-    ours, theirs = (load_file(folder / "models" / "model.safetensors") for folder in (project, alone))
-    for name, weight in theirs.items():
-        assert torch.allclose(ours[name], weight, atol=1e-4), name
+    _assert_same_weights(project, alone)
 
 
 @pytest.mark.slow
-def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for(alone: Path, tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project")
-    set_params(project, **COMMON)
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("processes: 0", "processes: 2"))
-    assert load_params(project / "params.yaml").launch.processes == 2
-    assert "in 2 processes" in _run(project, "train", 1)
-    assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
-    assert json.loads((project / "models" / "run.json").read_text())["stage"] == "train"
-    apply_recipe("smoke", project / "params.yaml")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_what_dvc_started_ends_all_processes_with_one_line_and_a_checkpoint(
-    tmp_path: Path, number: signal.Signals
+def test_plain_dvc_uses_the_processes_that_params_yaml_asks_for_and_ctrl_c_ends_all(
+    alone: Path, tmp_path: Path
 ) -> None:
-    """As `kill` and a scheduler send it to the one process that they know of."""
+    """The signal goes to the one process that a shell or a scheduler knows of; the same command then goes on."""
     project = make_project(tmp_path / "project")
     set_params(project, **COMMON, checkpoint_every_images=60)
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("processes: 0", "processes: 2"))
+    assert load_params(project / "params.yaml").launch.processes == 2
     process = subprocess.Popen(
         _command("train", 1),
         cwd=project,
@@ -154,39 +165,18 @@ def test_a_signal_to_what_dvc_started_ends_all_processes_with_one_line_and_a_che
         assert process.poll() is None
         time.sleep(0.01)
     children = _children(process.pid)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 128 + number, said
-    assert said.count(f"error: train was stopped by {number.name}; ") == said.count("run the same command") == 1
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert said.count("error: train was stopped by SIGINT; ") == said.count("run the same command") == 1
     assert "Traceback" not in said
     assert len(children) >= 2 and not any(_is_alive(child) for child in children)
-    assert "going on from step" in _run(project, "train", 1)
 
-
-@pytest.mark.slow
-def test_accelerate_launches_one_run_with_one_curve(alone: Path, tmp_path: Path) -> None:
-    """With accelerate's ``--cpu`` instead of ``--multi_gpu`` there would be one process, whatever is asked for."""
-    pytest.importorskip("accelerate", reason="needs accelerate, which the dependencies for development bring")
-    project = make_project(tmp_path / "project")
-    set_params(project, **COMMON, device="cpu")
-    (project / ".git").mkdir()
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
-    environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "UNVEIL_TRACKING": ""}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [*launch, str(ROOT / "stages" / "train.py")]
-    done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("in 2 processes") == 1
-    assert _losses(project) == pytest.approx(_losses(alone), rel=1e-5)
-
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert run.info.status == "FINISHED"
-    points = client.get_metric_history(run.info.run_id, "loss")
-    with (project / "plots" / "train" / "curves.csv").open(newline="") as stream:
-        assert [point.step for point in points] == [int(row["images"]) for row in csv.DictReader(stream)]
-    assert run.data.metrics["memory_gib"] > 0
+    said = _run(project, "train", 1)
+    assert "in 2 processes" in said and "going on from step" in said
+    _assert_same_weights(project, alone)
+    assert json.loads((project / "models" / "run.json").read_text())["stage"] == "train"
+    apply_recipe("smoke", project / "params.yaml")
 
 
 def test_the_parts_are_the_whole() -> None:

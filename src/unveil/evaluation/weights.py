@@ -2,12 +2,14 @@
 
 import http.client
 import os
+import pickle
 import shutil
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.files import atomic_path, file_digest
@@ -232,3 +234,35 @@ def _missing(cached: Path, published: PublishedFile, key: str, problem: str) -> 
         f"and from {published.url} {problem}; fetch that file some other way and name it, or its folder, in {key} "
         f"or ${ENVIRONMENT}, or set evaluate.features: efficientnet-lite0"
     )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save`` wrote; nothing else of it is unpickled.
+
+    Raises:
+        UnveilError: the file holds anything else, or is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UnveilError(
+            f"{path}: not a file of weights ({' '.join(str(error).split())[:120]}), expected a state dict of tensors; "
+            "get the published file"
+        ) from None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UnveilError(f"{path}: holds {type(state).__name__}, expected a state dict of tensors")
+    return dict(state)
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    """Give a network the tensors of a file: copied, or with ``assign`` as they are."""
+    try:
+        network.load_state_dict(state, assign=assign)
+    except RuntimeError as error:
+        raise other_network(path, error) from None
+
+
+def other_network(path: Path, error: Exception) -> UnveilError:
+    """What to tell the user whose file did not fit its network."""
+    words = " ".join(str(error).split())[:160]
+    return UnveilError(f"{path}: weights of another network ({words}); get the published file")

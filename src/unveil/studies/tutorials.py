@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
-from torchvision.utils import make_grid
 
 from unveil.data.batches import DeviceBatches
 from unveil.data.pixels import to_uint8
@@ -40,6 +39,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, frechet_distance, significant, statistics
 from unveil.evaluation.features import extract, load_extractor
 from unveil.evaluation.sets import load_real, uniform_noise
+from unveil.figures import image_grid
 from unveil.files import atomic_directory, atomic_path, write_json, write_text
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
@@ -54,7 +54,6 @@ SAMPLE_BATCH = 100
 SHRUNK_AT_ONCE = 1000
 SHOWN = 8  # images of a run in the figures
 ZOOM = 2  # pixels of the figures a pixel
-WHITE = 255
 COLORS = 128  # of the figures' palettes
 SEED_RANGES = 2.0
 """A distance this many times the seeds' own range away from their mean is called a difference."""
@@ -796,8 +795,7 @@ def write_pictures(study: Study, results: Sequence[Result], controls: Mapping[st
 def zoomed(images: Tensor) -> Image.Image:
     """uint8 images [N, 3, H, W] in rows of ``SHOWN``, each pixel a square."""
     large = images.repeat_interleave(ZOOM, dim=2).repeat_interleave(ZOOM, dim=3)
-    grid = make_grid(large, nrow=SHOWN, padding=2, pad_value=WHITE)
-    return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(image_grid(large, SHOWN).contiguous().numpy())
 
 
 def overview(rows: Sequence[tuple[str, float, Tensor]]) -> Image.Image:

@@ -40,7 +40,7 @@ AVATAR_EYES = ((114, 112), (166, 112))
 SCALE = (RIGHT_EYE[0] - LEFT_EYE[0]) / (AVATAR_EYES[1][0] - AVATAR_EYES[0][0])
 SHIFT = (LEFT_EYE[0] - SCALE * AVATAR_EYES[0][0], LEFT_EYE[1] - SCALE * AVATAR_EYES[0][1])
 JPEG_QUALITY = 95
-FACES_PER_TASK = 250
+FACES_PER_TASK = 250  # at most
 
 Weights = dict[str, float]
 
@@ -218,9 +218,11 @@ def _draw_range(seed: int, start: int, stop: int) -> tuple[list[bytes], np.ndarr
 
 
 def _draw_all(num_faces: int, seed: int, workers: int) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    starts = range(0, num_faces, FACES_PER_TASK)
-    stops = [min(start + FACES_PER_TASK, num_faces) for start in starts]
-    with ProcessPoolExecutor(worker_count(workers), mp_context=get_context("spawn")) as pool:
+    processes = worker_count(workers)
+    task = min(FACES_PER_TASK, -(-num_faces // processes))
+    starts = range(0, num_faces, task)
+    stops = [min(start + task, num_faces) for start in starts]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_draw_range, repeat(seed), starts, stops)
 
 
