@@ -350,6 +350,20 @@ def test_other_code_starts_anew(project: Path, monkeypatch: pytest.MonkeyPatch) 
     assert again.exit_code == 0 and "going on" not in again.output
 
 
+def test_other_arithmetic_of_the_optimizer_starts_anew_and_is_recorded(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_params(project, optimizer="muon")
+    with monkeypatch.context() as patch:
+        _stop_at(192, patch)
+        patch.setattr(train, "optimizer_precision", lambda optimizer, device: "fp32")
+        assert _run().exit_code == 130
+    monkeypatch.setattr(train, "optimizer_precision", lambda optimizer, device: "bf16")
+    again = _run()
+    assert again.exit_code == 0 and "going on" not in again.output
+    assert ModelConfig.load(project / "models").training["optimizer_precision"] == "bf16"
+
+
 def test_a_shorter_training_keeps_its_own_checkpoints(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the longer one that was stopped are in its way."""
     with monkeypatch.context() as patch:
