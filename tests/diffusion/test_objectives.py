@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -277,43 +278,39 @@ def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor,
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.08, 1.0, 100.0])
-def test_pseudo_huber_errors_are_exact_in_float32(scale: float) -> None:
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 100.0])
+def test_pseudo_huber_errors_are_exact_in_float32(scale: float, sigma: float) -> None:
     errors = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None].requires_grad_()
-    sigma, zero = torch.ones(5), torch.zeros(5, 1)
-    loss = denoising_loss(lambda x, sigma: errors, EDMObjective(), zero, sigma, zero, penalty=Penalty(scale))
-    e = errors.detach()[:, 0].double()
-    exact = 2 * scale * ((e.square() + scale**2).sqrt() - scale)
-    weight = EDMObjective().weight(sigma)[0]
-    torch.testing.assert_close(loss.detach().double() / weight, exact, rtol=1e-5, atol=1e-12)
-    (gradient,) = torch.autograd.grad(loss.sum() / weight, errors)
-    torch.testing.assert_close(gradient[:, 0].double(), 2 * e / (1 + (e / scale) ** 2).sqrt(), rtol=1e-5, atol=0.0)
+    loss = Penalty(scale)(errors, torch.full((5,), sigma))
+    e, c = errors.detach()[:, 0].double(), scale * (1 + sigma**2)
+    exact = 2 * c * e.square() / ((e.square() + c**2).sqrt() + c)
+    torch.testing.assert_close(loss.detach().double(), exact, rtol=1e-5, atol=1e-12)
+    (gradient,) = torch.autograd.grad(loss.sum(), errors)
+    torch.testing.assert_close(gradient[:, 0].double(), 2 * e / (1 + (e / c) ** 2).sqrt(), rtol=1e-5, atol=0.0)
 
 
-def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above(images: tuple[Tensor, Tensor]) -> None:
-    x0, noise = images
-    sigma, objective = torch.full((8,), 2.0, dtype=torch.float64), EDMObjective()
-    weight = float(objective.weight(sigma)[0])
+def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above() -> None:
+    def penalty(error: float, scale: float, sigma: float = 0.0) -> float:
+        errors = torch.full((1, 3, 2, 2), error, dtype=torch.float64)
+        return float(Penalty(scale)(errors, torch.tensor([sigma], dtype=torch.float64)))
 
-    def loss(error: float, scale: float) -> Tensor:
-        return denoising_loss(lambda x, sigma: x0 + error, objective, x0, sigma, noise, penalty=Penalty(scale)) / weight
-
-    same = torch.ones(8, dtype=torch.float64)
-    torch.testing.assert_close(loss(0.3, 0.0), 0.09 * same)
-    torch.testing.assert_close(loss(0.3, 0.4), 2 * 0.4 * (0.5 - 0.4) * same)
-    torch.testing.assert_close(loss(0.003, 10.0), 9e-6 * same, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(loss(3.0, 1e-6), 2 * 1e-6 * 3.0 * same, rtol=1e-6, atol=0.0)
+    assert penalty(0.3, 0.0) == pytest.approx(0.09)
+    assert penalty(0.3, 0.4) == pytest.approx(2 * 0.4 * (0.5 - 0.4))
+    assert penalty(0.3, 0.1, sigma=3**0.5) == pytest.approx(2 * 0.4 * (0.5 - 0.4))
+    assert penalty(0.003, 10.0) == pytest.approx(9e-6)
+    assert penalty(3.0, 1e-6) == pytest.approx(2 * 1e-6 * 3.0)
 
 
-@pytest.mark.parametrize(("scale", "best"), [(0.0, 0.25), (1e-4, 0.0)])
-def test_the_best_denoiser_is_the_mean_of_squared_errors_and_the_median_of_small_scales(
-    scale: float, best: float
+@pytest.mark.parametrize(("scale", "sigma", "best"), [(0.0, 0.1, 0.25), (1e-4, 0.1, 0.0), (1e-4, 1000.0, 0.25)])
+def test_the_best_denoiser_is_the_mean_and_only_of_small_scales_at_small_sigma_the_median(
+    scale: float, sigma: float, best: float
 ) -> None:
     x0 = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[:, None]
     guesses = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)
-    sigma, still = torch.ones(4, dtype=torch.float64), torch.zeros_like(x0)
+    levels, still = torch.full((4,), sigma, dtype=torch.float64), torch.zeros_like(x0)
 
     def loss(guess: Tensor) -> Tensor:
-        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, sigma, still, penalty=Penalty(scale))
+        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, levels, still, penalty=Penalty(scale))
 
     losses = [loss(guess).mean() for guess in guesses]
     assert guesses[int(torch.stack(losses).argmin())] == pytest.approx(best)
@@ -329,7 +326,8 @@ def test_a_perfect_denoiser_has_no_loss(images: tuple[Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
 def test_a_texture_weighs_more_in_differences_and_a_wrong_colour_nothing(scale: float) -> None:
-    plain, both = Penalty(scale), Penalty(scale, 3.0)
+    sigma = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    plain, both = (partial(Penalty(scale, weight), sigma=sigma) for weight in (0.0, 3.0))
     colour = torch.full((2, 3, 4, 5), 0.2, dtype=torch.float64)
     torch.testing.assert_close(both(colour), plain(colour))
     board = colour * (1 - 2 * ((torch.arange(4)[:, None] + torch.arange(5)) % 2))
@@ -340,5 +338,5 @@ def test_the_best_denoiser_of_squared_differences_is_the_mean_too() -> None:
     torch.manual_seed(0)
     images = torch.randn(6, 2, 3, 3, dtype=torch.float64)
     guess = images.mean(0, keepdim=True).requires_grad_()
-    (gradient,) = torch.autograd.grad(Penalty(0.0, 5.0)(guess - images).mean(), guess)
+    (gradient,) = torch.autograd.grad(Penalty(0.0, 5.0)(guess - images, torch.ones(6)).mean(), guess)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)

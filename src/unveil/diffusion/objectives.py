@@ -177,9 +177,11 @@ class Penalty:
 
     Attributes:
         huber_scale: 0 = squared error, whose best D is the mean of the clean images that x may have come from. Else
-            the pseudo-Huber loss ``2 c (sqrt(e^2 + c^2) - c)`` of an error e of a pixel, with this c (2403.16728):
-            ``e^2`` for errors far below c, ``2 c |e|`` far above. Small errors of large surfaces count more beside
-            those of edges; the best D lies between the mean and the median, which are one where little is uncertain.
+            the pseudo-Huber loss ``2 c (sqrt(e^2 + c^2) - c)`` of an error e of a pixel, with
+            ``c = huber_scale (1 + sigma^2)``: ``e^2`` for errors far below c, ``2 c |e|`` far above. Small errors of
+            large surfaces count more beside those of edges; the best D lies between the mean and the median, which
+            are one where little is uncertain. Where much is, at large sigma, a median would draw the common images
+            too often: there c is beyond all errors (2403.16728 lets c depend on the noise level too).
         difference_weight: how often the errors of the differences between a pixel and its right and lower neighbour
             count, each as those of the pixels do (1511.05440, eq. 6, is the like). A faint texture on a flat
             surface is small in the pixels and large in their differences. The best D of squared errors stays the
@@ -189,18 +191,19 @@ class Penalty:
     huber_scale: float = 0.0
     difference_weight: float = 0.0
 
-    def __call__(self, error: Tensor) -> Tensor:
-        """The penalty of each image: of errors [B, C, H, W], for differences, or [B, ...], to [B]."""
-        found = self._mean(error)
+    def __call__(self, error: Tensor, sigma: Tensor) -> Tensor:
+        """The penalty of each image: of errors [B, C, H, W], or [B, ...] without differences, at sigma [B]; [B]."""
+        found = self._mean(error, sigma)
         if self.difference_weight:
             rows, columns = error.diff(dim=2), error.diff(dim=3)
-            found = found + self.difference_weight * (self._mean(rows) + self._mean(columns))
+            found = found + self.difference_weight * (self._mean(rows, sigma) + self._mean(columns, sigma))
         return found
 
-    def _mean(self, error: Tensor) -> Tensor:
-        square, c = error.square(), self.huber_scale
-        if c:  # 2 c (sqrt(e^2 + c^2) - c), without a difference of nearly equal numbers
-            square = 2 * c * square / ((square + c**2).sqrt() + c)
+    def _mean(self, error: Tensor, sigma: Tensor) -> Tensor:
+        square = error.square()
+        if self.huber_scale:  # 2 c (sqrt(e^2 + c^2) - c), without a difference of nearly equal numbers
+            c = expand(self.huber_scale * (1 + sigma.square()), error)
+            square = 2 * c * square / ((square + c.square()).sqrt() + c)
         return square.flatten(1).mean(1)
 
 
@@ -234,7 +237,7 @@ def denoising_loss(
     """
     target = x0 if perturbation is None else x0 + expand(sigma, x0) * perturbation
     error = denoiser(target + expand(sigma, x0) * noise, sigma) - target
-    return objective.weight(sigma) * penalty(error)
+    return objective.weight(sigma) * penalty(error, sigma)
 
 
 def _within(sigma: Tensor, ends: Ends | None) -> Tensor:
