@@ -320,7 +320,7 @@ class Diffusion(Section):
     p2_gamma: Annotated[float, Ge(0), Le(2)]
     """p2: see p2_k; 0 = simple."""
     huber_scale: Annotated[float, Ge(0), Le(100)]
-    """Errors of the image beyond it count linearly, not squared; 0 = all squared."""
+    """Errors of the image beyond it, times 1 + sigma^2, count linearly, not squared; 0 = all squared."""
     difference_weight: Annotated[float, Ge(0), Le(100)]
     """Errors of the differences of neighbouring pixels count so often, beside those of the pixels; 0 = not at all."""
     input_perturbation: HalfOpenShare
