@@ -72,6 +72,7 @@ def training_config(
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
         penalty=build_penalty(diffusion),
+        noise_candidates=settings.diffusion.noise_candidates,
         input_perturbation=settings.diffusion.input_perturbation,
         validate_every_images=settings.validate_every_images,
         lr_schedule=settings.lr_schedule,

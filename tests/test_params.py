@@ -367,6 +367,7 @@ PLAIN = {
     "train__network__blocks": 1,
     "train__network__attention_resolutions": [],
     "train__network__middle_attention": False,
+    "train__network__refinement_channels": 0,
 }
 
 
@@ -582,6 +583,18 @@ PLAIN = {
             "train.diffusion.huber_scale",
             "0 with train.diffusion.objective likelihood",
         ),
+        (
+            {"train__diffusion__noise_candidates": 2, "train__diffusion__objective": "likelihood"}
+            | {"train__diffusion__huber_scale": 0.0, "train__diffusion__difference_weight": 0.0},
+            "train.diffusion.noise_candidates",
+            "1 with train.diffusion.objective likelihood",
+        ),
+        (
+            {"train__diffusion__difference_weight": 2.0, "train__diffusion__objective": "likelihood"}
+            | {"train__diffusion__huber_scale": 0.0, "train__diffusion__noise_candidates": 1},
+            "train.diffusion.difference_weight",
+            "0 with train.diffusion.objective likelihood",
+        ),
         ({"train__ema_profiles": []}, "train.snapshot_every_images", "0, because train.ema_profiles is empty"),
         ({"train__augment": 0.1, "train__horizontal_flip": True}, "train.horizontal_flip", "false with train.augment"),
         ({"train__snapshot_every_images": 1}, "train.snapshot_every_images", "at least train.batch_size"),
@@ -634,6 +647,7 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
             "train__diffusion__objective": "likelihood",
             "train__diffusion__huber_scale": 0.0,
             "train__diffusion__difference_weight": 0.0,
+            "train__diffusion__noise_candidates": 1,
         },
         {"train__diffusion__input_perturbation": 0.1, "train__diffusion__flow_times": "uniform"},
         {"evaluate__likelihood_images": 2000},
@@ -796,7 +810,9 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         get_args(PathName), get_args(ParameterizationName), get_args(ObjectiveName)
     ):
         parts = {"path": path, "parameterization": parameterization, "objective": objective}
-        values = VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0, "difference_weight": 0.0}
+        values = (
+            VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0, "difference_weight": 0.0, "noise_candidates": 1}
+        )
         config = DiffusionConfig(**values)
         try:
             Diffusion.model_validate(values)

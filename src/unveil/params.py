@@ -68,6 +68,7 @@ PLAIN_LACKS: dict[str, tuple[object, str]] = {
     "resampling": ("conv", "residual blocks"),
     "progressive_input": (False, "progressive input"),
     "skip_rescale": (False, "sums of two branches"),
+    "refinement_channels": (0, "refinement"),
 }
 LEAST_HUBER_SCALE = 1e-4  # far below a level of 8 bits, and its square is a number in float32
 LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
@@ -218,6 +219,8 @@ class Network(Section):
     """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_*, the rest off."""
     stem: Annotated[int, Ge(1), Le(32)]
     """Side p of the p x p space-to-depth stem; 1 = none."""
+    refinement_channels: Annotated[int, Ge(0), Le(256)]
+    """Width of two last convolutions that see the pixels, behind a stem; 0 = none."""
     channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
     """Width at the highest resolution, and the unit of the others."""
     channel_multipliers: Annotated[tuple[Count, ...], BeforeValidator(_listed), Len(1)]
@@ -323,6 +326,8 @@ class Diffusion(Section):
     """Errors of the image beyond it, times 1 + sigma^2, count linearly, not squared; 0 = all squared."""
     difference_weight: Annotated[float, Ge(0), Le(100)]
     """Errors of the differences of neighbouring pixels count so often, beside those of the pixels; 0 = not at all."""
+    noise_candidates: Annotated[int, Ge(1), Le(64)]
+    """An image takes the nearest of so many draws of noise; 1 = the only one."""
     input_perturbation: HalfOpenShare
     """Extra noise of the network's input, as a share of its noise; 0 = none."""
 
@@ -365,6 +370,8 @@ class Diffusion(Section):
             yield Problem("huber_scale", "0 with train.diffusion.objective likelihood: squared errors alone bound it")
         if self.difference_weight and self.objective == "likelihood":
             yield Problem("difference_weight", "0 with train.diffusion.objective likelihood: errors of pixels bound it")
+        if self.noise_candidates > 1 and self.objective == "likelihood":
+            yield Problem("noise_candidates", "1 with train.diffusion.objective likelihood: noise must be independent")
         if not (least >= LEAST_SIGMA and greatest <= GREATEST_SIGMA):
             yield Problem(
                 _deciding_key(self.path, least=not least >= LEAST_SIGMA),

@@ -46,6 +46,7 @@ CONFIG = DiffusionConfig(
     p2_gamma=0.5,
     huber_scale=0.03,
     difference_weight=2.0,
+    noise_candidates=3,
     input_perturbation=0.1,
 )
 

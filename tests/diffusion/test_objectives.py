@@ -22,6 +22,7 @@ from unveil.diffusion.objectives import (
     Penalty,
     Simple,
     denoising_loss,
+    nearest_noise,
 )
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
@@ -283,10 +284,11 @@ def test_pseudo_huber_errors_are_exact_in_float32(scale: float, sigma: float) ->
     errors = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None].requires_grad_()
     loss = Penalty(scale)(errors, torch.full((5,), sigma))
     e, c = errors.detach()[:, 0].double(), scale * (1 + sigma**2)
-    exact = 2 * c * e.square() / ((e.square() + c**2).sqrt() + c)
+    share = (1 + sigma**2) ** -0.5
+    exact = share * 2 * c * e.square() / ((e.square() + c**2).sqrt() + c)
     torch.testing.assert_close(loss.detach().double(), exact, rtol=1e-5, atol=1e-12)
     (gradient,) = torch.autograd.grad(loss.sum(), errors)
-    torch.testing.assert_close(gradient[:, 0].double(), 2 * e / (1 + (e / c) ** 2).sqrt(), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(gradient[:, 0].double(), share * 2 * e / (1 + (e / c) ** 2).sqrt(), rtol=1e-5, atol=0.0)
 
 
 def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above() -> None:
@@ -296,7 +298,7 @@ def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above() -> 
 
     assert penalty(0.3, 0.0) == pytest.approx(0.09)
     assert penalty(0.3, 0.4) == pytest.approx(2 * 0.4 * (0.5 - 0.4))
-    assert penalty(0.3, 0.1, sigma=3**0.5) == pytest.approx(2 * 0.4 * (0.5 - 0.4))
+    assert penalty(0.3, 0.1, sigma=3**0.5) == pytest.approx(2 * 0.4 * (0.5 - 0.4) / 2)
     assert penalty(0.003, 10.0) == pytest.approx(9e-6)
     assert penalty(3.0, 1e-6) == pytest.approx(2 * 1e-6 * 3.0)
 
@@ -340,3 +342,12 @@ def test_the_best_denoiser_of_squared_differences_is_the_mean_too() -> None:
     guess = images.mean(0, keepdim=True).requires_grad_()
     (gradient,) = torch.autograd.grad(Penalty(0.0, 5.0)(guess - images, torch.ones(6)).mean(), guess)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+def test_an_image_takes_the_nearest_of_its_own_draws_of_noise() -> None:
+    torch.manual_seed(0)
+    x0, candidates = torch.randn(3, 2, 4, 4), torch.randn(5, 3, 2, 4, 4)
+    chosen = nearest_noise(x0, candidates)
+    for image, noise, own in zip(x0, chosen, candidates.unbind(1), strict=True):
+        assert torch.equal(noise, min(own, key=lambda draw: float((draw - image).norm())))
+    assert torch.equal(nearest_noise(x0, candidates[:1]), candidates[0])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unveil.networks.blocks import AttentionBlock, ResidualBlock
+from unveil.networks.blocks import AttentionBlock, Refinement, ResidualBlock
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.networks.embedding import Sinusoids
@@ -307,3 +307,32 @@ def test_labels_of_augmentation_go_with_the_noise_level(changes: dict[str, Any])
     assert not torch.allclose(network(x, c_noise, labels), network(x, c_noise), atol=1e-3)
     with pytest.raises(ValueError, match="augment_labels is 9 with noise_conditioning none"):
         build_network(replace(SMALL, augment_labels=9, noise_conditioning="none"))
+
+
+def test_a_refinement_treats_all_pixels_of_a_patch_alike() -> None:
+    """But for the features: the image moved by one pixel gives the answer moved by one pixel."""
+    torch.manual_seed(0)
+    refinement = Refinement(6, stem=4, width=5, image_channels=3)
+    image, x, h = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.randn(2, 6, 4, 4)
+    assert torch.equal(refinement(image, h, x), image)  # it starts as nothing
+    nn.init.normal_(refinement.out.weight)
+    for parameter in refinement.features.parameters():  # which know the place in the patch
+        nn.init.zeros_(parameter)
+    moved = refinement(image.roll(1, 3), h, x.roll(1, 3))
+    torch.testing.assert_close(moved[..., 3:-2], refinement(image, h, x).roll(1, 3)[..., 3:-2])
+
+
+def test_a_refinement_learns() -> None:
+    network = _unet(replace(SMALL, stem=2, attention_resolutions=(4,), refinement_channels=4))
+    x, c_noise = _input(network.config)
+    for _ in range(2):  # the first moves the last convolution alone, which starts at zero
+        network.zero_grad()
+        (network(x, c_noise) - x).square().mean().backward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad)
+    assert network.refinement is not None
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in network.refinement.parameters()
+    )

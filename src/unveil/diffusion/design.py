@@ -42,6 +42,7 @@ class DiffusionConfig:
     p2_gamma: float = 1.0
     huber_scale: float = 0.0
     difference_weight: float = 0.0
+    noise_candidates: int = 1
     input_perturbation: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -181,7 +181,8 @@ class Penalty:
             ``c = huber_scale (1 + sigma^2)``: ``e^2`` for errors far below c, ``2 c |e|`` far above. Small errors of
             large surfaces count more beside those of edges; the best D lies between the mean and the median, which
             are one where little is uncertain. Where much is, at large sigma, a median would draw the common images
-            too often: there c is beyond all errors (2403.16728 lets c depend on the noise level too).
+            too often: there c is beyond all errors (2403.16728 lets c depend on the noise level too). All of it is
+            divided by ``(1 + sigma^2)^(1/2)``, or these large squares would leave the small sigmas no part of the step.
         difference_weight: how often the errors of the differences between a pixel and its right and lower neighbour
             count, each as those of the pixels do (1511.05440, eq. 6, is the like). A faint texture on a flat
             surface is small in the pixels and large in their differences. The best D of squared errors stays the
@@ -202,8 +203,9 @@ class Penalty:
     def _mean(self, error: Tensor, sigma: Tensor) -> Tensor:
         square = error.square()
         if self.huber_scale:  # 2 c (sqrt(e^2 + c^2) - c), without a difference of nearly equal numbers
-            c = expand(self.huber_scale * (1 + sigma.square()), error)
-            square = 2 * c * square / ((square + c.square()).sqrt() + c)
+            growth = expand(1 + sigma.square(), error)
+            c = self.huber_scale * growth
+            square = 2 * c * square / (((square + c.square()).sqrt() + c) * growth.sqrt())
         return square.flatten(1).mean(1)
 
 
@@ -238,6 +240,17 @@ def denoising_loss(
     target = x0 if perturbation is None else x0 + expand(sigma, x0) * perturbation
     error = denoiser(target + expand(sigma, x0) * noise, sigma) - target
     return objective.weight(sigma) * penalty(error, sigma)
+
+
+def nearest_noise(x0: Tensor, candidates: Tensor) -> Tensor:
+    """For each image [B, ...] the nearest of its candidates of noise [k, B, ...]: [B, ...].
+
+    Immiscible diffusion (2406.12303; the nearest of k draws, 2505.18521): the noise that an image is trained at lies on
+    its side, so that the paths from noise to different images cross less, and pure noise says more of its image. All
+    draws together are no longer independent of the images, so the likelihood bound does not hold.
+    """
+    chosen = (candidates - x0).flatten(2).square().sum(2).argmin(0)
+    return candidates[chosen, torch.arange(len(x0), device=x0.device)]
 
 
 def _within(sigma: Tensor, ends: Ends | None) -> Tensor:

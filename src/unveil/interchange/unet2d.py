@@ -208,6 +208,7 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
         ("decoder_attention", "all"),
         ("progressive_input", False),
         ("skip_rescale", False),
+        ("refinement_channels", 0),
     ):
         if getattr(config, setting) != only:
             raise _not_theirs(setting, getattr(config, setting), only)

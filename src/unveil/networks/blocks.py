@@ -229,3 +229,32 @@ class ProgressiveInput(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Convolve, then filter; all padding is the convolution's."""
         return cast(Tensor, self.filter(self.conv(image)))
+
+
+class Refinement(nn.Module):
+    """A small last step at full resolution, for a network with a p x p space-to-depth stem (1: without one).
+
+    Behind a stem each of the p^2 pixels of a patch is a linear map of its own of the same features. On a flat
+    surface all of them must agree, which they learn late: a faint texture with the period of the stem stays. Two
+    convolutions that see the pixels, of the patches' image, of the network's input and of features of their own, treat
+    all pixels alike.
+
+    Args:
+        channels: of the network's last features.
+        stem: p.
+        width: features of each pixel.
+        image_channels: of the image.
+    """
+
+    def __init__(self, channels: int, stem: int, width: int, image_channels: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.features = nn.Conv2d(channels, width * stem**2, 3, padding=1)
+        self.mix = nn.Conv2d(width + 2 * image_channels, 2 * width, 3, padding=1)
+        self.out = zero_init(nn.Conv2d(2 * width, image_channels, 3, padding=1))
+
+    def forward(self, image: Tensor, h: Tensor, x: Tensor) -> Tensor:
+        """Refine an image [B, C, H, W] from features h [B, channels, H/p, W/p] and the network's input x like it."""
+        features = F.pixel_shuffle(self.features(h), self.stem)
+        seen = torch.cat([features, x.to(features.dtype), image.to(features.dtype)], dim=1)
+        return image + cast(Tensor, self.out(F.silu(self.mix(seen))))

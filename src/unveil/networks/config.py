@@ -17,6 +17,8 @@ class UNetConfig:
         attention_head_channels: channels a head; 0 = one head.
         dropout: inside the residual blocks.
         stem: side p of the p x p space-to-depth stem, which trades resolution for channels; 1 = none.
+        refinement_channels: width of the :class:`unveil.networks.blocks.Refinement` at full resolution;
+            0 = none.
         image_channels: 3 for RGB.
         middle_attention: whether the middle, at the lowest resolution, attends.
         noise_conditioning: which blocks are told the noise level: all, those of the middle, or none.
@@ -57,6 +59,7 @@ class UNetConfig:
     skip_rescale: bool = False
     norm_groups: int = 32
     norm_eps: float = 1e-6
+    refinement_channels: int = 0
     augment_labels: int = 0
 
     def __post_init__(self) -> None:

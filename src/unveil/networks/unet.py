@@ -22,6 +22,7 @@ from unveil.networks.blocks import (
     Downsample,
     Filter,
     ProgressiveInput,
+    Refinement,
     ResidualBlock,
     Upsample,
     group_norm,
@@ -96,6 +97,11 @@ class UNet(nn.Module):
 
         self.norm_out = parts.norm(current)
         self.conv_out = zero_init(nn.Conv2d(current, config.patch_channels, 3, padding=1))
+        self.refinement = (
+            Refinement(current, config.stem, config.refinement_channels, config.image_channels)
+            if config.refinement_channels
+            else None
+        )
 
     def forward(self, x: Tensor, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """Apply the network to x [B, C, H, W] at noise levels c_noise [B]; labels are float [B, augment_labels]."""
@@ -118,8 +124,11 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level < len(self.upsample):
                 h = _resample(self.upsample[level], h, embedding)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return F.pixel_shuffle(h, self.config.stem) if self.config.stem > 1 else h
+        h = F.silu(self.norm_out(h))
+        out = self.conv_out(h)
+        if self.config.stem > 1:
+            out = F.pixel_shuffle(out, self.config.stem)
+        return out if self.refinement is None else self.refinement(out, h, x)
 
 
 class _Parts:

@@ -19,7 +19,7 @@ from unveil.data.augmentation import Transformations, augment
 from unveil.data.batches import Batches
 from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.objectives import SQUARED, Objective, Penalty, denoising_loss
+from unveil.diffusion.objectives import SQUARED, Objective, Penalty, denoising_loss, nearest_noise
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.training.checkpoint import Checkpoints
@@ -55,6 +55,8 @@ class TrainingConfig:
             stored wherever there are profiles and checkpoints.
         precision, optimizer_precision: of the network, fp32, bf16 or fp16, and of the optimizer, fp32 or bf16.
         penalty: of an error of the denoised image.
+        noise_candidates: draws of noise of which an image takes the nearest, see
+            :func:`unveil.diffusion.objectives.nearest_noise`.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
             :func:`unveil.diffusion.objectives.denoising_loss`.
         log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
@@ -80,6 +82,7 @@ class TrainingConfig:
     preview_every_images: int = 0
     checkpoint_every_images: int = 0
     penalty: Penalty = SQUARED
+    noise_candidates: int = 1
     input_perturbation: float = 0.0
     validate_every_images: int = 0
     lr_schedule: ScheduleName = "constant"
@@ -386,7 +389,8 @@ class Trainer:
         # Of the whole batch in every process, so that an image's noise does not depend on how batches are divided.
         sigma = self.objective.sample_sigma(self.batches.batch_size, generator)
         shape = (self.batches.batch_size, *x0.shape[1:])
-        noise = torch.randn(shape, generator=generator, device=self.device)[self.part]
+        draws = torch.randn((config.noise_candidates, *shape), generator=generator, device=self.device)
+        noise = nearest_noise(x0, draws[:, self.part]) if config.noise_candidates > 1 else draws[0, self.part]
         perturbation = None
         if config.input_perturbation:
             perturbation = config.input_perturbation * torch.randn(shape, generator=generator, device=self.device)
