@@ -29,7 +29,7 @@ from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
 from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
-from unveil.workers import ALONE, LEAST_PART, Workers, workers
+from unveil.workers import ALONE, Workers, workers
 
 MODELS = Path("models")
 SAMPLES = Path("samples/samples.safetensors")
@@ -158,7 +158,7 @@ def main(
 
         images: list[Tensor] = []
         nfe, started = 0, time.perf_counter()
-        threads = held.enter_context(workers(device, settings.batch_size // LEAST_PART))
+        threads = held.enter_context(workers(device, settings.batch_size))
         for ids, strip, last in batches(
             denoiser, config, settings, image_size, precision, device, run.say, part, threads
         ):

@@ -40,7 +40,7 @@ from unveil.training.precision import (
     set_tf32,
 )
 from unveil.training.usage import usage
-from unveil.workers import LEAST_PART, workers
+from unveil.workers import workers
 
 SHARDS = Path("data/shards")
 MODELS = Path("models")
@@ -110,11 +110,10 @@ def model_config(settings: Train, index: ShardIndex, arithmetic: Mapping[str, An
     )
 
 
-def most_workers(settings: Train, processes: Processes) -> int:
-    """How many threads may share a batch: one of several processes, dropout and compiled code have one."""
-    if processes.count > 1 or settings.network.dropout or settings.compile:
-        return 1
-    return settings.batch_size // settings.gradient_accumulation // LEAST_PART
+def shared_images(settings: Train, processes: Processes) -> int:
+    """Images that threads may share: none with several processes, dropout or compiled code."""
+    alone = processes.count > 1 or settings.network.dropout or settings.compile
+    return 0 if alone else settings.batch_size // settings.gradient_accumulation
 
 
 def preview_sampler(path: NoisePath) -> SamplerConfig:
@@ -280,7 +279,7 @@ def main(
             checkpoints,
             held_out,
             processes,
-            held.enter_context(workers(device, most_workers(settings, processes))),
+            held.enter_context(workers(device, shared_images(settings, processes))),
         )
         if settings.compile and (reason := compile_network(denoiser.network, device)):
             run.say(f"train.compile: {reason}, so the network runs as it is")

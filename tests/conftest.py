@@ -4,8 +4,12 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from unveil.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,3 +71,27 @@ def project(tracked_project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     git(tracked_project, "reset", "--quiet", "--hard")
     kept = [f"--exclude=/{name}" for name in ("mlflow.db*", "mlruns")]
     git(tracked_project, "clean", "--quiet", "-d", "-x", "--force", *kept)
+
+
+@pytest.fixture
+def two_threads() -> "Iterator[Workers]":
+    """Threads that share a batch, whatever the number of cores."""
+    import torch
+
+    from unveil.workers import workers
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with workers(torch.device("cpu"), 16) as threads:
+        assert threads.count == 2
+        yield threads
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the calibrations out unless ``-m`` names them: another ``-m`` must not bring them in."""
+    if "calibration" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("calibration")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)

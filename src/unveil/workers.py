@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import torch
 
-LEAST_PART = 8
-"""Images of a batch for which a thread is worth while."""
+LEAST_PART = 8  # images for which a thread is worth while
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -46,13 +45,15 @@ ALONE = Workers()
 
 
 @contextmanager
-def workers(device: torch.device, most: int) -> Iterator[Workers]:
-    """Threads for the cores that PyTorch would use, within the block: on a CPU up to ``most``, else one.
+def workers(device: torch.device, images: int) -> Iterator[Workers]:
+    """Threads that share batches of so many ``images``, within the block; on a GPU there is the caller's alone.
 
-    The cores are divided among them. What the caller's own thread computes has as many as each of them.
+    The cores that PyTorch would use are divided among them, so that as few as possible stay idle. What the caller's own
+    thread computes has as many as each of them.
     """
     threads = torch.get_num_threads()
-    count = min(threads, most) if device.type == "cpu" else 1
+    counts = range(1, images // LEAST_PART + 1) if device.type == "cpu" else ()
+    count = max(counts, key=lambda count: (threads // count * count, count), default=1)
     if count < 2:
         yield ALONE
         return

@@ -32,7 +32,7 @@ from unveil.params import Params, load_params
 from unveil.training.compilation import compile_network
 from unveil.training.loop import Trainer, TrainingConfig
 from unveil.training.precision import autocast, optimizer_precision, resolve_precision
-from unveil.workers import LEAST_PART, Workers, workers
+from unveil.workers import Workers, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -78,9 +78,8 @@ def denoiser_of(params: Params) -> Denoiser:
 
 def steps(params: Params, compiled: bool) -> Iterator[tuple[str, Cell]]:
     """A training step, as ``auto`` has it and otherwise."""
-    most = params.train.batch_size // LEAST_PART
     other = {"bf16": "fp32", "fp32": "bf16"}[resolve_precision("auto", CPU)]
-    with workers(CPU, most) as threads:
+    with workers(CPU, params.train.batch_size) as threads:
         yield "auto", trainer(params, threads)._step
         yield f"precision {other}", trainer(params, threads, precision=other)._step
         channels_last = trainer(params, threads)
@@ -100,7 +99,8 @@ def steps(params: Params, compiled: bool) -> Iterator[tuple[str, Cell]]:
 def evaluations(params: Params) -> Iterator[tuple[str, Cell]]:
     """One evaluation of the denoiser in sampling."""
     denoiser = denoiser_of(params).eval()
-    x, sigma = torch.randn(SAMPLES, 3, 64, 64), torch.full((SAMPLES,), 1.0)
+    size = params.preprocess.image_size
+    x, sigma = torch.randn(SAMPLES, 3, size, size), torch.full((SAMPLES,), 1.0)
     chosen = resolve_precision("auto", CPU)
 
     def cell(threads: Workers, precision: str = chosen, denoiser: Denoiser = denoiser) -> Cell:
@@ -111,7 +111,7 @@ def evaluations(params: Params) -> Iterator[tuple[str, Cell]]:
 
         return lambda: threads.map(of_part, list(zip(x.chunk(threads.count), sigma.chunk(threads.count), strict=True)))
 
-    with workers(CPU, SAMPLES // LEAST_PART) as threads:
+    with workers(CPU, SAMPLES) as threads:
         yield "auto", cell(threads)
         other = {"bf16": "fp32", "fp32": "bf16"}[chosen]
         yield f"precision {other}", cell(threads, other)
@@ -132,11 +132,11 @@ def extractions() -> Iterator[tuple[str, Cell]]:
         return features.extract(images, extractor, FEATURES, CPU)
 
     yield "auto", extract
-    most, features.MOST_WORKERS = features.MOST_WORKERS, 1
+    shared, features.SHARED_IMAGES = features.SHARED_IMAGES, 0
     yield "threads share operations", extract
     with one_thread():
         yield "one thread", extract
-    features.MOST_WORKERS = most
+    features.SHARED_IMAGES = shared
 
 
 @contextmanager

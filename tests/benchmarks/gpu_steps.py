@@ -163,7 +163,8 @@ DEMO = Shape(
     ),
     TrainingConfig(
         seed=0,
-        images=42_000,
+        images=52_000,
+        max_minutes=9,
         lr=3e-3,
         betas=(0.9, 0.99),
         warmup_images=3200,

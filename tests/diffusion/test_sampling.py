@@ -16,6 +16,7 @@ from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, build_grid, image_seed, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
+from unveil.workers import Workers
 
 SHAPE = (3, 8, 8)
 
@@ -202,3 +203,15 @@ def test_stochastic_samplers_depend_on_their_later_noise_too(config: SamplerConf
     denoiser = Denoiser(_network(), Flow(), X0())
     quiet = last(sample_steps(denoiser, denoiser.path, config, Replaced(0, [0], SHAPE)))
     assert (_images(config, 0, [[0]])[0] - quiet.x[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two_threads: Workers) -> None:
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        assert torch.is_inference_mode_enabled() and len(x) == len(sigma) <= 4
+        return gaussian_denoiser(0.3, 0.5)(x, sigma)
+
+    config = SamplerConfig("dpmpp-2m", 4, "karras")
+    whole = last(sample_steps(gaussian_denoiser(0.3, 0.5), EDM(), config, SampleNoise(0, range(count), SHAPE)))
+    shared = last(sample_steps(denoiser, EDM(), config, SampleNoise(0, range(count), SHAPE), workers=two_threads))
+    torch.testing.assert_close(shared.x, whole.x)

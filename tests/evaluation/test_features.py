@@ -75,6 +75,16 @@ def test_is_the_same_twice_and_for_any_batch(
         torch.testing.assert_close(others, features, rtol=1e-4, atol=1e-5)
 
 
+def test_is_the_same_in_threads(extractor: Extractor, images: Tensor) -> None:
+    before = torch.get_num_threads()
+    found = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        found.append(extract(images, extractor, batch_size=64, device="cpu"))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("count", [None, 11])
 def test_parts_are_taken_one_at_a_time_and_change_nothing(
     extractor: Extractor, images: Tensor, count: int | None

@@ -74,7 +74,7 @@ class Project:
 
     def copy(self, root: Path) -> "Project":
         """The project with its data and DVC's cache, without its runs."""
-        shutil.copytree(self.root, root, symlinks=True, ignore=NOT_COPIED)
+        shutil.copytree(self.root.with_name("pristine"), root, symlinks=True)
         return Project(root)
 
 
@@ -104,7 +104,10 @@ def smoke(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
             code = "from unveil.recipes.__main__ import app; app()"
             project.command(sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {code}", "apply", "smoke")
             project.commit("smoke")
-            said.write_text(project.dvc("repro"), encoding="utf-8")
+            output = project.dvc("repro")
+            # What is copied is not what others run commands in, whose lock files come and go.
+            shutil.copytree(project.root, project.root.with_name("pristine"), symlinks=True, ignore=NOT_COPIED)
+            said.write_text(output, encoding="utf-8")
     return Smoke(project.root, said.read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,7 @@
 """Train the demo's network, sample from it and extract features, with ``auto``; print the types that were computed in.
 
-Run by test_precision.py in a process of its own, since PyTorch and oneDNN ask once what the processor has.
+All in one thread, which is all that :class:`Types` sees. Run by test_precision.py in a process of its own, since
+PyTorch and oneDNN ask once what the processor has.
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,7 @@ from unveil.training.choices import OptimizerName
 from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
 from unveil.training.precision import autocast, resolve_precision
-from unveil.workers import ALONE, Workers, workers
+from unveil.workers import ALONE, Workers
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
 BATCH = 4
@@ -298,16 +298,6 @@ def test_the_average_follows_the_weights_by_their_images() -> None:
         torch.testing.assert_close(trainer.ema.parameters[0], average)
 
 
-@pytest.fixture
-def two_threads() -> Iterator[Workers]:
-    """Threads that share a batch, whatever the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with workers(torch.device("cpu"), 2) as threads:
-        yield threads
-    torch.set_num_threads(before)
-
-
 # ----------------------------------------------------------------------------- kill and resume
 
 
@@ -349,6 +339,11 @@ def test_killed_and_resumed_with_threads_is_uninterrupted_bit_for_bit(tmp_path: 
     assert resumed.resume() and resumed.step == 8
     list(resumed.run())
     assert _same(resumed, whole)
+
+
+def test_threads_have_no_place_where_there_is_dropout(two_threads: Workers) -> None:
+    with pytest.raises(ValueError, match="found 2 threads for a network with dropout, expected one"):
+        _trainer(threads=two_threads)
 
 
 def test_killed_twice(tmp_path: Path) -> None:

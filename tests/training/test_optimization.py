@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unveil.training.choices import ScheduleName
 from unveil.training.optimization import ITERATIONS, NEWTON_SCHULZ, build_optimizer, learning_rate, orthogonalized
-from unveil.workers import ALONE, Workers, workers
+from unveil.workers import ALONE, Workers
 
 LENGTHS = {"warmup_images": 100, "images": 1100, "reference_images": 400}
 SCHEDULES: list[ScheduleName] = ["constant", "cosine", "inverse-sqrt"]
@@ -132,7 +132,7 @@ def test_products_of_the_gram_matrix_are_the_iteration_itself(shape: tuple[int, 
     assert torch.equal(orthogonalized(torch.zeros(shape), torch.float32), torch.zeros(shape))
 
 
-def test_threads_and_the_other_matrices_change_no_step() -> None:
+def test_threads_and_the_other_matrices_change_no_step(two_threads: Workers) -> None:
     def moved(threads: Workers, count: int) -> Tensor:
         parameters = [torch.nn.Parameter(value.clone()) for value in values[:count]]
         for parameter, gradient in zip(parameters, gradients, strict=False):
@@ -142,12 +142,7 @@ def test_threads_and_the_other_matrices_change_no_step() -> None:
 
     torch.manual_seed(0)
     values, gradients = torch.randn(5, 6, 9), torch.randn(5, 6, 9)
-    torch.set_num_threads(2)
-    with workers(torch.device("cpu"), 2) as threads:
-        assert threads.count == 2
-        together = moved(threads, 5)
-    torch.set_num_threads(1)
-    torch.testing.assert_close(together, moved(ALONE, 1))
+    torch.testing.assert_close(moved(two_threads, 5), moved(ALONE, 1))
 
 
 @pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])

@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 from stages import train
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.distributed import Processes
+from unveil.params import load_params
 from unveil.recipes import apply_recipe
 from unveil.stage import Run
 from unveil.training.averages import Averages
@@ -362,6 +364,17 @@ def test_other_arithmetic_of_the_optimizer_starts_anew_and_is_recorded(
     again = _run()
     assert again.exit_code == 0 and "going on" not in again.output
     assert ModelConfig.load(project / "models").training["optimizer_precision"] == "bf16"
+
+
+def test_threads_share_a_batch_that_one_process_trains_on_without_dropout(project: Path) -> None:
+    settings = load_params(project / "params.yaml").train
+    changes: dict[str, Any] = {"batch_size": 32, "gradient_accumulation": 2}
+    settings = settings.model_copy(update=changes)
+    assert train.shared_images(settings, Processes()) == 16
+    assert train.shared_images(settings, Processes(0, 2)) == 0
+    assert train.shared_images(settings.model_copy(update={"compile": True}), Processes()) == 0
+    network = settings.network.model_copy(update={"dropout": 0.1})
+    assert train.shared_images(settings.model_copy(update={"network": network}), Processes()) == 0
 
 
 def test_a_shorter_training_keeps_its_own_checkpoints(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

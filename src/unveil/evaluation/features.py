@@ -1,7 +1,8 @@
 """Features: from uint8 images to the vectors whose distributions are compared.
 
 A distance keeps the name of its features: ``fid`` is Inception's alone. The networks are in
-:mod:`unveil.evaluation.extractors`, their weights in :mod:`unveil.evaluation.weights`.
+:mod:`unveil.evaluation.efficientnet` and :mod:`unveil.evaluation.extractors`, their weights in
+:mod:`unveil.evaluation.weights`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ from unveil.workers import workers
 # A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
 # kernel clears every page again. Four images of each of the networks stay below.
 CPU_BATCH = 4
-MOST_WORKERS = 16
+SHARED_IMAGES = 128  # by threads, 16 of them at most
 ROUNDS = 8  # batches of every thread between two times that their features are put together
 
 Precision = Literal["float32", "float64"]
@@ -251,7 +252,7 @@ def extract_layers(
         values: tuple[Tensor, ...] = network(batch.to(device, non_blocking=True))
         return values
 
-    with _exact(), workers(device, MOST_WORKERS) as threads:
+    with _exact(), workers(device, SHARED_IMAGES) as threads:
         for part in parts:
             _check_images(part)
             for some in part.split(size * threads.count * ROUNDS):

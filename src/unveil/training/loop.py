@@ -142,7 +142,7 @@ class Trainer:
         checkpoints: where to keep scratch checkpoints; None = nowhere.
         held_out: uint8 [N, C, H, W] on the device, for the validation loss; None = there is none.
         workers: threads that share the work of this process, where it is the only one; how a batch is divided among
-            them changes no more than rounding. A network with dropout takes one: its masks come from one generator.
+            them changes no more than rounding. A network with dropout has one: its masks come from one generator.
         processes: those that share the work. Each computes its part of every batch; all have the same weights, and
             the one of rank 0 writes the checkpoints. How the batches are divided changes no more than rounding,
             and the masks of dropout.
@@ -167,6 +167,8 @@ class Trainer:
         self.held_out = held_out
         self.processes = processes
         self.workers = workers
+        if workers.count > 1 and any(isinstance(part, nn.Dropout) and part.p > 0 for part in denoiser.modules()):
+            raise ValueError(f"found {workers.count} threads for a network with dropout, expected one")
         self.saved: Path | None = None  # the last checkpoint that this process wrote
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
@@ -273,14 +275,17 @@ class Trainer:
         if self.held_out is None:
             raise ValueError("no held-out images; expected Trainer(..., held_out=images)")
         generator = torch.Generator(self.device).manual_seed(_step_seed("validation", self.config.seed, 0))
-        parts: list[_Part] = []
-        for part in self.held_out.split(self.batches.batch_size):
-            x0 = to_float(part)
-            sigma = self.objective.sample_sigma(len(x0), generator)
-            noise = torch.randn(x0.shape, generator=generator, device=self.device)
-            parts.append((x0, sigma, noise, None, None))
+        losses: list[Tensor] = []
+        size = self.batches.batch_size
         with self.averaged():
-            losses = self.workers.map(self._validation_losses, parts)
+            for images in self.held_out.split(size * self.workers.count):
+                parts: list[_Part] = []
+                for part in images.split(size):
+                    x0 = to_float(part)
+                    sigma = self.objective.sample_sigma(len(x0), generator)
+                    noise = torch.randn(x0.shape, generator=generator, device=self.device)
+                    parts.append((x0, sigma, noise, None, None))
+                losses += self.workers.map(self._validation_losses, parts)
         return torch.cat(losses).mean().item()
 
     @torch.no_grad()
@@ -472,7 +477,7 @@ class Trainer:
                 parameter.grad += gradient
             elif gradient.stride() == parameter.stride():
                 parameter.grad = gradient
-            else:  # one value that stands for many, which could not be written to
+            else:  # laid out otherwise, or one value that stands for many
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def _lr(self) -> float:

@@ -95,14 +95,17 @@ class Muon(torch.optim.Optimizer):
         )
         if self._adamw is not None:
             self._adamw.state = self.state  # one state, so that a checkpoint is made of this optimizer alone
-            self._adamw.param_groups[0]["lr"] = group["lr"]
+            self._adamw.param_groups[0] |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
             self._adamw.step()
 
     @torch.no_grad()
     def _move(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
         """Make the step of matrices of one shape."""
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        buffers = [self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)) for matrix in matrices]
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, buffers, MOMENTUM)
         steps = orthogonalized(torch.stack([matrix.flatten(1) for matrix in ahead]), self.dtype)
@@ -114,7 +117,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices [B, n, m] with their singular values brought near 1 (0.68 to 1.13), but for the very smallest.
+    """Matrices [B, n, m] with their singular values brought near 1 (0.68 to 1.2), but for the very smallest.
 
     Five Newton-Schulz iterations, ``X <- a X + (b G + c G^2) X`` with ``G = X X^T``, on the narrow side. In float32
     the iteration runs on G [n, n] alone: since all its factors are polynomials of G, ``X`` is multiplied once, by

@@ -62,7 +62,7 @@ def has_bf16(device: torch.device) -> bool:
         return False
     if capabilities.get("bf16"):  # an ARM processor, where the levels below are not named
         return True
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    allowed = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     old = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
     return not old and allowed not in ISA_WITHOUT_BF16
 

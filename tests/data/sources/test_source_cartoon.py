@@ -35,8 +35,8 @@ def has(face: Face, name: str) -> bool:
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two whole tasks and a part of one."""
-    monkeypatch.setattr(cartoon, "FACES_PER_TASK", 4)
+    """Of one worker two tasks, of eight faces and of two; of two workers two of five."""
+    monkeypatch.setattr(cartoon, "FACES_PER_TASK", 8)
     digests = []
     for workers in (1, 2):
         folder = tmp_path / str(workers)
