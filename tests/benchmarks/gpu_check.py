@@ -3,10 +3,15 @@
     PYTHONPATH=src python -m tests.benchmarks.gpu_check [--minutes 8] [--output FOLDER]
 
 in the repository's root, or ``make gpu-check``. It needs PyTorch, torchvision, safetensors, pydantic and pytest, and no
-network. It runs the tests marked ``gpu``; trains networks of the shape of the recipes celeba64-ddpm and celeba64-edm on
-random images, as many as CelebA's, in bf16 and fp16, as they are and compiled; trains as diffusers and
-denoising-diffusion-pytorch do, where these are installed; compares Muon's step with Adam's; resumes a training that was
-killed; samples; and extracts features.
+network. These are its steps:
+
+- the tests marked ``gpu``
+- trainings of the shape of celeba64-ddpm and celeba64-edm on random images, as many as CelebA's, in bf16 and fp16, as
+  they are and compiled
+- the trainings of diffusers and denoising-diffusion-pytorch, where these are installed
+- Muon's step beside Adam's
+- a training that is killed and resumed
+- sampling, and the extraction of features
 
 ``--minutes`` is kept: an eightieth of it is what each figure is measured for, and what there was no time for is said to
 be so. A step that fails does not end the others. ``gpu-check.json`` and ``gpu-check.md`` are written after every step.

@@ -159,7 +159,7 @@ DEMO = Shape(
     "demo",
     UNetConfig(SIZE, 64, (1, 2, 2), 2, (8,), attention_head_channels=64, stem=4, refinement_channels=8),
     DiffusionConfig(
-        "flow", "x0", "flow", logit_mean=0.7, logit_std=0.8, huber_scale=0.04, difference_weight=4.0, noise_candidates=4
+        "flow", "x0", "flow", logit_mean=0.7, logit_std=0.9, huber_scale=0.1, difference_weight=4.0, noise_candidates=4
     ),
     TrainingConfig(
         seed=0,
@@ -173,7 +173,7 @@ DEMO = Shape(
         ema_rampup=0.09,
         precision="auto",
         log_every_images=640,
-        penalty=Penalty(0.04, 4.0),
+        penalty=Penalty(0.1, 4.0),
         noise_candidates=4,
         optimizer="muon",
         ema_profiles=(0.05, 0.1),
