@@ -1,6 +1,7 @@
 """Compiling is an option: the same network, sooner; and a clear word where there is no compiler."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +27,11 @@ def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_the_network_is_the_same_function_with_the_same_names_compiled_or_not() -> None:
+def test_the_network_is_the_same_function_with_the_same_names_compiled_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch's own cache would give back what was compiled for another kind of processor.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
     x = torch.randn(5, 4)
