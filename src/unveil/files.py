@@ -1,23 +1,196 @@
-"""Writing files and folders so that a reader never sees half of one, and hashing them."""
+"""Reading regular files only, and writing so that a reader never sees half of a file or folder."""
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from unveil.errors import UnveilError
 
 CHUNK_BYTES = 1 << 20
+MOST_TEXT_BYTES = 1 << 26  # of a text or JSON file: CelebA's largest table has 27 MB
+LONGEST_SHOWN = 60  # characters of a wrong value
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+Record = TypeVar("Record")
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def expanded(path: Path) -> Path:
+    """The path with the home folder in the place of ``~``. Raises UnveilError if there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UnveilError(f"{path}: {error}; write the whole path") from None
+
+
+def regular(path: Path) -> Path:
+    """The path, if it is of a regular file or of a link to one. Everything that is read goes through here.
+
+    Raises:
+        UnveilError: if it is a pipe, a device or a folder, which would hang, never end or fail obscurely.
+        OSError: FileNotFoundError if nothing is there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise UnveilError(f"{path}: found {kind}, expected a regular file; put the file there, or name another")
+    return path
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        UnveilError: if it is longer, or no regular file.
+        OSError: if it is not there or not readable.
+    """
+    size = regular(path).stat().st_size
+    if most is not None and size > most:
+        raise UnveilError(f"{path}: found {size:,} bytes, expected at most {most:,}; put the right file there")
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file in UTF-8, without a byte order mark.
+
+    Raises:
+        UnveilError: if it is no such text, longer than 64 MiB, or no regular file.
+        OSError: if it is not there or not readable.
+    """
+    try:
+        return read_bytes(path, MOST_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnveilError(f"{path}: found no text in UTF-8 ({error}); save it as UTF-8") from None
+
+
+def read_json(path: Path, kind: type[Record], mend: str) -> Record:
+    """Read a JSON file as a pydantic model or dataclass, each value of exactly the type that is declared.
+
+    Args:
+        path: of the file.
+        kind: what it holds.
+        mend: how to get a good one, which ends each message.
+
+    Raises:
+        UnveilError: that names the file, the key, what was found and what was expected.
+    """
+    try:
+        return parse_json(read_bytes(path, MOST_TEXT_BYTES), kind, str(path), mend)
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there; {mend}") from None
+
+
+def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -> Record:
+    """``read_json`` of a text that was read already, which messages call ``name``."""
+    try:
+        from_json(content, allow_inf_nan=False)  # also where any value may stand
+        return _adapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UnveilError(f"{name}: {_first_problem(error)}; {mend}") from None
+    except ValueError as error:
+        raise UnveilError(f"{name}: not valid JSON ({error}); {mend}") from None
+
+
+@functools.cache
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first of pydantic's problems: key, what was found, what was expected."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key"
+    found = json.dumps(first["input"], default=str)
+    found = found if len(found) <= LONGEST_SHOWN else found[: LONGEST_SHOWN - 3] + "..."
+    message = first["msg"].removeprefix("Value error, ")
+    if message.startswith("Input should be "):
+        message = f"expected {message.removeprefix('Input should be ')}"
+    return f"{key + ': ' if key else ''}found {found}, {message}"
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def destination(path: Path, folder: bool = False) -> Path:
+    """Where writing to ``path`` ends up, behind its links. Half-written files of processes that are gone are removed.
+
+    Args:
+        path: of a file, or of a folder.
+        folder: which of the two.
+
+    Raises:
+        UnveilError: if a link on the way leads nowhere, such as to a disk that is not mounted, or a file stands where
+            a folder belongs, or a folder where a file does.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise UnveilError(
+                f"{place}: a link to {place.readlink()}, which is not there; mount that disk, or remove the link"
+            )
+        wanted = folder or place != path
+        if place.exists() and place.is_dir() != wanted:
+            found, expected = ("a file", "a folder") if wanted else ("a folder", "a file")
+            raise UnveilError(f"{place}: found {found}, expected {expected}; move it away")
+    path = path.resolve()
+    _sweep(path.parent)
+    return path
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files and folders of processes that are gone; put back what one had moved aside."""
+    for left in folder.glob(".*"):
+        match = re.fullmatch(r"\.(.+)\.(\d{1,10})\.(tmp|old)", left.name, re.DOTALL)
+        if match is None or _is_alive(int(match[2])):
+            continue
+        with suppress(OSError):  # another process may be at it too
+            if match[3] == "old" and not (folder / match[1]).exists():
+                os.replace(left, folder / match[1])
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` if the block succeeds.
 
-    What ``path`` held before stays untouched until the rename, and for ever if the block raises.
+    What ``path`` held before stays untouched until the rename, and for ever if the block raises. Links are written
+    through. Raises UnveilError as ``destination`` does.
     """
+    path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,8 +204,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; put it in the place of ``path`` if the block succeeds.
 
-    A folder cannot be replaced in one step, so the old one is moved aside first and removed last.
+    A folder cannot be replaced in one step, so the old one is moved aside first and removed last. Links are written
+    through. Raises UnveilError as ``destination`` does.
     """
+    path = destination(path, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -62,9 +237,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file's bytes, read in chunks."""
+    """Hexadecimal digest of a regular file's bytes, read in chunks."""
     digest = hashlib.new(algorithm)
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

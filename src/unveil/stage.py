@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from unveil.errors import UnveilError
-from unveil.files import file_digest, write_json
+from unveil.errors import UnveilError, line_for_user
+from unveil.files import destination, expanded, file_digest, read_text, write_json
 from unveil.params import Params, flatten, load_params
+from unveil.printing import unheard
 from unveil.rank import error_of_another, is_main_process, leave_error
 from unveil.tracking import (
     Store,
@@ -79,6 +80,8 @@ class Run:
         self._tags: dict[str, str] = {}
         self._logged_steps: frozenset[int] = frozenset()  # of a run that is gone on with
         self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
+        for output in self._dvc_outputs:  # before any work
+            destination(root / output, folder=not Path(output).suffix)
         own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
         self._logged_params = dict(own)
         self._started = time.perf_counter()
@@ -131,7 +134,7 @@ class Run:
         """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
         if path is None:
             return None
-        path = path.expanduser()
+        path = expanded(path)
         elsewhere = self.project / path
         return elsewhere if elsewhere.exists() and not path.exists() else path
 
@@ -298,6 +301,7 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     ================== ============= ====================================================
     ends               FINISHED      goes on
     raises UnveilError FAILED        prints ``error: ...``, exit status 1, no traceback
+    raises OSError     FAILED        the same, if the system's refusal names a path or a lack
     is interrupted     KILLED        prints one line, exit status 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP)
     raises another     FAILED        the exception goes on, with its traceback
     ================== ============= ====================================================
@@ -318,15 +322,10 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             with _signals_ignored():
                 run.finish(status, error, details)
 
-    with _signals_raised():
+    with unheard(), _signals_raised():
         try:
             run = Run(name, load_params(params), Path.cwd())
             yield run
-        except UnveilError as error:
-            line = one_line(error)
-            left = leave_error(f"error: {line}")
-            end("FAILED", line)
-            _exit("" if left else f"error: {line}", 1)
         except (KeyboardInterrupt, Terminated) as error:
             if (cause := error_of_another()) is not None:  # for which the launcher ended this one
                 end("FAILED", cause)
@@ -340,6 +339,11 @@ def stage(name: str, params: Path) -> Iterator[Run]:
             end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
             raise
         except BaseException as error:
+            if (said := line_for_user(error)) is not None:
+                line = one_line(UnveilError(said))
+                left = leave_error(f"error: {line}")
+                end("FAILED", line)
+                _exit("" if left else f"error: {line}", 1)
             with _signals_ignored():  # the launcher sends one where another process has failed
                 cause, details = error_of_another(PATIENCE_SECONDS), traceback.format_exc()
                 end("FAILED", cause or f"{type(error).__name__}: {one_line(error)}", None if cause else details)
@@ -427,10 +431,10 @@ def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], lis
         UnveilError: dvc.yaml is not readable.
     """
     try:
-        content = YAML(typ="safe").load(dvc_file.read_text(encoding="utf-8"))
+        content = YAML(typ="safe").load(read_text(dvc_file))
     except FileNotFoundError:
         return [], [], []
-    except (YAMLError, UnicodeDecodeError) as error:
+    except YAMLError as error:
         raise UnveilError(f"{dvc_file.name}: not readable as YAML: {one_line(error)}") from error
     stages = (content or {}).get("stages") or {}
 

@@ -1,0 +1,60 @@
+"""Safetensors files: written whole or not at all, and read by one rule for what is missing, damaged or no file."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import strerror
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unveil.errors import UnveilError
+from unveil.files import atomic_path, regular
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors atomically, from whatever device they are on.
+
+    Raises:
+        OSError: with the path, for what the system refuses, such as a full disk.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = re.search(r"code: (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), strerror(int(code[1])), str(path)) from None
+
+
+@contextmanager
+def open_tensors(path: Path, mend: str) -> Iterator[Any]:
+    """Open a file for reading its shapes and tensors, as ``safetensors.safe_open`` does.
+
+    Args:
+        path: of the file.
+        mend: how to get a good one, which ends each message.
+
+    Raises:
+        UnveilError: if the file is missing, damaged or no regular file, also if that is seen within the block.
+        OSError: if the system refuses to open it; safetensors calls each refusal a missing file.
+    """
+    try:
+        regular(path).open("rb").close()
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there; {mend}") from None
+    except SafetensorError as error:
+        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {mend}") from None
+
+
+def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
+    """All tensors of a file, on the CPU. Raises as ``open_tensors`` does."""
+    with open_tensors(path, mend) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
