@@ -102,7 +102,8 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -
     """``read_json`` of a text that was read already, which messages call ``name``."""
     try:
         from_json(content, allow_inf_nan=False)  # also where any value may stand
-        return _adapter(kind).validate_json(content, strict=True)
+        record: Record = _adapter(kind).validate_json(content, strict=True)
+        return record
     except ValidationError as error:
         raise UnveilError(f"{name}: {_first_problem(error)}; {mend}") from None
     except ValueError as error:
@@ -110,7 +111,7 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -
 
 
 @functools.cache
-def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
