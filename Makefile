@@ -28,6 +28,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: $(VENV)/runtime.stamp ## Run the pipeline: what has changed, and what depends on it
+	@[ -e .git ] || { $(BIN)/dvc config --local core.no_scm true; \
+	  echo "no Git here: DVC goes without it; its experiments need one (git init, then remove .dvc/config.local)"; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 
 # Types are checked beside the tests, and what mypy says is shown after theirs. Either one's failure is a failure.

@@ -3,9 +3,11 @@
 import copy
 import json
 import math
+import os
+import time
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -966,3 +968,37 @@ def test_a_damaged_file_is_taken_or_refused_in_one_line(data: st.DataObject) -> 
 @given(text=st.text(max_size=60))
 def test_any_text_is_refused_in_one_line(text: str) -> None:
     refusal(text)
+
+
+def test_what_is_larger_or_deeper_than_any_parameters_is_refused_at_once() -> None:
+    names = "abcdefghi"
+    laughs = "a: &a [x, x]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise(names)
+    )
+    started = time.monotonic()
+    for text, words in {
+        laughs: "found more than 10,000 values, each alias replaced by what it stands for",
+        "a: &a [*a]": "found more than 10,000 values",
+        "a: " + "[" * 1000 + "]" * 1000: "found more than 16 levels",
+        "a: " + "{a: " * 100_000: "found more than 16 levels",
+        "- " * 5000: "found more than 16 levels",
+    }.items():
+        with pytest.raises(UnveilError, match=words):
+            parse_params(text, "params.yaml")
+    assert time.monotonic() - started < 10
+
+
+def test_a_file_of_parameters_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(UnveilError, match=r"params.yaml: found 1,048,577 bytes, expected at most 1,048,576"):
+        load_params(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UnveilError, match=r"params.yaml: found a pipe, expected a regular file"):
+        load_params(path)
+
+
+def test_anchors_that_stay_small_are_read(repository: Path) -> None:
+    text = (repository / "params.yaml").read_text(encoding="utf-8")
+    assert parse_params(text.replace("seed: 0 ", "seed: &seed 0 ", 1).replace("seed: 0 ", "seed: *seed ", 1), "")

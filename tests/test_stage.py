@@ -1,7 +1,10 @@
 """unveil.stage: how a run ends, what a record holds, and how lineage travels from stage to stage."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +79,65 @@ def test_what_a_user_can_mend_is_one_line_and_a_failed_run(project: Path, capsys
     assert found.info.status == "FAILED"
     assert found.data.tags["unveil.error"] == "models/config.json: not there; run train"
     assert found.data.metrics["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "models/x"),
+            "models/x: the system says: Not a directory",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+            "x: the system says: File name too long; choose",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: the system says: No space left on device; make room",
+        ),
+        (OSError(errno.EIO, "Input/output error", "data/raw"), "data/raw: the system says: Input/output error; "),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_a_failed_run(
+    project: Path, capsys: pytest.CaptureFixture[str], error: OSError, line: str
+) -> None:
+    with pytest.raises(SystemExit) as ended, stage("sample", PARAMS) as run:
+        raise error
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    found = stored(project, run)
+    assert (found.info.status, f"error: {found.data.tags['unveil.error']}\n") == ("FAILED", said)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "dvc.yaml").write_text("stages: {download: {cmd: x, outs: [data/raw]}}")
+    (project / "data").symlink_to(project / "unmounted")
+    database = project / "mlflow.db"
+    before = database.read_bytes()
+    with pytest.raises(SystemExit), stage("download", PARAMS):
+        pytest.fail("this is work")
+    assert re.fullmatch(r"error: \S*data: a link to \S*unmounted, which is not there; .*\n", capsys.readouterr().err)
+    assert database.read_bytes() == before
+
+
+def test_a_stage_that_nobody_listens_to_goes_on(project: Path, repository: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from unveil.stage import stage\n"
+        "with stage('sample', Path('params.yaml')) as run:\n"
+        "    sys.stdin.readline(); [run.say('line') for _ in range(9)]; Path('done').touch()"
+    )
+    theirs, ours = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdin=subprocess.PIPE, stdout=ours)
+    os.close(ours)
+    os.close(theirs)
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert (project / "done").exists()
 
 
 def test_wrong_parameters_are_one_line_and_no_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,6 +464,23 @@ def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
     assert digest("nothing", files, "b") is None
     # as sha256sum prints it, so that a reader can check a file by hand
     assert digest("file", files, "a/x") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+
+
+def test_dvc_and_the_digest_of_code_agree_on_what_is_code(tmp_path: Path, repository: Path) -> None:
+    package = "src/unveil/networks"
+    modules = {f"{package}/unet.py": "1", f"{package}/blocks/a.py": "2"}
+    others = (".unet.py.swp", "unet.py~", ".DS_Store", "#unet.py#", ".#unet.py", "._unet.py", "notes.txt", "4913")
+    others += ("unet.py.orig", "unet.pyc", "__pycache__/unet.py", ".ipynb_checkpoints/unet.py", ".unet.py.77.tmp")
+    root = tree(tmp_path, modules | dict.fromkeys((f"{package}/{name}" for name in others), "3"))
+    shutil.copy(repository / ".dvcignore", root)
+    git(root, "init", "--quiet")
+    assert paths_digest(root, [package], code=True) == paths_digest(tree(tmp_path / "bare", modules), [package])
+    names = [path.relative_to(root).as_posix() for path in (root / package).rglob("*") if path.is_file()]
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
+    ignored = subprocess.run(
+        [sys.executable, "-m", "dvc", "check-ignore", *names], cwd=root, capture_output=True, text=True
+    ).stdout.split()
+    assert set(names) - set(ignored) == set(modules)
 
 
 def test_a_relative_path_is_found_from_a_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,15 +68,15 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-def read_text(path: Path) -> str:
-    """The text of a regular file in UTF-8, without a byte order mark.
+def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
+    """The text of a regular file in UTF-8 of at most ``most`` bytes, without a byte order mark.
 
     Raises:
-        UnveilError: if it is no such text, longer than 64 MiB, or no regular file.
+        UnveilError: if it is no such text, longer, or no regular file.
         OSError: if it is not there or not readable.
     """
     try:
-        return read_bytes(path, MOST_TEXT_BYTES).decode("utf-8-sig")
+        return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnveilError(f"{path}: found no text in UTF-8 ({error}); save it as UTF-8") from None
 
@@ -102,7 +102,7 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -
     """``read_json`` of a text that was read already, which messages call ``name``."""
     try:
         from_json(content, allow_inf_nan=False)  # also where any value may stand
-        record: Record = _adapter(kind).validate_json(content, strict=True)
+        record: Record = _adapter(kind).validate_json(content, strict=True)  # type: ignore[arg-type]
         return record
     except ValidationError as error:
         raise UnveilError(f"{name}: {_first_problem(error)}; {mend}") from None
@@ -185,6 +185,17 @@ def _is_alive(process: int) -> bool:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within the block, a refusal that names no path, such as a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` if the block succeeds.
 
@@ -195,7 +206,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -215,7 +227,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         if path.exists():
             os.replace(path, aside)
         os.replace(temporary, path)

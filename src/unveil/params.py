@@ -10,6 +10,7 @@ import json
 import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, Union, get_args, get_origin
 
@@ -20,8 +21,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
+from unveil import files
 from unveil.data.celeba import PUBLISHED_SPLITS
 from unveil.data.choices import Loader
 from unveil.diffusion import betas
@@ -39,7 +42,7 @@ from unveil.diffusion.choices import (
     Variance,
     refusal,
 )
-from unveil.errors import UnveilError
+from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
 from unveil.training.choices import (
     GREATEST_DEVIATION,
@@ -53,6 +56,8 @@ from unveil.training.choices import (
 from unveil.training.posthoc import STEEPEST_RAMP
 
 LEAST_SPLITS = 10  # for an interval
+# Of a YAML file: what is larger or deeper is none of ours, and would take minutes to read.
+MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 20, 10_000, 16
 Scalar: TypeAlias = bool | int | float | str | None
 
 NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
@@ -71,7 +76,6 @@ PLAIN_LACKS: dict[str, tuple[object, str]] = {
     "refinement_channels": (0, "refinement"),
 }
 LEAST_HUBER_SCALE = 1e-4  # far below a level of 8 bits, and its square is a number in float32
-LONGEST_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
 def _listed(value: object) -> object:
@@ -884,13 +888,13 @@ def load_params(path: Path) -> Params:
 def read_text(path: Path) -> str:
     """The text of a parameter file. Raises UnveilError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_text(path, MOST_BYTES)
     except FileNotFoundError:
         raise UnveilError(
             _one_line(f"{path}: no such file; run in the project's folder, or say where it is with --params")
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnveilError(_one_line(f"{path}: cannot be read as text: {error}")) from None
+    except (OSError, UnveilError) as error:
+        raise UnveilError(_one_line(line_for_user(error) or str(error))) from None
 
 
 def parse_params(text: str, name: str) -> Params:
@@ -915,11 +919,16 @@ def parse_mapping(text: str, name: str) -> tuple[MappingNode, dict[Any, Any]]:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
+        _refuse_depth(text, name)
         root = yaml.compose(text)
         if root is None:
             raise UnveilError(f"{name}: empty, expected the sections {', '.join(Params.model_fields)}")
         if not isinstance(root, MappingNode):
             raise UnveilError(f"{name}: expected the sections {', '.join(Params.model_fields)}, found no mapping")
+        if _count(root, {}) > MOST_NODES:
+            raise UnveilError(
+                f"{name}: found more than {MOST_NODES:,} values, each alias replaced by what it stands for; write fewer"
+            )
         _refuse_duplicates(root, name)
         return root, yaml.constructor.construct_document(root)
     except MarkedYAMLError as error:
@@ -1116,6 +1125,28 @@ def _line(root: MappingNode, key: tuple[str, ...]) -> int:
     return line + 1
 
 
+def _refuse_depth(text: str, name: str) -> None:
+    """Raise UnveilError if lists or mappings lie deeper in each other than any parameter does."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            line = event.start_mark.line + 1
+            raise UnveilError(
+                f"{name}:{line}: found more than {MOST_DEPTH} levels of brackets; write the value plainly"
+            )
+
+
+def _count(node: Node, counted: dict[int, int]) -> int:
+    """Values in a node, each alias counted as all that it stands for; many for one that holds itself."""
+    if id(node) not in counted:
+        counted[id(node)] = MOST_NODES + 1
+        parts = chain.from_iterable(node.value) if isinstance(node, MappingNode) else node.value
+        nodes = () if isinstance(node, ScalarNode) else parts
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in nodes)
+    return counted[id(node)]
+
+
 def _refuse_duplicates(node: Node, name: str, prefix: tuple[str, ...] = ()) -> None:
     """Raise UnveilError if a mapping has a key twice."""
     if not isinstance(node, MappingNode):
@@ -1146,7 +1177,7 @@ def _shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return text if len(text) <= files.LONGEST_SHOWN else text[: files.LONGEST_SHOWN - 3] + "..."
 
 
 def _one_line(text: str) -> str:

@@ -87,7 +87,7 @@ class Run:
         self._started = time.perf_counter()
         dvc, git = dvc_tags(), git_tags(root)
         experiment = dvc.get("dvc.exp_name")
-        code = paths_digest(root, self._dvc_code)
+        code = paths_digest(root, self._dvc_code, code=True)
         machine = machine_tags()
         tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
         if code is not None:
@@ -451,10 +451,10 @@ def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], lis
     return data, code, paths(stages[name], "outs", "metrics", "plots")
 
 
-def paths_digest(root: Path, names: list[str]) -> str | None:
+def paths_digest(root: Path, names: list[str], code: bool = False) -> str | None:
     """sha256 over files and folders below ``root``: a file's own, else over all names and digests.
 
-    Python's byte code is left out. None if nothing is there.
+    Hidden files are left out, and of code all but modules, as DVC does by .dvcignore. None if nothing is there.
     """
     if len(names) == 1 and (root / names[0]).is_file():
         return file_digest(root / names[0])
@@ -464,7 +464,8 @@ def paths_digest(root: Path, names: list[str]) -> str | None:
         top = root / name
         files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
         for file in files:
-            if "__pycache__" in file.parts:
+            parts = file.relative_to(root).parts
+            if any(part.startswith(".") or part == "__pycache__" for part in parts) or (code and file.suffix != ".py"):
                 continue
             total.update(f"{file.relative_to(root).as_posix()}\0{file_digest(file)}\n".encode())
             empty = False

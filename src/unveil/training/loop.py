@@ -170,6 +170,7 @@ class Trainer:
         if workers.count > 1 and any(isinstance(part, nn.Dropout) and part.p > 0 for part in denoiser.modules()):
             raise ValueError(f"found {workers.count} threads for a network with dropout, expected one")
         self.saved: Path | None = None  # the last checkpoint that this process wrote
+        self.unsaved: OSError | None = None  # why the last one could not be written
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
@@ -321,10 +322,20 @@ class Trainer:
             sigma_rel: dict(zip(names, average.parameters, strict=True))
             for sigma_rel, average in self.further.profiles.items()
         }
-        self.snapshots |= self.checkpoints.save_snapshot(self.images_seen, averages)
+        with self._going_on():
+            self.snapshots |= self.checkpoints.save_snapshot(self.images_seen, averages)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Scratch that cannot be written, such as on a full disk, is no reason to stop."""
+        try:
+            yield
+            self.unsaved = None
+        except OSError as error:
+            self.unsaved = error
 
     def save(self) -> None:
-        """Write a scratch checkpoint of everything that the next step depends on."""
+        """Write a scratch checkpoint of everything that the next step depends on; else ``unsaved`` says why not."""
         if self.checkpoints is None or not self.processes.is_main:
             return
         tensors: dict[str, Tensor] = {}
@@ -340,7 +351,8 @@ class Trainer:
             "points": [asdict(point) for point in self.points],
             "seconds": self.seconds,
         }
-        self.saved = self.checkpoints.save(self.step, tensors, facts)
+        with self._going_on():
+            self.saved = self.checkpoints.save(self.step, tensors, facts)
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint from before the end; False if there is none.
