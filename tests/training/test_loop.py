@@ -1,12 +1,13 @@
 """The training loop: it learns, it can be killed, it stops when it breaks, and it tells what it does."""
 
 import copy
+import errno
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -366,6 +367,23 @@ def test_checkpoints_change_nothing(tmp_path: Path) -> None:
     assert _same(with_them, without)
     # The end needs none: the model itself is written then.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_a_full_scratch_disk_is_told_of_and_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Checkpoints.save
+
+    def full_at_first(self: Checkpoints, step: int, *state: Any) -> Path:
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+        return save(self, step, *state)
+
+    monkeypatch.setattr(Checkpoints, "save", full_at_first)
+    trainer, without = _trainer(CONFIG, tmp_path), _trainer(replace(CONFIG, checkpoint_every_images=0))
+    reasons = [trainer.unsaved is not None for _ in trainer.run()]
+    list(without.run())
+    assert _same(trainer, without)
+    assert reasons == [False, False, True, True, False, False]  # every second step; the checkpoint of step 4 failed
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path) -> None:
