@@ -8,11 +8,24 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import git
 from unveil.stage import STAGES, declared_paths
 
 # The frame around a stage decides nothing that a stage computes.
 FRAME = {
-    f"src/unveil/{name}.py" for name in ("__init__", "errors", "files", "launch", "params", "rank", "stage", "tracking")
+    f"src/unveil/{name}.py"
+    for name in (
+        "__init__",
+        "errors",
+        "files",
+        "launch",
+        "params",
+        "printing",
+        "rank",
+        "stage",
+        "tensors",
+        "tracking",
+    )
 }
 # Drawing takes tensors and types from where they are made, not their values.
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
@@ -84,3 +97,10 @@ def test_dvc_phones_nobody(repository: Path) -> None:
     text = (repository / ".dvc" / "config").read_text()
     assert "analytics = false" in text
     assert "check_update = false" in text
+
+
+def test_files_have_the_same_bytes_where_git_writes_other_line_ends(repository: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--config=core.autocrlf=true", str(repository), "clone")
+    ends = git(tmp_path / "clone", "ls-files", "--eol")
+    assert "dvc.yaml" in ends
+    assert "w/crlf" not in ends
