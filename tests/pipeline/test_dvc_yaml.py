@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-
 from tests.conftest import git
+
 from unveil.stage import STAGES, declared_paths
 
 # The frame around a stage decides nothing that a stage computes.
