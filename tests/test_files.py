@@ -1,9 +1,11 @@
 """unveil.files: only regular files are read, writing follows links, and nothing half-done stays."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +146,16 @@ def test_what_cannot_be_written_to_is_refused_by_name_and_stays(tmp_path: Path) 
 def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         gone = process.pid
-    for name in (f".raw.{gone}.tmp", f".shards.{gone}.old", f".raw.{os.getppid()}.tmp", ".own.1x.tmp"):
+    here, long_ago = platform.node().partition(".")[0], time.time() - 2 * 24 * 3600
+    kept = {f".raw.{os.getppid()}.tmp", f".raw.{here}-{os.getppid()}.tmp", f".raw.other-{gone}.tmp", ".own.1x.tmp"}
+    left = {f".raw.{gone}.tmp", f".raw.{here}-{gone}.tmp", f".shards.{here}-{gone}.old", f".old.other-{gone}.tmp"}
+    for name in kept | left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
+    os.utime(tmp_path / f".old.other-{gone}.tmp", (long_ago, long_ago))
     (tmp_path / f".index.json.{gone}.tmp").touch()
     destination(tmp_path / "other")
-    assert {path.name for path in tmp_path.iterdir()} == {"shards", f".raw.{os.getppid()}.tmp", ".own.1x.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", *kept}
     assert (tmp_path / "shards" / "file").exists()
 
 

@@ -4,9 +4,11 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from unveil.errors import UnveilError
 
 CHUNK_BYTES = 1 << 20
 MOST_TEXT_BYTES = 1 << 26  # of a text or JSON file: CelebA's largest table has 27 MB
+FOREIGN_SECONDS = 24 * 3600  # after which what a process of another machine left is taken for left
 LONGEST_SHOWN = 60  # characters of a wrong value
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -159,14 +162,29 @@ def destination(path: Path, folder: bool = False) -> Path:
     return path
 
 
+def _temporary(path: Path, ending: str = "tmp") -> Path:
+    """A hidden name beside ``path`` that no other process takes, on this machine or another with the same disk."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{ending}")
+
+
+def _machine() -> str:
+    return platform.node().partition(".")[0] or "localhost"
+
+
 def _sweep(folder: Path) -> None:
     """Remove the temporary files and folders of processes that are gone; put back what one had moved aside."""
     for left in folder.glob(".*"):
-        match = re.fullmatch(r"\.(.+)\.(\d{1,10})\.(tmp|old)", left.name, re.DOTALL)
-        if match is None or _is_alive(int(match[2])):
+        match = re.fullmatch(r"\.(.+?)\.(?:([^.]+)-)?(\d{1,10})\.(tmp|old)", left.name, re.DOTALL)
+        if match is None:
             continue
         with suppress(OSError):  # another process may be at it too
-            if match[3] == "old" and not (folder / match[1]).exists():
+            if match[2] in (None, _machine()):
+                in_use = _is_alive(int(match[3]))
+            else:  # nobody can ask another machine
+                in_use = time.time() - left.stat().st_mtime < FOREIGN_SECONDS
+            if in_use:
+                continue
+            if match[4] == "old" and not (folder / match[1]).exists():
                 os.replace(left, folder / match[1])
             elif left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
@@ -204,7 +222,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with _naming(path):
             yield temporary
@@ -222,8 +240,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = destination(path, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary = _temporary(path)
+    aside = _temporary(path, "old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
