@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from unveil import illustrations
 from unveil.diffusion import grids
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
-from unveil.diffusion.paths import EDM, VE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid, final_signal_to_noise
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid, final_signal_to_noise
 from unveil.illustrations import (
     DRAWINGS,
     SIGMA_MAX,
@@ -201,9 +201,9 @@ def test_report_says_where_the_linear_path_ends(timesteps, report):
     assert f"| {timesteps} | {last:.1f} | {ratio} | {last / math.sqrt(3 * 64 * 64):.3g} |" in report
 
 
-@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(), EDM(), Flow()])
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()])
 def test_report_says_between_which_noise_levels_each_path_trains(path, report):
-    names = {VPLinear: "vp-linear", VPCosine: "vp-cosine", VPSigmoid: "vp-sigmoid", SubVP: "sub-vp"}
+    names = {VPLinear: "vp-linear", VPCosine: "vp-cosine", VPSigmoid: "vp-sigmoid", VPSDE: "vp-sde", SubVP: "sub-vp"}
     name = names.get(type(path), type(path).__name__.lower())
     table = report.split("| `path` | $t$ in training |")[1].split("```")[0]
     (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))

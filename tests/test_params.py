@@ -361,6 +361,12 @@ VP = {
 }
 EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
 SUB_VP = {"train__diffusion__path": "sub-vp"}
+VP_SDE = {"train__diffusion__path": "vp-sde"}
+SQUARED = {
+    "train__diffusion__huber_scale": 0.0,
+    "train__diffusion__difference_weight": 0.0,
+    "train__diffusion__noise_candidates": 1,
+}
 VE = {"train__diffusion__path": "ve", "sample__sigma_max": 40}
 EVEN = {"sample__grid": "uniform-t"}
 NO_PROFILES = {"train__ema_profiles": [], "train__snapshot_every_images": 0}
@@ -442,7 +448,7 @@ PLAIN = {
         (
             VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_min": 0.1, "sample__sigma_max": 0.5} | EVEN,
             "sample.sigma_max",
-            "in [1, 50]",
+            "in [1, 100]",
         ),
         (VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_max": 1.0} | EVEN, "sample.sigma_max", "above the"),
         (VP | {"sample__sigma_min": 0.002, "sample__sigma_max": 0.005} | EVEN, "sample.sigma_max", "in [0.01, 157]"),
@@ -506,7 +512,7 @@ PLAIN = {
         (
             {"sample__sampler": "ddpm", "sample__variance": "large"},
             "sample.variance",
-            "only vp-linear, vp-cosine, vp-sigmoid have betas",
+            "only vp-linear, vp-cosine, vp-sigmoid, vp-sde have betas",
         ),
         (VP | {"sample__sigma_min": 0.002, "sample__grid": "log-linear"}, "sample.sigma_min", "in [0.01, 157]"),
         (VP | {"sample__sigma_max": 160, "sample__grid": "uniform-t"}, "sample.sigma_max", "in [0.01, 157]"),
@@ -645,12 +651,7 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         EDM | {"train__diffusion__objective": "flow"},
         *({"train__diffusion__parameterization": name} for name in ("v", "edm")),
         *({"train__diffusion__objective": name} for name in ("simple", "edm", "min-snr", "p2")),
-        {
-            "train__diffusion__objective": "likelihood",
-            "train__diffusion__huber_scale": 0.0,
-            "train__diffusion__difference_weight": 0.0,
-            "train__diffusion__noise_candidates": 1,
-        },
+        {"train__diffusion__objective": "likelihood"} | SQUARED,
         {"train__diffusion__input_perturbation": 0.1, "train__diffusion__flow_times": "uniform"},
         {"evaluate__likelihood_images": 2000},
         {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
@@ -664,7 +665,12 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         *({"train__channels_last": value} for value in ("auto", True, False)),
         *(SUB_VP | {"train__diffusion__objective": name} for name in ("edm", "min-snr", "p2", "flow")),
         SUB_VP | {"train__diffusion__objective": "simple", "train__diffusion__parameterization": "v"},
-        VE | {"sample__sigma_max": 0.02} | EVEN | {"sample__sigma_min": 0.01},
+        VE | {"sample__sigma_max": 0.04} | EVEN | {"sample__sigma_min": 0.02},
+        VP_SDE | {"sample__sampler": "ddpm", "sample__variance": "large"},
+        VP_SDE
+        | EVEN
+        | {"train__diffusion__objective": "likelihood", "train__diffusion__parameterization": "v"}
+        | SQUARED,
         VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
         VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
         VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
@@ -828,7 +834,7 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         build_objective(config)
         build_parameterization(config)
         taken += 1
-    assert taken == 6 * 5 * 6 + 5 * 2 - 2  # x0 on sub-vp with simple and likelihood
+    assert taken == 7 * 5 * 6 + 5 * 2 - 2  # x0 on sub-vp with simple and likelihood
 
 
 def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:

@@ -242,7 +242,7 @@ def draw_paths() -> Figure:
     signal.text(0.62, 1.03, "ve and edm", color=ORANGE, fontsize=8)
     signal.text(0.03, 0.06, "sub-vp: as vp-linear,\nless noise", color=YELLOW, fontsize=8)
     noise.set_ylim(-0.03, 1.5)
-    noise.text(0.6, 1.4, "ve: s = σ, to 50", color=RED, fontsize=8, va="center")
+    noise.text(0.6, 1.4, "ve: s = σ, to 100", color=RED, fontsize=8, va="center")
     noise.text(0.42, 1.4, "edm: s = σ, to 80", color=ORANGE, fontsize=8, va="center", ha="right")
     level.set_yscale("log")
     level.set_ylim(1e-3, 1e5)

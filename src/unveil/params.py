@@ -31,6 +31,7 @@ from unveil.diffusion import betas
 from unveil.diffusion.choices import (
     DISCRETE_PATHS,
     FULL_NOISE,
+    PRESERVING_PATHS,
     UNBOUNDED_PATHS,
     FlowTimes,
     GridName,
@@ -279,7 +280,7 @@ class Diffusion(Section):
     """Noise path, parameterization and objective (design: everything is a denoiser)."""
 
     path: PathName
-    """Noise path: DDPM's, improved DDPM's, Jabri et al.'s, Score SDE's two, EDM's or rectified flow."""
+    """Noise path: DDPM's, improved DDPM's, Jabri et al.'s, Score SDE's three, EDM's or rectified flow."""
     parameterization: ParameterizationName
     """What the network predicts."""
     objective: ObjectiveName
@@ -299,13 +300,13 @@ class Diffusion(Section):
     sigmoid_tau: Annotated[float, Ge(0.1), Le(10)]
     """vp-sigmoid: its temperature; a smaller one is steeper."""
     beta_min: Annotated[float, Gt(0), Le(10)]
-    """sub-vp: beta(0)."""
+    """vp-sde, sub-vp: beta(0)."""
     beta_max: Annotated[float, Gt(0), Le(100)]
-    """sub-vp: beta(1)."""
+    """vp-sde, sub-vp: beta(1)."""
     sigma_min: Annotated[float, Gt(0), Le(1)]
-    """ve: sigma(0)."""
+    """ve: sigma(0), for pixels in [-1, 1]."""
     sigma_max: Annotated[float, Gt(1), Le(10_000)]
-    """ve: sigma(1)."""
+    """ve: sigma(1), for pixels in [-1, 1]."""
     sigma_data: Annotated[float, Ge(1e-3), Le(1e3)]
     """edm: standard deviation of the data in [-1, 1]."""
     p_mean: Mean
@@ -344,9 +345,12 @@ class Diffusion(Section):
                 return _ends(betas.cosine(self.timesteps, self.cosine_offset))
             case "vp-sigmoid":
                 return _ends(betas.sigmoid(self.timesteps, self.sigmoid_start, self.sigmoid_end, self.sigmoid_tau))
-            case "sub-vp":
-                first, mean = self.beta_min * 1e-5, (self.beta_min + self.beta_max) / 2  # integrals to t = 1e-5 and 1
-                return 2 * math.sinh((first + (mean - self.beta_min) * 1e-10) / 2), 2 * math.sinh(mean / 2)
+            case "vp-sde" | "sub-vp":
+                last = (self.beta_min + self.beta_max) / 2
+                first = self.beta_min * 1e-5 + (last - self.beta_min) * 1e-10  # integrals of beta to t = 1e-5 and 1
+                if self.path == "vp-sde":
+                    return math.sqrt(math.expm1(first)), math.sqrt(math.expm1(last))
+                return 2 * math.sinh(first / 2), 2 * math.sinh(last / 2)
             case "ve":
                 return self.sigma_min, self.sigma_max
             case "edm":
@@ -389,7 +393,7 @@ def _deciding_key(path: PathName, *, least: bool) -> str:
     match path:
         case "vp-linear":
             return "beta_start" if least else "beta_end"
-        case "sub-vp":
+        case "vp-sde" | "sub-vp":
             return "beta_min" if least else "beta_max"
         case "vp-cosine":
             return "cosine_offset"
@@ -841,10 +845,10 @@ class Params(Section):
                 "sample.steps",
                 f"2 or more on sample.grid {sample.grid}: one step would start at t = 0, where there is no noise",
             )
-        if sample.sampler == "ddpm" and sample.variance == "large" and not discrete:
+        if sample.sampler == "ddpm" and sample.variance == "large" and path not in PRESERVING_PATHS:
             yield Problem(
                 "sample.variance",
-                f"small for train.diffusion.path {path} (only {', '.join(DISCRETE_PATHS)} have betas)",
+                f"small for train.diffusion.path {path} (only {', '.join(PRESERVING_PATHS)} have betas)",
             )
         if sample.sampler in ("euler", "heun") and path not in UNBOUNDED_PATHS:
             yield from self._churn_problems()

@@ -17,7 +17,7 @@ from unveil.diffusion.design import (
 )
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V, Velocity
-from unveil.diffusion.paths import EDM, VE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
 
 CONFIG = DiffusionConfig(
     path="vp-linear",
@@ -57,6 +57,7 @@ def test_each_name_is_a_part_with_its_own_numbers() -> None:
         "vp-linear": path,
         "vp-cosine": VPCosine(100, 0.01),
         "vp-sigmoid": VPSigmoid(100, -2.0, 2.5, 0.9),
+        "vp-sde": VPSDE(0.2, 18.0),
         "sub-vp": SubVP(0.2, 18.0),
         "ve": VE(0.02, 90.0),
         "edm": EDM(),

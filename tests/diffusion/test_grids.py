@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from unveil.diffusion import grids
-from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 STEPS = [1, 2, 7, 10, 18, 50, 99, 100]
 
@@ -64,7 +64,7 @@ def test_karras_tends_to_log_linear_as_rho_grows() -> None:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("path", [Flow(), EDM(), SubVP()], ids=str)
+@pytest.mark.parametrize("path", [Flow(), EDM(), VPSDE(), SubVP()], ids=str)
 def test_uniform_t_is_even_in_the_paths_time_down_to_0(path: NoisePath, steps: int) -> None:
     sigmas = grids.uniform_t(steps, 50.0, path)
     _is_a_grid(sigmas, steps)

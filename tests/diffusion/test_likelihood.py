@@ -17,7 +17,7 @@ from unveil.diffusion.likelihood import (
     log_density,
 )
 from unveil.diffusion.parameterizations import EDMPreconditioning
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 BIT = math.log(2)
 ENDS = (1e-3, 1e4)
@@ -104,7 +104,7 @@ def _gaussian_pixels(mean: float, std: float) -> DenoiserFunction:
 
 @pytest.mark.parametrize(
     "path",
-    [VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(0.01, 90.0), EDM(), Flow()],
+    [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(0.02, 180.0), EDM(), Flow()],
     ids=lambda p: type(p).__name__,
 )
 def test_bits_of_gaussian_pixels_on_every_path(path: NoisePath) -> None:

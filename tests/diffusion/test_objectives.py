@@ -25,15 +25,19 @@ from unveil.diffusion.objectives import (
     nearest_noise,
 )
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 DRAWS = 100_000
 UNLIKELY = 1e-4  # of the draws if the density is right; the seed is fixed, so a test does not fail now and then
 
 
 OBJECTIVES: list[Objective] = [
-    *(kind(path) for path in (VPLinear(), VPCosine(50), SubVP(), VE(), Flow()) for kind in (Simple, MinSNR, P2)),
-    *(Likelihood(path) for path in (VPLinear(), VPSigmoid(), SubVP(), VE(), Flow())),
+    *(
+        kind(path)
+        for path in (VPLinear(), VPCosine(50), VPSDE(), SubVP(), VE(), Flow())
+        for kind in (Simple, MinSNR, P2)
+    ),
+    *(Likelihood(path) for path in (VPLinear(), VPSigmoid(), VPSDE(), SubVP(), VE(), Flow())),
     EDMObjective(),
     FlowMatching(),
     FlowMatching(times="uniform"),
@@ -92,7 +96,7 @@ def test_flow_draws_logit_normal_times(mean: float, std: float) -> None:
     assert kstest(t.logit().numpy(), norm(mean, std).cdf).pvalue > UNLIKELY
 
 
-@pytest.mark.parametrize("path", [SubVP(), VE(), Flow()], ids=str)
+@pytest.mark.parametrize("path", [VPSDE(), SubVP(), VE(), Flow()], ids=str)
 def test_uniform_times_are_uniform_between_the_ends_of_a_continuous_path(path: NoisePath) -> None:
     least, greatest = path.t_range()
     for objective in (Simple(path), MinSNR(path), P2(path)):
@@ -100,7 +104,7 @@ def test_uniform_times_are_uniform_between_the_ends_of_a_continuous_path(path: N
         assert kstest(((t - least) / (greatest - least)).numpy(), "uniform").pvalue > UNLIKELY
 
 
-@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), SubVP(), VE(), Flow()], ids=str)
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSDE(), SubVP(), VE(), Flow()], ids=str)
 def test_likelihood_draws_log_uniform_noise_levels(path: NoisePath) -> None:
     least, greatest = path.sigma_range()
     place = (_draws(Likelihood(path)).double() / least).log() / math.log(greatest / least)
@@ -198,7 +202,7 @@ def test_p2_is_the_papers_factor_on_the_error_of_the_noise() -> None:
     torch.testing.assert_close(P2(VPLinear(), 1.0, 0.0).weight(sigma), Simple(VPLinear()).weight(sigma))
 
 
-@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), SubVP(), VE(), Flow()], ids=str)
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSDE(), SubVP(), VE(), Flow()], ids=str)
 def test_likelihood_is_the_integral_of_the_bound(path: NoisePath) -> None:
     """For data N(0, s^2) the bound's integral is the information between x at the two ends (2107.00630, app. E)."""
     s = 0.5

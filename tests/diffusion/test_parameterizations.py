@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0, Coefficients, EDMPreconditioning, Eps, Parameterization, V, Velocity
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
-PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(), EDM(), Flow()]
+PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()]
 ALL: list[Parameterization] = [Eps(), V(), X0(), EDMPreconditioning(0.5), Velocity()]
 SIGMA = torch.logspace(-2, 2, 41, dtype=torch.float64)
 MEAN, STD = 0.3, 0.6
@@ -142,7 +142,7 @@ def _told(path: NoisePath, c_noise: Tensor) -> Tensor:
         return 2 * c_noise.exp()
     if isinstance(path, Flow):
         return c_noise / 1000 / (1 - c_noise / 1000)
-    return path.sigma(c_noise / 999 if isinstance(path, SubVP) else c_noise)
+    return path.sigma(c_noise / 999 if isinstance(path, VPSDE) else c_noise)
 
 
 @pytest.mark.parametrize("parameterization", ALL, ids=str)

@@ -1,6 +1,7 @@
 """Noise paths: time and noise level invert each other, and DDPM's path is DDPM's process."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from unveil.diffusion.design import DiffusionConfig, build_path
 from unveil.diffusion.paths import (
     EDM,
     VE,
+    VPSDE,
     DiscreteVP,
     Flow,
     NoisePath,
@@ -21,10 +24,13 @@ from unveil.diffusion.paths import (
     VPSigmoid,
     final_signal_to_noise,
 )
+from unveil.params import load_params
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 VP = [VPLinear(), VPLinear(500), VPLinear(10, 0.01, 0.5), VPLinear(2, 0.1, 0.2)]
 DISCRETE: list[DiscreteVP] = [*VP, VPCosine(), VPCosine(50, 0.1), VPSigmoid(), VPSigmoid(100, 0.0, 3.0, 0.5)]
-PATHS: list[NoisePath] = [*DISCRETE, SubVP(), SubVP(0.5, 10.0), VE(), VE(0.002, 378.0), EDM(), Flow()]
+PATHS: list[NoisePath] = [*DISCRETE, VPSDE(), SubVP(), SubVP(0.5, 10.0), VE(), VE(0.002, 378.0), EDM(), Flow()]
 
 
 def _times(path: NoisePath) -> Tensor:
@@ -39,6 +45,7 @@ def paths() -> st.SearchStrategy[NoisePath]:
         st.builds(VPLinear, timesteps, st.floats(1e-6, 1e-3), st.floats(2e-3, 0.02)),
         st.builds(VPCosine, timesteps, st.floats(1e-3, 1)),
         st.builds(VPSigmoid, timesteps, st.floats(-4, 0), st.floats(1, 4), st.floats(0.5, 10)),
+        st.builds(VPSDE, st.floats(1e-2, 10), st.floats(10.1, 40)),
         st.builds(SubVP, st.floats(1e-2, 10), st.floats(10.1, 40)),
         st.builds(VE, st.floats(1e-4, 1), st.floats(1.1, 1e4)),
         st.builds(EDM),
@@ -143,6 +150,32 @@ def test_sub_vp_is_score_sdes_marginal() -> None:
     torch.testing.assert_close(path.c_noise(sigma), 999 * t, rtol=1e-9, atol=0.0)
 
 
+def test_vp_sde_is_score_sdes_marginal_and_the_limit_of_ddpms_chain() -> None:
+    """2011.13456, eq. 29, as in its code; the same sigma is up to 3.4 of the chain's 1000 timesteps away."""
+    path, chain = VPSDE(0.1, 20.0), VPLinear()
+    t = torch.linspace(1e-3, 1, 101, dtype=torch.float64)
+    log_mean = -0.25 * t**2 * (20.0 - 0.1) - 0.5 * t * 0.1
+    sigma = path.sigma(t)
+    torch.testing.assert_close(path.alpha(sigma), log_mean.exp(), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(path.alpha(sigma) * sigma, (1 - (2 * log_mean).exp()).sqrt(), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(path.c_noise(sigma), 999 * t, rtol=1e-9, atol=0.0)
+    apart = (path.c_noise(chain.sigmas) - torch.arange(1000)).abs()
+    assert apart.max().item() == pytest.approx(3.4, abs=0.05)
+    finer = VPLinear(100_000, 1e-6, 2e-4)
+    assert (path.t(finer.sigmas) - torch.linspace(0, 1, 100_000)).abs().max() < 1e-4
+
+
+def test_the_noise_of_ve_is_score_sdes_on_pixels_twice_as_far_apart() -> None:
+    """Its 0.01 and 50 are for pixels in [0, 1] (app. C; 2006.09011); ours lie in [-1, 1]."""
+    assert VE().sigma_range() == (2 * 0.01, 2 * 50.0)
+    config = DiffusionConfig("ve", "eps", "simple")
+    assert (
+        build_path(config)
+        == VE()
+        == build_path(DiffusionConfig(**load_params(SHIPPED).train.diffusion.model_dump() | {"path": "ve"}))
+    )
+
+
 def test_ve_is_score_sdes_geometric_sequence() -> None:
     path = VE(0.01, 50.0)
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -152,7 +185,7 @@ def test_ve_is_score_sdes_geometric_sequence() -> None:
     assert path.alpha(sigma).tolist() == [1.0] * 11
 
 
-@pytest.mark.parametrize("path", [SubVP(), VE(), Flow(), EDM()], ids=str)
+@pytest.mark.parametrize("path", [VPSDE(), SubVP(), VE(), Flow(), EDM()], ids=str)
 def test_continuous_paths_go_on_beyond_their_range(path: NoisePath) -> None:
     """A sampler may visit any sigma; what the network makes of it is another matter."""
     sigma = torch.tensor([path.sigma_range()[0] / 2, path.sigma_range()[1] * 2], dtype=torch.float64)
@@ -185,7 +218,7 @@ def test_outside_its_range_the_vp_path_stays_at_its_ends() -> None:
 def test_alpha_and_noise_share_what_each_path_shares() -> None:
     """Of ``x_t = alpha x0 + s n``, vp keeps alpha^2 + s^2, flow keeps alpha + s, edm keeps alpha."""
     sigma = torch.logspace(-3, 3, 50, dtype=torch.float64)
-    for path in DISCRETE:
+    for path in (*DISCRETE, VPSDE()):
         alpha = path.alpha(sigma)
         torch.testing.assert_close(alpha**2 + (alpha * sigma) ** 2, torch.ones_like(sigma))
     alpha = Flow().alpha(sigma)

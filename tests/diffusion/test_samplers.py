@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Churn, NoiseSource, Sampler
 from unveil.diffusion.sampling import SamplerConfig, run_sampler
 
@@ -49,8 +49,9 @@ PATHS: dict[str, tuple[NoisePath, Tensor]] = {  # each with a grid of its own
     "vp-linear": (VPLinear(200, 5e-4, 0.1), grids.ddim(200, VPLinear(200, 5e-4, 0.1), "leading")),
     "vp-cosine": (VPCosine(200), grids.ddim(200, VPCosine(200), "trailing")),
     "vp-sigmoid": (VPSigmoid(), grids.karras(200, 0.03, 80.0)),
+    "vp-sde": (VPSDE(), grids.uniform_t(200, VPSDE().sigma_range()[1], VPSDE())),
     "sub-vp": (SubVP(), grids.log_linear(200, 0.01, SubVP().sigma_range()[1])),
-    "ve": (VE(), grids.uniform_t(200, 50.0, VE())),
+    "ve": (VE(), grids.uniform_t(200, 100.0, VE())),
     "edm": (EDM(), grids.karras(200, 0.002, 80.0)),
     "flow": (Flow(), grids.uniform_t(200, 80.0, Flow())),
 }

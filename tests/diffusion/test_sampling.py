@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
-from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, build_grid, image_seed, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.workers import Workers
@@ -25,7 +25,7 @@ def name(config: SamplerConfig) -> str:
     return f"{config.sampler} eta {config.eta} churn {config.s_churn}"
 
 
-PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(), EDM(), Flow()]
+PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()]
 DETERMINISTIC = [
     SamplerConfig("heun", 3, "karras"),
     SamplerConfig("ddim", 4, "karras", eta=0.0),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from stages import train
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.distributed import Processes
 from unveil.params import load_params
 from unveil.recipes import apply_recipe
@@ -274,7 +274,7 @@ def test_a_damaged_shard_is_one_line(project: Path) -> None:
 
 
 def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
-    paths: list[NoisePath] = [EDM(), Flow(), VPLinear(), VPCosine(), VPSigmoid(), SubVP(), VE(0.01, 90.0)]
+    paths: list[NoisePath] = [EDM(), Flow(), VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(0.02, 180.0)]
     for path in paths:
         found = train.preview_sampler(path)
         assert (found.sigma_min, found.sigma_max) == pytest.approx((0.03, 80.0))

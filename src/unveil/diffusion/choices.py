@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-PathName = Literal["vp-linear", "vp-cosine", "vp-sigmoid", "sub-vp", "ve", "edm", "flow"]
+PathName = Literal["vp-linear", "vp-cosine", "vp-sigmoid", "vp-sde", "sub-vp", "ve", "edm", "flow"]
 ParameterizationName = Literal["eps", "v", "x0", "edm", "velocity"]
 ObjectiveName = Literal["simple", "likelihood", "edm", "min-snr", "p2", "flow"]
 FlowTimes = Literal["uniform", "logit-normal"]
@@ -24,6 +24,9 @@ Threshold = Literal["none", "clip", "dynamic"]
 
 DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
+
+PRESERVING_PATHS = (*DISCRETE_PATHS, "vp-sde")
+"""Paths with ``alpha^2 + s^2 = 1``, so that a step between any two noise levels has a beta."""
 
 UNBOUNDED_PATHS = ("edm", "flow")
 """Paths on which no sigma is refused for lying outside those that training draws evenly from."""

@@ -9,7 +9,7 @@ from unveil.diffusion.choices import FlowTimes, ObjectiveName, ParameterizationN
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Penalty, Simple
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
-from unveil.diffusion.paths import EDM, VE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class DiffusionConfig:
     sigmoid_tau: float = 1.0
     beta_min: float = 0.1
     beta_max: float = 20.0
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
     sigma_data: float = 0.5
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -54,6 +54,7 @@ PATH_VALUES: dict[PathName, tuple[str, ...]] = {
     "vp-linear": ("timesteps", "beta_start", "beta_end"),
     "vp-cosine": ("timesteps", "cosine_offset"),
     "vp-sigmoid": ("timesteps", "sigmoid_start", "sigmoid_end", "sigmoid_tau"),
+    "vp-sde": ("beta_min", "beta_max"),
     "sub-vp": ("beta_min", "beta_max"),
     "ve": ("sigma_min", "sigma_max"),
     "edm": (),
@@ -81,6 +82,8 @@ def build_path(config: DiffusionConfig) -> NoisePath:
             return VPCosine(config.timesteps, config.cosine_offset)
         case "vp-sigmoid":
             return VPSigmoid(config.timesteps, config.sigmoid_start, config.sigmoid_end, config.sigmoid_tau)
+        case "vp-sde":
+            return VPSDE(config.beta_min, config.beta_max)
         case "sub-vp":
             return SubVP(config.beta_min, config.beta_max)
         case "ve":

@@ -27,7 +27,7 @@ def log_linear(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 def uniform_t(steps: int, sigma_max: float, path: NoisePath) -> Tensor:
     """Evenly spaced in the path's own time, from the time of ``sigma_max`` down to 0.
 
-    Where time 0 still has noise (all paths but edm, flow and sub-vp), it is visited too, before the clean image.
+    Where time 0 still has noise (the vp paths of T timesteps and ve), it is visited too, before the clean image.
 
     Raises:
         ValueError: if the path has no time above 0 for ``sigma_max``.

@@ -142,12 +142,13 @@ class VPSigmoid(DiscreteVP):
 
 
 @dataclass(frozen=True)
-class SubVP:
-    r"""Score SDE's sub-VP path (2011.13456, eq. 12 and 29): less noise than VP has at the same alpha.
+class VPSDE:
+    r"""Score SDE's VP path (2011.13456, eq. 11 and 29): the limit of DDPM's chain, in continuous time.
 
-    :math:`\alpha(t) = e^{-B/2}` and :math:`s = 1 - e^{-B} = 1 - \alpha^2` with
+    :math:`\alpha(t) = e^{-B/2}` and :math:`s^2 = 1 - e^{-B}` with
     :math:`B(t) = \int_0^t \beta = \beta_{min} t + \frac{1}{2} (\beta_{max} - \beta_{min}) t^2`, t from 0 to 1. Hence
-    :math:`\sigma = e^{B/2} - e^{-B/2} = 2 \sinh(B/2)`. The formulas hold, and are used, for any t and sigma >= 0.
+    :math:`\sigma^2 = e^B - 1`. The formulas hold, and are used, for any t and sigma >= 0. The chain of T = 1000 has the
+    same sigma up to 3.4 timesteps later or sooner.
     """
 
     beta_min: float = 0.1
@@ -155,19 +156,25 @@ class SubVP:
     t_min: float = 1e-5  # of training, as in Score SDE's code
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma = 2 sinh(B(t) / 2)."""
-        integral = self.beta_min * t + (self.beta_max - self.beta_min) * t.square() / 2
-        return 2 * torch.sinh(integral / 2)
+        """sigma = sqrt(exp(B(t)) - 1)."""
+        return torch.expm1(self._integral(t)).sqrt()
 
     def t(self, sigma: Tensor) -> Tensor:
-        """The positive root of B(t) = 2 asinh(sigma / 2)."""
-        integral = 2 * torch.asinh(sigma / 2)
+        """The positive root of B(t) = ln(1 + sigma^2)."""
+        return self._root(torch.log1p(sigma.square()))
+
+    def _integral(self, t: Tensor) -> Tensor:
+        """B(t)."""
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t.square() / 2
+
+    def _root(self, integral: Tensor) -> Tensor:
+        """The t >= 0 of a B(t)."""
         root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral).sqrt()
         return 2 * integral / (self.beta_min + root)
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """alpha = exp(-asinh(sigma / 2)): the solution of ``alpha sigma = 1 - alpha^2``."""
-        return torch.exp(-torch.asinh(sigma / 2))
+        """Variance preserving: ``alpha^2 (1 + sigma^2) = 1``."""
+        return (1 + sigma.square()).rsqrt()
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """999 t, as Score SDE's code tells its VP and sub-VP networks."""
@@ -187,14 +194,36 @@ class SubVP:
 
 
 @dataclass(frozen=True)
+class SubVP(VPSDE):
+    r"""Score SDE's sub-VP path (2011.13456, eq. 12 and 29): less noise than VP has at the same alpha.
+
+    :math:`\alpha(t) = e^{-B/2}` as :class:`VPSDE`, and :math:`s = 1 - e^{-B} = 1 - \alpha^2`. Hence
+    :math:`\sigma = e^{B/2} - e^{-B/2} = 2 \sinh(B/2)`.
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma = 2 sinh(B(t) / 2)."""
+        return 2 * torch.sinh(self._integral(t) / 2)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The positive root of B(t) = 2 asinh(sigma / 2)."""
+        return self._root(2 * torch.asinh(sigma / 2))
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """alpha = exp(-asinh(sigma / 2)): the solution of ``alpha sigma = 1 - alpha^2``."""
+        return torch.exp(-torch.asinh(sigma / 2))
+
+
+@dataclass(frozen=True)
 class VE:
     """Score SDE's variance-exploding path (2011.13456, eq. 9 and app. C): alpha = 1, and sigma is geometric in t.
 
     ``sigma = sigma_min (sigma_max / sigma_min)^t``, t from 0 to 1. The formula holds, and is used, beyond them.
+    Score SDE's 0.01 and 50 are for pixels in [0, 1]; in ours, [-1, 1], the same noise is twice as large.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
 
     def sigma(self, t: Tensor) -> Tensor:
         """Geometric between the ends."""
