@@ -495,7 +495,10 @@ PLAIN = {
         ({"sample__grid": "ddim-leading"}, "sample.grid", "uniform-t for train.diffusion.path flow, whose time is"),
         (EDM | {"sample__grid": "ddim-trailing"}, "sample.grid", "karras | log-linear | uniform-t for train"),
         (VP | {"sample__grid": "ddim-leading", "sample__steps": 1}, "sample.steps", "t = 0, where there is no noise"),
-        (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1}, "sample.steps", "2 or more on sample.grid"),
+        *(
+            (VP | {"sample__grid": f"ddim-{name}", "sample__steps": 1}, "sample.steps", "2 or more on sample.grid")
+            for name in ("linspace", "quad")
+        ),
         ({"sample__sampler": "rk45", "sample__steps": 1}, "sample.steps", "2 or more: sampler rk45"),
         ({"sample__s_tmin": 51.0}, "sample.s_tmin", "a number up to sample.s_tmax, 50"),
         (
@@ -673,6 +676,7 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         | SQUARED,
         VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
         VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
+        VP | {"sample__grid": "ddim-quad"},
         VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
         {"sample__s_churn": 40, "sample__s_tmax": 1e6},
         VP | {"sample__sampler": "ddim", "sample__s_churn": 40, "sample__s_tmax": 200},

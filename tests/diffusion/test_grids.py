@@ -106,18 +106,28 @@ def test_the_noise_levels_of_ddim_are_those_of_its_timesteps() -> None:
 
 
 def test_an_unknown_spacing_is_refused() -> None:
-    with pytest.raises(ValueError, match="leading, trailing or linspace"):
+    with pytest.raises(ValueError, match="leading, trailing, linspace or quad"):
         grids.ddim_timesteps(10, 1000, "quadratic")
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize(("timesteps", "steps"), [(1000, 2), (1000, 10), (1000, 20), (1000, 100), (1000, 1000), (7, 5)])
+def test_quad_timesteps_are_ddims_even_squares(timesteps: int, steps: int) -> None:
+    """2010.02502, appendix D.2 and its code: ``floor(c i^2)`` from 0, with c such that the last is near 0.8 T."""
+    found = grids.ddim_timesteps(steps, timesteps, "quad").flip(0)
+    exact = 0.8 * timesteps * (torch.arange(steps, dtype=torch.float64) / (steps - 1)) ** 2
+    assert found[0] == 0 and found[-1] == int(0.8 * timesteps) and (found.diff() >= 0).all()
+    assert ((found <= exact + 1e-9) & (found > exact - 1 - 1e-9)).all()
+    assert grids.ddim(steps, VPLinear(timesteps), "quad").shape == (steps + 1,)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "quad"])
 def test_one_step_from_where_there_is_no_noise_is_refused(spacing: str) -> None:
     with pytest.raises(ValueError, match="t = 0, where there is no noise to start from"):
         grids.ddim_timesteps(1, 1000, spacing)
     assert grids.ddim_timesteps(1, 1000, "trailing").tolist() == [999]
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quad"])
 def test_more_steps_than_timesteps_are_refused(spacing: str) -> None:
     with pytest.raises(ValueError, match="11 steps, but the path has 10"):
         grids.ddim_timesteps(11, 10, spacing)

@@ -185,3 +185,12 @@ def test_mean_and_standard_error() -> None:
 def test_a_denoiser_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(ArithmeticError):
         bits_per_dim(lambda x, sigma: x * torch.nan, EDM(), _pixels(0.0, 0.3, 1), LikelihoodConfig())
+
+
+def test_no_images_have_no_likelihoods() -> None:
+    found = bits_per_dim(_gaussian_pixels(0.0, 0.3), EDM(), _pixels(0.0, 0.3, 0), LikelihoodConfig())
+    assert found.values.shape == found.nfe.shape == (0,)
+    density = log_density(
+        _gaussian_pixels(0.0, 0.3), torch.zeros(0, 3, 4, 4), ENDS, ENDS[1], torch.zeros(1, 0, 3, 4, 4)
+    )
+    assert density.values.shape == density.nfe.shape == (0,)

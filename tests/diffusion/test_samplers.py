@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from tests.diffusion.closed_forms import PlaneMixture, exact_moments, gaussian_d
 from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
+from unveil.diffusion.choices import SamplerName, Threshold
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Churn, NoiseSource, Sampler
-from unveil.diffusion.sampling import SamplerConfig, run_sampler
+from unveil.diffusion.sampling import SampleNoise, SamplerConfig, run_sampler, sample_steps
+from unveil.networks.unet import UNet, UNetConfig
 
 MEAN, STD = 0.3, 0.6
 GAUSSIAN = gaussian_denoiser(MEAN, STD)
@@ -372,6 +375,61 @@ def test_rk45_counts_the_evaluations_of_the_image_that_needs_most() -> None:
     alone = [last(run_sampler(config, MIXTURE.denoise, sigmas, image[None], no_noise)) for image in x]
     assert max(step.nfe for step in alone) == together[-1].nfe > min(step.nfe for step in alone)
     torch.testing.assert_close(torch.cat([step.x for step in alone]), together[-1].x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_between_equal_noise_levels_nothing_is_done(name: str) -> None:
+    """DDIM's quad timesteps repeat some."""
+    sigmas = grids.ddim(20, VPLinear(100), "quad")
+    once = torch.tensor(sorted(set(sigmas.tolist()), reverse=True), dtype=torch.float64)
+    assert len(once) < len(sigmas)
+    x = once[0] * gaussian_noise(torch.empty(2, 5, dtype=torch.float64), 0)()
+    expected = list(ALL[name](bent_denoiser, once, x, source_for(name, x, 1)))
+    for grid in (sigmas, torch.cat([once[:1], once, once[-1:]])):
+        found = list(ALL[name](bent_denoiser, grid, x, source_for(name, x, 1)))
+        assert [(step.sigma, step.nfe) for step in found] == [(step.sigma, step.nfe) for step in expected]
+        assert torch.equal(found[-1].x, expected[-1].x) and torch.isfinite(found[-1].x).all()
+
+
+def test_levels_that_a_number_can_hardly_tell_apart_divide_by_nothing() -> None:
+    sigmas = torch.tensor([3.0, 1 + 2**-52, 1.0, 0.3, 0.0], dtype=torch.float64)
+    for sampler in (samplers.dpmpp_2m, samplers.dpmpp_2m_sde):
+        step = last(sampler(bent_denoiser, sigmas, torch.ones(1, 2, dtype=torch.float64), lambda: torch.zeros(1, 2)))
+        assert step.nfe == 3 and torch.isfinite(step.x).all()
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "words"),
+    [
+        ([1.0, 2.0, 0.0], "1 before 2"),
+        ([0.0, 1.0], "0 before 1"),
+        ([2.0, 0.0, -1.0], "0 before -1"),
+        ([math.inf, 1.0, 0.0], "inf before 1"),
+        ([2.0, math.nan, 0.0], "2 before nan"),
+        ([2.0], r"\[2.0\]"),
+        ([], r"\[\]"),
+        ([2.0, 2.0], r"\[2.0, 2.0\]"),
+        ([0.0, 0.0], r"\[0.0, 0.0\]"),
+    ],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_no_grid_is_refused_by_every_sampler(name: str, sigmas: list[float], words: str) -> None:
+    x = torch.ones(2, 3, dtype=torch.float64)
+    grid = torch.tensor(sigmas, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"sigmas: found {words}, expected finite levels that fall"):
+        list(ALL[name](GAUSSIAN, grid, x, lambda: torch.zeros_like(x)))
+
+
+@pytest.mark.parametrize("threshold", ["none", "clip", "dynamic"])
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_of_no_images_every_sampler_makes_none(name: SamplerName, threshold: Threshold) -> None:
+    """With a network too, whose stem has to be told."""
+    for image_size in (8, 16):
+        network = UNet(UNetConfig(image_size, 32, (1,), 1, (8,), stem=image_size // 8))
+        noise = SampleNoise(0, [], (3, image_size, image_size))
+        config = SamplerConfig(name, 3, "karras", threshold=threshold)
+        step = last(sample_steps(Denoiser(network, EDM(), EDMPreconditioning()), EDM(), config, noise))
+        assert step.x.shape == step.denoised.shape == (0, 3, image_size, image_size)
 
 
 @pytest.mark.parametrize("name", ALL)

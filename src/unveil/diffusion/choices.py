@@ -18,7 +18,7 @@ SamplerName = Literal[
     "dpmpp-2m-sde",
     "rk45",
 ]
-GridName = Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace"]
+GridName = Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace", "ddim-quad"]
 Variance = Literal["small", "large"]
 Threshold = Literal["none", "clip", "dynamic"]
 

@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
         """Estimate the clean images.
 
         Args:
-            x: float32 [B, C, H, W], images in [-1, 1] plus sigma times unit noise.
+            x: float32 [B, C, H, W], images in [-1, 1] plus sigma times unit noise; B may be 0.
             sigma: float [B], positive.
             augment_labels: float [B, labels], how the images were augmented, for a network that takes it as a third
                 argument; None, as in sampling, is no augmentation.
@@ -43,6 +43,8 @@ class Denoiser(nn.Module):
         Returns:
             float32 [B, C, H, W]. The network may compute in another precision; the sum is made in float32.
         """
+        if not len(x):  # of which PyTorch's pixel_unshuffle makes the wrong shape
+            return x
         c_skip, c_out, c_in = (expand(c, x) for c in self.parameterization.coefficients(sigma, self.path))
         told = () if augment_labels is None else (augment_labels,)
         predicted = self.network(c_in * x, self.path.c_noise(sigma), *told)

@@ -112,7 +112,7 @@ def log_density(
     Raises:
         ArithmeticError: if the ODE cannot be solved, as when the denoiser is not finite.
     """
-    rows, dim = len(x), x[0].numel()
+    rows, dim = len(x), math.prod(x.shape[1:])
 
     def slope(log_sigma: Tensor, state: Tensor) -> Tensor:
         at = state[:, :dim].to(x.dtype).reshape(x.shape)
@@ -154,6 +154,8 @@ def bits_per_dim(
         ArithmeticError: if the ODE cannot be solved.
     """
     shape = tuple(images.shape[1:])
+    if not len(images):
+        return BitsPerDim(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
     generators = [np.random.default_rng(image_seed("likelihood", config.seed, first + i)) for i in range(len(images))]
     x = images.float() / 127.5 - 1
     if config.dequantization == "uniform":

@@ -1,7 +1,9 @@
 """Samplers: from noise to images with any denoiser and any grid, in the common frame ``x = x0 + sigma n``.
 
 All have one signature: ``sampler(denoiser, sigmas, x, noise, ...)``, and yield a :class:`Step` after every
-interval of the grid; the last one's ``x`` is the result. Memory and arithmetic are those of ``x``'s dtype.
+interval of the grid; the last one's ``x`` is the result. Memory and arithmetic are those of ``x``'s dtype. Between
+equal sigmas there is nothing to do: such an interval is no step, and costs no evaluation. A grid that rises, or is none
+otherwise, is a ValueError (see :func:`intervals`).
 
 | sampler | solves | order | evaluations on n intervals |
 | --- | --- | --- | --- |
@@ -95,7 +97,7 @@ def ddim(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSour
     In the common frame eq. 16 is ``sigma_up^2 = eta^2 sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2``.
     With eta = 0 it is Euler's method on the probability-flow ODE; with eta = 1 it is DDPM.
     """
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
         denoised = denoiser(x, _levels(x, sigma))
         sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
         sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
@@ -117,7 +119,7 @@ def ddpm(
     The mean is the posterior's, ``D + (sigma_next / sigma)^2 (x - D)``. The variance is the posterior's
     (``small``), or that of the forward step, beta (``large``, which needs a variance-preserving path).
     """
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
         denoised = denoiser(x, _levels(x, sigma))
         ratio = (sigma_next / sigma) ** 2
         x = denoised + ratio * (x - denoised)
@@ -133,9 +135,9 @@ def euler(
     denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN
 ) -> Iterator[Step]:
     """Euler's method on the probability-flow ODE; with ``churn`` as EDM's algorithm 2 without its correction."""
-    steps = len(sigmas) - 1
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
-        raised = churn.raised(sigma, steps)
+    grid = intervals(sigmas)
+    for nfe, (sigma, sigma_next) in enumerate(grid, start=1):
+        raised = churn.raised(sigma, len(grid))
         x = churn.add(x, sigma, raised, noise)
         denoised = denoiser(x, _levels(x, raised))
         x = x + (sigma_next - raised) * (x - denoised) / raised
@@ -149,9 +151,9 @@ def heun(
 
     ``dx/dsigma = (x - D) / sigma``. The last interval, to 0, is an Euler step: 2 steps - 1 evaluations.
     """
-    nfe, steps = 0, len(sigmas) - 1
-    for sigma, sigma_next in _intervals(sigmas):
-        raised = churn.raised(sigma, steps)
+    nfe, grid = 0, intervals(sigmas)
+    for sigma, sigma_next in grid:
+        raised = churn.raised(sigma, len(grid))
         x = churn.add(x, sigma, raised, noise)
         denoised = denoiser(x, _levels(x, raised))
         slope = (x - denoised) / raised
@@ -174,7 +176,7 @@ def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: Noise
     for the estimate before: there it is DDIM. Noise is not used.
     """
     before: tuple[float, Tensor] | None = None  # length in lambda of the interval before, and its estimate
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
         denoised = denoiser(x, _levels(x, sigma))
         target, before = _extrapolated(denoised, before, sigma, sigma_next)
         x = target + (sigma_next / sigma) * (x - target)
@@ -187,7 +189,7 @@ def dpmpp_2m_sde(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: N
     In the common frame it is DDPM with the small variance and the extrapolated estimate in the place of D.
     """
     before: tuple[float, Tensor] | None = None
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
         denoised = denoiser(x, _levels(x, sigma))
         target, before = _extrapolated(denoised, before, sigma, sigma_next)
         ratio = (sigma_next / sigma) ** 2
@@ -203,7 +205,7 @@ def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise:
     The last interval, to 0, where the drift has no limit, returns the denoised image (2009.05475).
     """
     score_of = score(denoiser)
-    for nfe, (sigma, sigma_next) in enumerate(_intervals(sigmas), start=1):
+    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
         gradient = score_of(x, _levels(x, sigma))
         denoised = x + sigma**2 * gradient
         if sigma_next > 0:
@@ -228,7 +230,7 @@ def predictor_corrector(
     the step to 0 returns D. The corrector is Langevin dynamics with the step size of ``snr``.
     """
     score_of, nfe = score(denoiser), 0
-    for sigma, sigma_next in _intervals(sigmas):
+    for sigma, sigma_next in intervals(sigmas):
         gradient = score_of(x, _levels(x, sigma))
         denoised, removed = x + sigma**2 * gradient, sigma**2 - sigma_next**2
         x = x + removed * gradient
@@ -236,7 +238,7 @@ def predictor_corrector(
         if sigma_next > 0:
             x = x + math.sqrt(removed) * noise()
             for _ in range(corrector_steps):
-                x = langevin_step(x, score_of(x, _levels(x, sigma_next)), noise(), snr)
+                x = langevin_step(x, score_of(x, _levels(x, sigma_next)), noise(), snr, sigma_next)
                 nfe += 1
         yield Step(x, denoised, sigma_next, nfe)
 
@@ -267,16 +269,17 @@ def rk45(
         ValueError: if the grid has no two ends above 0.
         ArithmeticError: if the denoiser's estimates are not finite.
     """
-    if len(sigmas) < 3:
+    grid = intervals(sigmas)
+    if len(grid) < 2:
         raise ValueError("rk45 goes from the largest to the smallest sigma of the grid, which needs 2 steps or more")
 
     def slope(sigma: Tensor, x: Tensor) -> Tensor:
         levels = sigma.to(x.dtype)
         return (x - denoiser(x, levels)) / expand(levels, x)
 
-    start, end = float(sigmas[0]), float(sigmas[-2])
+    start, end = grid[0][0], grid[-1][0]
     solution = ode.rk45(slope, x, start, end, rtol, atol)
-    nfe = int(solution.nfe.max()) + 1
+    nfe = max(solution.nfe.tolist(), default=0) + 1
     denoised = denoiser(solution.y, _levels(x, end))
     yield Step(solution.y, denoised, end, nfe)
     yield Step(denoised, denoised, 0.0, nfe)
@@ -296,8 +299,19 @@ def _extrapolated(
     return denoised + share * (denoised - denoised_before), (length, denoised)
 
 
-def _intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:
-    return pairwise(sigmas.tolist())
+def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
+    """The steps of a grid, from one noise level to the next, without those between levels that are equal to 1e-9.
+
+    Raises:
+        ValueError: unless the levels are finite, never rise, fall at least once and stay at 0 or above.
+    """
+    steps = list(pairwise(sigmas.tolist()))
+    wrong = [f"{a:g} before {b:g}" for a, b in steps if not math.inf > a >= b >= 0]  # no comparison holds for nan
+    falling = [(a, b) for a, b in steps if not math.isclose(a, b)]
+    if wrong or not falling:
+        found = wrong[0] if wrong else f"{sigmas.tolist()}"
+        raise ValueError(f"sigmas: found {found}, expected finite levels that fall, from the largest to 0 or above")
+    return falling
 
 
 def _levels(x: Tensor, sigma: float) -> Tensor:

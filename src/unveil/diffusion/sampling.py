@@ -45,8 +45,8 @@ class SamplerConfig:
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations for an image; None where they depend on the image."""
-        if self.sampler == "rk45":
+        """Network evaluations for an image; None where they depend on the image, or on which timesteps are equal."""
+        if self.sampler == "rk45" or self.grid == "ddim-quad":
             return None
         if self.sampler == "heun":
             return 2 * self.steps - 1
@@ -56,7 +56,7 @@ class SamplerConfig:
 
 
 def build_grid(config: SamplerConfig, path: NoisePath) -> Tensor:
-    """The noise levels that ``config`` names: float64 [steps + 1], decreasing to 0.
+    """The noise levels that ``config`` names: float64 [steps + 1], decreasing to 0; ddim-quad has some twice.
 
     Raises:
         ValueError: if the grid belongs to another path, or starts where there is no noise.
@@ -125,8 +125,10 @@ class SampleNoise:
 
     def __call__(self) -> Tensor:
         """The next draw: float32 [len(ids), *shape]."""
-        noise = [generator.standard_normal(self.shape, np.float32) for generator in self.generators]
-        return torch.from_numpy(np.stack(noise)).to(self.device)
+        noise = np.empty((len(self.generators), *self.shape), np.float32)
+        for generator, image in zip(self.generators, noise, strict=True):
+            generator.standard_normal(out=image, dtype=np.float32)
+        return torch.from_numpy(noise).to(self.device)
 
 
 @torch.inference_mode()

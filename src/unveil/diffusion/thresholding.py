@@ -21,6 +21,8 @@ def dynamically_thresholded(denoiser: DenoiserFunction, percentile: float) -> De
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         estimate = denoiser(x, sigma)
+        if not len(estimate):
+            return estimate
         # By image: of more than 16 million numbers at once torch.quantile refuses to find one.
         limits = torch.stack([image.abs().flatten().quantile(percentile) for image in estimate])
         limit = expand(limits.clamp_min(1), estimate)
