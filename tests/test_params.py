@@ -368,6 +368,7 @@ SQUARED = {
     "train__diffusion__noise_candidates": 1,
 }
 VE = {"train__diffusion__path": "ve", "sample__sigma_max": 40}
+ONE_HEAD = {"train__network__attention_head_channels": 0}
 EVEN = {"sample__grid": "uniform-t"}
 NO_PROFILES = {"train__ema_profiles": [], "train__snapshot_every_images": 0}
 PLAIN = {
@@ -401,6 +402,12 @@ PLAIN = {
             "train.network.attention_head_channels",
             "divisor of",
         ),
+        (
+            ONE_HEAD | {"train__network__attention_heads": 3},
+            "train.network.attention_heads",
+            "0 or a divisor of 256, the",
+        ),
+        ({"train__network__attention_heads": 4}, "train.network.attention_heads", "attention_head_channels 0: one"),
         ({"train__network__channels": 40}, "train.network.channels", "a multiple of 32"),
         ({"train__network__norm_groups": 24}, "train.network.norm_groups", "a divisor of train.network.channels, 128"),
         (
@@ -681,7 +688,8 @@ def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words
         {"sample__s_churn": 40, "sample__s_tmax": 1e6},
         VP | {"sample__sampler": "ddim", "sample__s_churn": 40, "sample__s_tmax": 200},
         {"train__network__attention_resolutions": []},
-        {"train__network__attention_head_channels": 0},
+        ONE_HEAD,
+        ONE_HEAD | {"train__network__attention_heads": 4},
         {"train__ema_half_life_images": 0},
         {"train__ema_more_half_lives": [50_000], "train__ema_rampup": 0.0},
         {"sample__weights": "power:0.075"},

@@ -236,6 +236,8 @@ class Network(Section):
     """Side lengths, in the network after the stem, at which attention acts."""
     attention_head_channels: Amount
     """Channels a head; 0 = one head."""
+    attention_heads: Amount
+    """Heads at every width; 0 = as attention_head_channels says."""
     middle_attention: bool
     """Whether the middle of the network, at the lowest resolution, attends."""
     noise_conditioning: Literal["all", "bottleneck", "none"]
@@ -810,18 +812,21 @@ class Params(Section):
                 f"side lengths that occur in the network: {' | '.join(map(str, resolutions))} "
                 f"(preprocess.image_size {image_size} / train.network.stem {network.stem}, and its halvings)",
             )
-        head = network.attention_head_channels
+        divisors = {key: getattr(network, key) for key in ("attention_head_channels", "attention_heads")}
+        if all(divisors.values()):
+            yield Problem("train.network.attention_heads", "0, or train.network.attention_head_channels 0: one decides")
         attended = [
             width
             for width, side in zip(network.widths, resolutions, strict=True)
             if side in network.attention_resolutions or (network.middle_attention and side == resolutions[-1])
         ]
-        if head and (wrong := [width for width in attended if width % head]):
-            yield Problem(
-                "train.network.attention_head_channels",
-                f"0 or a divisor of {wrong[0]}, the width where attention acts "
-                f"(with middle_attention at the lowest resolution too); for example {math.gcd(*attended)}",
-            )
+        for key, divisor in divisors.items():
+            if divisor and (wrong := [width for width in attended if width % divisor]):
+                yield Problem(
+                    f"train.network.{key}",
+                    f"0 or a divisor of {wrong[0]}, the width where attention acts "
+                    f"(with middle_attention at the lowest resolution too); for example {math.gcd(*attended)}",
+                )
 
     def _grid_problems(self) -> Iterator[Problem]:
         sample, diffusion = self.sample, self.train.diffusion

@@ -218,7 +218,8 @@ def test_outside_its_range_the_vp_path_stays_at_its_ends() -> None:
 def test_alpha_and_noise_share_what_each_path_shares() -> None:
     """Of ``x_t = alpha x0 + s n``, vp keeps alpha^2 + s^2, flow keeps alpha + s, edm keeps alpha."""
     sigma = torch.logspace(-3, 3, 50, dtype=torch.float64)
-    for path in (*DISCRETE, VPSDE()):
+    preserving: list[NoisePath] = [*DISCRETE, VPSDE()]
+    for path in preserving:
         alpha = path.alpha(sigma)
         torch.testing.assert_close(alpha**2 + (alpha * sigma) ** 2, torch.ones_like(sigma))
     alpha = Flow().alpha(sigma)

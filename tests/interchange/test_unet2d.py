@@ -198,6 +198,7 @@ def test_what_is_not_here_is_refused_by_name(changes: dict[str, Any], words: str
         ({"decoder_attention": "last"}, "decoder_attention"),
         ({"progressive_input": True}, "progressive_input"),
         ({"skip_rescale": True}, "skip_rescale"),
+        ({"attention_heads": 4}, "attention_heads"),
         ({"noise_embedding": "fourier"}, "noise_embedding"),
         ({"resampling": "residual-project"}, "resampling"),
         ({"resampling": "residual", "resampling_filter": "binomial"}, "resampling_filter"),

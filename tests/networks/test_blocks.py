@@ -74,10 +74,12 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(block(x, embedding), block(x, embedding))
 
 
-@pytest.mark.parametrize(("channels", "head_channels", "heads"), [(32, 0, 1), (32, 32, 1), (64, 16, 4)])
-def test_attention_is_softmax_attention_over_pixels(channels: int, head_channels: int, heads: int) -> None:
+@pytest.mark.parametrize(
+    ("channels", "head_channels", "given", "heads"), [(32, 0, 0, 1), (32, 32, 0, 1), (64, 16, 0, 4), (48, 0, 3, 3)]
+)
+def test_attention_is_softmax_attention_over_pixels(channels: int, head_channels: int, given: int, heads: int) -> None:
     """2006.11239, appendix B: one pixel at a time, one head at a time."""
-    block = _random(AttentionBlock(channels, head_channels))
+    block = _random(AttentionBlock(channels, head_channels, heads=given))
     assert isinstance(block, AttentionBlock)
     x = _input(2, channels, 3, 5)
     normed = block.norm(x)
@@ -108,6 +110,10 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 def test_heads_that_do_not_divide_the_channels_are_refused(head_channels: int) -> None:
     with pytest.raises(ValueError, match=f"64 channels cannot be divided into heads of {head_channels}"):
         AttentionBlock(64, head_channels)
+    with pytest.raises(ValueError, match="64 channels cannot be divided into 3 heads"):
+        AttentionBlock(64, 0, heads=3)
+    with pytest.raises(ValueError, match="attention_heads is 4 and attention_head_channels 16, expected one 0"):
+        AttentionBlock(64, 16, heads=4)
 
 
 def test_attention_does_not_know_where_a_pixel_is() -> None:

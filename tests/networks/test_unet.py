@@ -1,6 +1,7 @@
 """The U-Net: its size is the published one, its shape is kept, every part of it learns."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
@@ -287,6 +288,52 @@ def test_an_architecture_that_there_is_not_is_refused() -> None:
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="image_size 20 is not divisible by the downsampling 8"):
         UNet(UNetConfig(20, 32, (1, 2), 1, (), stem=4))
+
+
+def test_a_number_of_heads_holds_at_every_width() -> None:
+    """Improved DDPM's 64 x 64 network (2102.09672) has 4 at every width; channels a head cannot say so."""
+    network = UNet(UNetConfig(16, 32, (1, 2, 3), 1, (16, 8), attention_heads=4))
+    blocks = [module for module in network.modules() if isinstance(module, AttentionBlock)]
+    assert {block.qkv.in_channels for block in blocks} == {32, 64, 96} and {block.heads for block in blocks} == {4}
+    with pytest.raises(ValueError, match="32 channels cannot be divided into 5 heads"):
+        UNet(UNetConfig(16, 32, (1,), 1, (16,), attention_heads=5))
+
+
+def test_a_configuration_from_before_there_were_numbers_of_heads_is_the_same_network() -> None:
+    early = {key: value for key, value in SMALL.to_dict().items() if key != "attention_heads"}
+    assert UNetConfig(**early) == SMALL
+
+
+@pytest.mark.parametrize("conditioning", ["all", "none"])
+@pytest.mark.parametrize("family", ["ddpm", "adm", "ddpmpp", "ncsnpp", "plain"])
+def test_every_family_computes_in_the_type_of_its_weights(family: str, conditioning: Any) -> None:
+    """In float64 the noise level too, and so nothing but rounding changes."""
+    stem = 1 if family == "plain" else 2
+    refined = 0 if family == "plain" else 8
+    config = replace(_small(family), noise_conditioning=conditioning, stem=stem, image_size=8 * stem, dropout=0.0)
+    network = _awake(replace(config, refinement_channels=refined)).eval()
+    x, c_noise = _input(config)[0], torch.tensor([0.25, 1.5])  # random frequencies are made for no more
+    with torch.no_grad():
+        found = network(x, c_noise)
+        twice = deepcopy(network).double()
+        exact = twice(x.double(), c_noise.double())
+        assert exact.dtype == torch.float64
+        torch.testing.assert_close(found.double(), exact, rtol=0.0, atol=1e-5 * exact.abs().max().item())
+        for name, dtype in (("half", torch.float16), ("bfloat16", torch.bfloat16)):
+            short = getattr(deepcopy(network), name)()(x.to(dtype), c_noise)
+            assert short.dtype == dtype and (short - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("family", ["ddpm", "adm"])
+def test_float64_weights_are_told_the_noise_level_in_float64(family: str) -> None:
+    """Closed form: cos^2 + sin^2 of one angle, and neighbouring levels that float32 takes for one."""
+    waves = Sinusoids(8, family == "adm")
+    sine, cosine = waves(torch.tensor([999.0, 0.1], dtype=torch.float64), torch.float64).chunk(2, dim=1)
+    assert (sine.square() + cosine.square() - 1).abs().max() < 1e-14
+    network = _awake(_small(family)).double().eval()
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    low, high = network(x, torch.tensor([500.0, 500.0 + 1e-6], dtype=torch.float64))
+    assert 0 < (low - high).abs().max() < 1e-3
 
 
 def test_a_configuration_survives_json() -> None:

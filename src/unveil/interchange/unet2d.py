@@ -209,6 +209,7 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
         ("progressive_input", False),
         ("skip_rescale", False),
         ("refinement_channels", 0),
+        ("attention_heads", 0),  # it has channels a head
     ):
         if getattr(config, setting) != only:
             raise _not_theirs(setting, getattr(config, setting), only)

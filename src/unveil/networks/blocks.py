@@ -138,11 +138,12 @@ class AttentionBlock(nn.Module):
     Args:
         channels: C.
         head_channels: channels a head; 0 = one head.
+        heads: how many instead (4 in improved DDPM's 64 x 64 network); 0 = as ``head_channels`` says.
         skip_scale: the sum is multiplied by it.
         norm: makes the normalisation of a width.
 
     Raises:
-        ValueError: if the heads do not divide the channels.
+        ValueError: if the heads do not divide the channels, or both are given.
     """
 
     def __init__(
@@ -150,13 +151,17 @@ class AttentionBlock(nn.Module):
         channels: int,
         head_channels: int,
         *,
+        heads: int = 0,
         skip_scale: float = 1.0,
         norm: Callable[[int], nn.Module] = group_norm,
     ) -> None:
         super().__init__()
-        if head_channels and channels % head_channels:
-            raise ValueError(f"{channels} channels cannot be divided into heads of {head_channels}")
-        self.heads = channels // head_channels if head_channels else 1
+        if heads and head_channels:
+            raise ValueError(f"attention_heads is {heads} and attention_head_channels {head_channels}, expected one 0")
+        if channels % (heads or head_channels or 1):
+            parts = f"{heads} heads" if heads else f"heads of {head_channels}"
+            raise ValueError(f"{channels} channels cannot be divided into {parts}")
+        self.heads = heads or (channels // head_channels if head_channels else 1)
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))

@@ -15,6 +15,7 @@ class UNetConfig:
         blocks: residual blocks a resolution on the way down (one more on the way up).
         attention_resolutions: side lengths, inside the network, that get attention after every block.
         attention_head_channels: channels a head; 0 = one head.
+        attention_heads: heads at every width; 0 = as ``attention_head_channels`` says.
         dropout: inside the residual blocks.
         stem: side p of the p x p space-to-depth stem, which trades resolution for channels; 1 = none.
         refinement_channels: width of the :class:`unveil.networks.blocks.Refinement` at full resolution;
@@ -61,6 +62,7 @@ class UNetConfig:
     norm_eps: float = 1e-6
     refinement_channels: int = 0
     augment_labels: int = 0
+    attention_heads: int = 0
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):  # lists come in from JSON and YAML

@@ -1,6 +1,7 @@
 """Embeddings of the noise level."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,12 @@ FOURIER_SCALE = 16.0  # standard deviation of the frequencies (2011.13456)
 
 
 def sinusoidal_embedding(
-    positions: Tensor, dim: int, max_period: float = 10_000.0, *, cosines_first: bool = False
+    positions: Tensor,
+    dim: int,
+    max_period: float = 10_000.0,
+    *,
+    cosines_first: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Sines and cosines of ``positions`` at geometric frequencies (1706.03762, sec. 3.5).
 
@@ -21,14 +27,15 @@ def sinusoidal_embedding(
         max_period: the slowest component's period is about ``2 pi max_period``.
         cosines_first: cosines then sines, and the slowest frequency one step short of ``1 / max_period``, as in
             ADM's code; DDPM's (2006.11239) has sines then cosines, and ends at ``1 / max_period``.
+        dtype: of the arithmetic.
 
     Returns:
-        float32 [B, dim].
+        ``dtype`` [B, dim].
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / (half - (not cosines_first))
+    exponents = torch.arange(half, dtype=dtype, device=positions.device) / (half - (not cosines_first))
     frequencies = torch.exp(-math.log(max_period) * exponents)
-    angles = positions.float()[:, None] * frequencies[None, :]
+    angles = positions.to(dtype)[:, None] * frequencies[None, :]
     waves = (angles.cos(), angles.sin()) if cosines_first else (angles.sin(), angles.cos())
     return torch.cat(waves, dim=1)
 
@@ -41,9 +48,9 @@ class Sinusoids(nn.Module):
         self.channels = channels
         self.cosines_first = cosines_first
 
-    def forward(self, c_noise: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embed noise levels [B]."""
-        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first)
+        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first, dtype=dtype)
 
 
 class RandomFourier(nn.Module):
@@ -58,14 +65,14 @@ class RandomFourier(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", torch.randn(channels) * FOURIER_SCALE)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embed noise levels [B]."""
-        angles = 2 * math.pi * c_noise.float()[:, None] * self.frequencies[None, :]
+        angles = 2 * math.pi * c_noise.to(dtype)[:, None] * self.frequencies[None, :]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class NoiseEmbedding(nn.Module):
-    """Waves of ``c_noise`` through two linear layers: float [B] -> [B, width].
+    """Waves of ``c_noise`` through two linear layers, in the type of their weights: float [B] -> [B, width].
 
     Args:
         channels: of the sinusoids; half of those of random frequencies.
@@ -86,11 +93,12 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """Embed noise levels [B], and labels [B, labels], as [B, width]. Raises ValueError if it takes no labels."""
-        waves = self.waves(c_noise)
+        dtype = cast(nn.Linear, self.layers[0]).weight.dtype
+        waves = self.waves(c_noise, torch.promote_types(dtype, torch.float32)).to(dtype)  # 16 bits lose timesteps
         if augment_labels is not None:
             if self.augment is None:
                 raise ValueError(LABELS_NOT_TAKEN)
-            waves = waves + self.augment(augment_labels)
+            waves = waves + self.augment(augment_labels.to(dtype))
         embedded: Tensor = self.layers(waves)
         return embedded
 

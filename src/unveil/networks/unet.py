@@ -42,7 +42,7 @@ class UNet(nn.Module):
 
     Raises:
         ValueError: if the image size is not divisible by the total downsampling, or a width that attends not by
-            the channels of a head.
+            the heads or their channels.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -157,8 +157,14 @@ class _Parts:
         )
 
     def attention(self, channels: int) -> AttentionBlock:
-        head_channels = self.config.attention_head_channels
-        return AttentionBlock(channels, head_channels, skip_scale=_skip_scale(self.config), norm=self.norm)
+        config = self.config
+        return AttentionBlock(
+            channels,
+            config.attention_head_channels,
+            heads=config.attention_heads,
+            skip_scale=_skip_scale(config),
+            norm=self.norm,
+        )
 
     def level(self, in_channels: Sequence[int], out_channels: int, attends: Sequence[bool]) -> nn.ModuleList:
         """The residual blocks of one resolution, followed by attention where ``attends`` says so."""
