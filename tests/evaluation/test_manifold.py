@@ -76,6 +76,27 @@ def test_equal_distributions_have_density_one_and_the_expected_coverage() -> Non
     assert found.coverage == pytest.approx(1 - 2**-5, abs=0.015)
 
 
+@pytest.mark.parametrize("k", [1, 5])
+def test_one_and_the_same_set_has_density_above_one(k: int) -> None:
+    """A closed ball holds its centre and k others."""
+    reference = torch.randn(300, 8, generator=torch.Generator().manual_seed(2)) + 30
+    found = density_coverage(reference, reference.clone(), k)
+    assert (found.density, found.coverage) == (pytest.approx((k + 1) / k), 1.0)
+
+
+def test_far_from_zero_no_digits_are_lost() -> None:
+    """Features of mean 100 and spread 1 in float32, against the same numbers in float64."""
+    generator = torch.Generator().manual_seed(3)
+    samples, reference = (100 + 0.9 * torch.randn(400, 16, generator=generator) for _ in range(2))
+    radii = ball_radii(reference, 3)[3]
+    torch.testing.assert_close(radii.double(), ball_radii(reference.double(), 3)[3], rtol=1e-5, atol=0.0)
+    for measure in (precision_recall, density_coverage):
+        assert measure(samples, reference) == measure(samples.double(), reference.double())
+    assert precision_recall(samples, reference, radii=radii) == precision_recall(samples, reference)
+    for error in (precision_recall_stderr, density_coverage_stderr):
+        assert error(samples, reference, 0) == error(samples.double(), reference.double(), 0)
+
+
 def test_sets_that_lie_apart_share_nothing_and_copies_everything() -> None:
     samples, reference = _sets(shift=100)
     apart, same = density_coverage(samples, reference), density_coverage(reference, reference)

@@ -1,8 +1,9 @@
 """Precision, recall, density and coverage: what part of each set of features lies near the other.
 
 A set's manifold is the union of balls, one around each vector, that reach to its k-th nearest other vector.
-Distances are Euclidean, in feature space. All four grow or shrink with the number of images, so only
-values at the same numbers compare.
+Distances are Euclidean, in feature space, from products: far from 0 their squares lose digits, so the mean of
+the reference is taken away first. All four grow or shrink with the number of images, so only values at the same
+numbers compare.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,10 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class DensityCoverage:
-    """How many real balls hold a sample, over k (0 upwards, 1 for equal sets), and the share of them that hold one."""
+    """How many real balls hold a sample, over k, and the share of the balls that hold one.
+
+    Density is 0 upwards, about 1 for sets that are drawn alike, and (k + 1) / k of one and the same set.
+    """
 
     density: float
     coverage: float
@@ -46,8 +50,7 @@ def ball_radii(reference: Tensor, *neighbours: int) -> dict[int, Tensor]:
     """
     least = max(neighbours) + 1  # the nearest of all is the vector itself
     check_features(reference, least, "features of the reference")
-    blocks = [torch.cdist(rows, reference).topk(least, largest=False).values for rows in reference.split(BLOCK_ROWS)]
-    nearest = torch.cat(blocks)
+    nearest = _nearest(reference - reference.mean(dim=0), least)
     return {count: nearest[:, count].contiguous() for count in neighbours}
 
 
@@ -60,9 +63,9 @@ def precision_recall(
     given. Raises UnveilError for features that are not finite, of different dimension, or not more than ``neighbours``
     in either set.
     """
-    _check(samples, reference, neighbours)
-    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
-    own = ball_radii(samples, neighbours)[neighbours]
+    samples, reference = _centred(samples, reference, neighbours)
+    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
+    own = _nearest(samples, neighbours + 1)[:, -1]
     inside, recalled = torch.zeros(len(samples), dtype=torch.bool), 0
     for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
         distances = torch.cdist(rows, samples)
@@ -79,8 +82,8 @@ def density_coverage(
     Equations 4 and 5, with closed balls as in ``precision_recall``; ``radii`` [M] of the reference are computed where
     they are not given. Raises UnveilError as that does.
     """
-    _check(samples, reference, neighbours)
-    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    samples, reference = _centred(samples, reference, neighbours)
+    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
     inside, covered = 0, 0
     for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
         within = torch.cdist(rows, samples) <= reach[:, None]
@@ -103,8 +106,8 @@ def precision_recall_stderr(
     1/N. Of more than ``MOST_FOR_ERROR`` images a set, so many are taken evenly, and the error of N samples is that of n
     times sqrt(n / N): rather too large, in simulations up to twice.
     """
-    _check(samples, reference, neighbours)
-    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    samples, reference = _centred(samples, reference, neighbours)
+    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
     inside = _balls_around(samples, reference, radii) > 0
     few, real = _few(samples), _few(reference)
     between, among = torch.cdist(real, few), torch.cdist(few, few)
@@ -125,8 +128,8 @@ def density_coverage_stderr(
     radii: Tensor | None = None,
 ) -> DensityCoverage:
     """Standard errors of both, as ``precision_recall_stderr``: density is the mean, coverage needs the halves."""
-    _check(samples, reference, neighbours)
-    radii = ball_radii(reference, neighbours)[neighbours] if radii is None else radii
+    samples, reference = _centred(samples, reference, neighbours)
+    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
     counts = _balls_around(samples, reference, radii) / neighbours
     few = _few(samples)
     within = torch.cdist(_few(reference), few) <= _few(radii)[:, None]
@@ -135,6 +138,12 @@ def density_coverage_stderr(
         return float(within[:, half].any(dim=1).double().mean())
 
     return DensityCoverage(_error_of_mean(counts), _error_by_halves(coverage, len(few), len(samples), seed))
+
+
+def _nearest(features: Tensor, count: int) -> Tensor:
+    """Distances of each vector [N, D] to the nearest of its set, itself the first: [N, count]."""
+    blocks = [torch.cdist(rows, features).topk(count, largest=False).values for rows in features.split(BLOCK_ROWS)]
+    return torch.cat(blocks)
 
 
 def _balls_around(samples: Tensor, reference: Tensor, radii: Tensor) -> Tensor:
@@ -163,9 +172,12 @@ def _error_by_halves(value: Callable[[Tensor], float], few: int, count: int, see
     return float(np.sqrt(np.mean(squares) * few / count))
 
 
-def _check(samples: Tensor, reference: Tensor, neighbours: int) -> None:
+def _centred(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Both less the mean of the reference, where they are what four of these functions take. Raises UnveilError."""
     if neighbours < 1:
         raise UnveilError(f"neighbours: found {neighbours}, expected 1 or more")
     least = neighbours + 1
     check_features(samples, least, "features of the samples")
     check_features(reference, least, "features of the reference", samples.shape[1])
+    centre = reference.mean(dim=0)
+    return samples - centre, reference - centre
