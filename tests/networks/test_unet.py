@@ -328,7 +328,7 @@ def test_every_family_computes_in_the_type_of_its_weights(family: str, condition
 def test_float64_weights_are_told_the_noise_level_in_float64(family: str) -> None:
     """Closed form: cos^2 + sin^2 of one angle, and neighbouring levels that float32 takes for one."""
     waves = Sinusoids(8, family == "adm")
-    sine, cosine = waves(torch.tensor([999.0, 0.1], dtype=torch.float64), torch.float64).chunk(2, dim=1)
+    sine, cosine = waves(torch.tensor([999.0, 0.1], dtype=torch.float64)).chunk(2, dim=1)
     assert (sine.square() + cosine.square() - 1).abs().max() < 1e-14
     network = _awake(_small(family)).double().eval()
     x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)

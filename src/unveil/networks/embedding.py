@@ -12,27 +12,21 @@ FOURIER_SCALE = 16.0  # standard deviation of the frequencies (2011.13456)
 
 
 def sinusoidal_embedding(
-    positions: Tensor,
-    dim: int,
-    max_period: float = 10_000.0,
-    *,
-    cosines_first: bool = False,
-    dtype: torch.dtype = torch.float32,
+    positions: Tensor, dim: int, max_period: float = 10_000.0, *, cosines_first: bool = False
 ) -> Tensor:
     """Sines and cosines of ``positions`` at geometric frequencies (1706.03762, sec. 3.5).
 
     Args:
-        positions: float [B], for example timesteps in 0..1000.
+        positions: [B], for example timesteps in 0..1000.
         dim: even width of the embedding.
         max_period: the slowest component's period is about ``2 pi max_period``.
         cosines_first: cosines then sines, and the slowest frequency one step short of ``1 / max_period``, as in
             ADM's code; DDPM's (2006.11239) has sines then cosines, and ends at ``1 / max_period``.
-        dtype: of the arithmetic.
 
     Returns:
-        ``dtype`` [B, dim].
+        float [B, dim]: float64 of float64, else float32.
     """
-    half = dim // 2
+    half, dtype = dim // 2, torch.promote_types(positions.dtype, torch.float32)
     exponents = torch.arange(half, dtype=dtype, device=positions.device) / (half - (not cosines_first))
     frequencies = torch.exp(-math.log(max_period) * exponents)
     angles = positions.to(dtype)[:, None] * frequencies[None, :]
@@ -48,9 +42,9 @@ class Sinusoids(nn.Module):
         self.channels = channels
         self.cosines_first = cosines_first
 
-    def forward(self, c_noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, c_noise: Tensor) -> Tensor:
         """Embed noise levels [B]."""
-        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first, dtype=dtype)
+        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first)
 
 
 class RandomFourier(nn.Module):
@@ -65,14 +59,14 @@ class RandomFourier(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", torch.randn(channels) * FOURIER_SCALE)
 
-    def forward(self, c_noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, c_noise: Tensor) -> Tensor:
         """Embed noise levels [B]."""
-        angles = 2 * math.pi * c_noise.to(dtype)[:, None] * self.frequencies[None, :]
+        angles = 2 * math.pi * c_noise[:, None] * self.frequencies[None, :]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class NoiseEmbedding(nn.Module):
-    """Waves of ``c_noise`` through two linear layers, in the type of their weights: float [B] -> [B, width].
+    """Waves of ``c_noise``, in float32 at least, through two linear layers: float [B] -> [B, width].
 
     Args:
         channels: of the sinusoids; half of those of random frequencies.
@@ -94,7 +88,7 @@ class NoiseEmbedding(nn.Module):
     def forward(self, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """Embed noise levels [B], and labels [B, labels], as [B, width]. Raises ValueError if it takes no labels."""
         dtype = cast(nn.Linear, self.layers[0]).weight.dtype
-        waves = self.waves(c_noise, torch.promote_types(dtype, torch.float32)).to(dtype)  # 16 bits lose timesteps
+        waves = self.waves(c_noise.to(torch.promote_types(dtype, torch.float32))).to(dtype)
         if augment_labels is not None:
             if self.augment is None:
                 raise ValueError(LABELS_NOT_TAKEN)

@@ -137,6 +137,13 @@ class _Parts:
     def __init__(self, config: UNetConfig) -> None:
         self.config = config
         self.norm = partial(group_norm, groups=config.norm_groups, eps=config.norm_eps)
+        self.attention = partial(
+            AttentionBlock,
+            head_channels=config.attention_head_channels,
+            heads=config.attention_heads,
+            skip_scale=_skip_scale(config),
+            norm=self.norm,
+        )
         self.taps = {"box": BOX, "binomial": BINOMIAL}[config.resampling_filter]
 
     def residual(
@@ -152,16 +159,6 @@ class _Parts:
             scale_shift=config.scale_shift_norm,
             resample=resample,
             project=resample is not None and config.resampling == "residual-project",
-            skip_scale=_skip_scale(config),
-            norm=self.norm,
-        )
-
-    def attention(self, channels: int) -> AttentionBlock:
-        config = self.config
-        return AttentionBlock(
-            channels,
-            config.attention_head_channels,
-            heads=config.attention_heads,
             skip_scale=_skip_scale(config),
             norm=self.norm,
         )
