@@ -331,7 +331,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"sample__eta": 1.5}, "found 1.5, expected a number in [0, 1]"),
         ({"sample__sampler": "Huen"}, "dpmpp-2m-sde | rk45; did you mean heun?"),
         ({"preprocess__protocol": "score_sde"}, "did you mean score-sde?"),
-        ({"preprocess__protocol": "?"}, "expected ddim | score-sde | gan | adm-ip | squash"),
+        ({"preprocess__protocol": "?"}, "expected ddim | score-sde | score-sde-tf | gan | adm-ip | squash"),
     ],
 )
 def test_a_wrong_value_is_shown_with_what_is_allowed(changes: dict[str, Any], words: str) -> None:

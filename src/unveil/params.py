@@ -205,7 +205,7 @@ class Download(Section):
 class Preprocess(Section):
     """From the archive to shards."""
 
-    protocol: Literal["ddim", "score-sde", "gan", "adm-ip", "squash"]
+    protocol: Literal["ddim", "score-sde", "score-sde-tf", "gan", "adm-ip", "squash"]
     """Crop and resize."""
     image_size: Annotated[int, Ge(8), Le(1024)]
     """Height and width in pixels."""

@@ -136,6 +136,35 @@ def test_decodes_jpegs_as_pillow_does(options: dict[str, Any]) -> None:
         np.testing.assert_array_equal(decode(data), np.asarray(image))
 
 
+FAST = [{"quality": 92, "subsampling": 0}, {"quality": 75, "progressive": True}]
+
+
+@pytest.mark.parametrize("options", FAST)
+def test_the_fast_dct_is_one_to_two_levels_from_the_accurate_one(options: dict[str, Any]) -> None:
+    data = encoded(face(np.random.default_rng(1)), **options)
+    apart = np.abs(decode(data, fast_dct=True).astype(int) - decode(data))
+    assert 0.1 < apart.mean() < 3 and apart.max() < 30
+    png = encoded(face(np.random.default_rng(1)), "PNG")
+    np.testing.assert_array_equal(decode(png, fast_dct=True), decode(png))
+
+
+@pytest.mark.parametrize("options", FAST)
+def test_the_fast_dct_is_tensorflows(options: dict[str, Any]) -> None:
+    """To the bit, where TensorFlow is installed: 2.21 was, when this was written."""
+    tensorflow = pytest.importorskip("tensorflow")
+    data = encoded(face(np.random.default_rng(1)), **options)
+    np.testing.assert_array_equal(decode(data, fast_dct=True), tensorflow.io.decode_jpeg(data).numpy())
+
+
+def test_shards_of_the_fast_dct_hold_the_same_faces_in_other_pixels(raw: Path) -> None:
+    images = []
+    for name in ("score-sde", "score-sde-tf"):
+        run(raw, protocol=name)
+        images.append(load_tensor(raw.parent / "shards", "train").int())
+    apart = (images[0] - images[1]).abs()
+    assert 0 < apart.float().mean() < 2 and apart.max() < 20
+
+
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("L", "BMP")]
 )

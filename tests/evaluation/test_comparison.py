@@ -14,9 +14,11 @@ from tests.conftest import git
 from tests.evaluation.cards import FLAT, NAMES, TRAIN, card
 from typer.testing import CliRunner, Result
 
+from unveil.data.pixels import ROUNDING
+from unveil.data.protocols import PROTOCOLS
 from unveil.errors import UnveilError
 from unveil.evaluation.__main__ import app, find_card, revision_card
-from unveil.evaluation.card import Card, Metric
+from unveil.evaluation.card import Card, Metric, parse_card
 from unveil.evaluation.comparison import LIMIT, Comparison, Movement, compare, conclusion, describe, standard_error
 from unveil.tracking import Store, TrackedRun
 
@@ -63,6 +65,18 @@ def test_exactly_the_choices_that_differ_are_named(changes: dict[str, Any], keys
     assert {each.key: (each.b, each.a) for each in backwards} == {
         each.key: (each.a, each.b) for each in found.differences
     }
+
+
+def test_a_card_from_before_decoder_and_rounding_were_stated_still_compares() -> None:
+    """They say nothing about its numbers, which are those of the same decoder and rounding."""
+    new = card(data={"decoder": PROTOCOLS["ddim"].decoder}, sampling={"rounding": ROUNDING})
+    old = parse_card(card().to_json(), "a card of before")
+    found = compare(old, new)
+    assert [difference.key for difference in found.differences] == ["data.decoder", "sampling.rounding"]
+    assert {difference.a for difference in found.differences} == {"not stated"}
+    assert {move.verdict for move in found.movements} == {"same"} and found.within_noise
+    truncated = card(data={"decoder": PROTOCOLS["ddim"].decoder}, sampling={"rounding": "truncated"})
+    assert [difference.key for difference in compare(new, truncated).differences] == ["sampling.rounding"]
 
 
 def test_a_choice_that_one_card_does_not_state_is_said_to_be_so() -> None:

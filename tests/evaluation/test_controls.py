@@ -240,6 +240,7 @@ def test_the_other_protocol_is_another_one() -> None:
     assert {name: other_protocol(name) for name in PROTOCOLS} == {
         "ddim": "squash",
         "score-sde": "squash",
+        "score-sde-tf": "squash",
         "gan": "squash",
         "adm-ip": "squash",
         "squash": "ddim",

@@ -131,6 +131,8 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     assert str(project) not in card
     document = read_card(project / "reports" / "card.json")
     assert render(document) == card
+    assert "| decoder | libjpeg-turbo, accurate DCT (as Pillow) |" in card
+    assert "| rounding | to the nearest level |" in card
     assert document.headline.value == metrics["fd_efficientnet_lite0"] and document.headline.n == 24
     assert written["plots/evaluate/by_nfe.csv"].decode() == f"nfe,distance\n7,{document.headline.value}\n"
     record = json.loads((project / "metrics" / "run.json").read_text())
@@ -202,7 +204,9 @@ def test_anybodys_samples_get_the_same_card_elsewhere(project: Path) -> None:
     ours, theirs = (read_card(folder / "reports" / "card.json") for folder in (project, project / "peer"))
     assert ours.headline == theirs.headline  # the same images
     assert any("do not say their source, shards" in note for note in theirs.notes), theirs.notes
-    assert "nfe" not in theirs.choices.sampling and "npz" in str(theirs.choices.sampling["images_from"])
+    assert not {"nfe", "rounding"} & set(theirs.choices.sampling) and "npz" in str(
+        theirs.choices.sampling["images_from"]
+    )
     wrong = _run("--samples", "peer.npz", "--out", "other", "--protocol", "ddim")
     assert wrong.exit_code == 1 and "protocol" in wrong.stderr and not (project / "other").exists()
 

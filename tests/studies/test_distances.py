@@ -78,7 +78,7 @@ def test_it_measures_writes_and_says(project: Path) -> None:
     done = run()
     assert done.exit_code == 0, done.output
     found = measured(project)
-    assert sum(key.startswith("protocols/") for key in found) == 25
+    assert sum(key.startswith("protocols/") for key in found) == len(PROTOCOLS) ** 2
     floor = found["protocols/score-sde/score-sde"]
     assert found["changes/saved as PNG/reference"] == floor
     assert found["changes/saved as PNG/untouched"] == pytest.approx(

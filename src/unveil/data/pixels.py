@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+ROUNDING = "to the nearest level"
+"""What :func:`to_uint8` does; guided-diffusion and Score SDE truncate, which is half a level darker."""
+
 
 def to_float(images: Tensor) -> Tensor:
     """Pixels 0 .. 255 as float32 -1 .. 1."""

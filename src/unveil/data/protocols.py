@@ -5,6 +5,7 @@ protocol      crop of the 178 x 218 image           resize                      
 ============  ====================================  ==========================================  ================
 ddim          128 x 128 at rows 57-185, cols 25-153  PIL bilinear (antialiased)                  train split
 score-sde     central 140 x 140                     antialiased bilinear in float, rounded      train split
+score-sde-tf  the same, JPEGs decoded by fast DCT   the same                                    train split
 gan           central 148 x 148                     PIL bilinear (antialiased)                  train split
 adm-ip        none: squashed to a square            OpenCV bilinear (not antialiased)           all images
 squash        none: squashed to a square            PIL bilinear (antialiased)                  train split
@@ -12,6 +13,9 @@ squash        none: squashed to a square            PIL bilinear (antialiased)  
 
 Sources: DDIM (2010.02502) and Score SDE (2011.13456) by their published code, the GAN crop by the code of
 the GAN and VAE literature, ADM-IP (2301.11706) by its published code, squash by torchvision's Resize((n, n)).
+
+JPEGs are decoded by libjpeg-turbo's accurate DCT, as by Pillow and OpenCV. Score SDE's code decodes by TensorFlow,
+which takes the fast DCT: score-sde-tf has its pixels, 1 to 2 levels from those of score-sde in the mean.
 """
 
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ class Protocol:
         crop: (left, top, width, height) in pixels of the 178 x 218 canvas; None takes the whole image.
         resize: ``pil`` antialiased in 8 bit as Pillow's bilinear; ``float`` the same filter in float, rounded
             once at the end; ``aliased`` as OpenCV's bilinear in 8 bit, which skips pixels when it shrinks.
+        fast_dct: whether JPEGs are decoded with libjpeg-turbo's fast DCT, as TensorFlow does.
         images: whether ``train`` holds the train split or, as in ADM-IP's numbers, every image.
     """
 
@@ -38,6 +43,12 @@ class Protocol:
     crop: tuple[int, int, int, int] | None
     resize: Resize
     images: Literal["train", "all"] = "train"
+    fast_dct: bool = False
+
+    @property
+    def decoder(self) -> str:
+        """How JPEGs become pixels, in words."""
+        return f"libjpeg-turbo, {'fast DCT (as TensorFlow)' if self.fast_dct else 'accurate DCT (as Pillow)'}"
 
     def describe(self) -> str:
         """One line for reports."""
@@ -61,6 +72,7 @@ PROTOCOLS = {
     for protocol in (
         Protocol("ddim", (25, 57, 128, 128), "pil"),
         Protocol("score-sde", _central(140), "float"),
+        Protocol("score-sde-tf", _central(140), "float", fast_dct=True),
         Protocol("gan", _central(148), "pil"),
         Protocol("adm-ip", None, "aliased", images="all"),
         Protocol("squash", None, "pil"),

@@ -235,7 +235,7 @@ def read_crops(raw: Path, index: ShardIndex, ids: Tensor, protocol: Protocol) ->
     try:
         with zipfile.ZipFile(path) as archive:
             for name in names:
-                yield crop(_decoded(path, archive, name), protocol)
+                yield crop(_decoded(path, archive, name, protocol.fast_dct), protocol)
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there, expected CelebA's archive; run the download stage") from None
     except zipfile.BadZipFile:
@@ -255,9 +255,9 @@ def _names(raw: Path, ids: Tensor) -> list[str]:
     return [by_id[number] for number in ids.tolist()]
 
 
-def _decoded(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
+def _decoded(path: Path, archive: zipfile.ZipFile, name: str, fast_dct: bool) -> NDArray[np.uint8]:
     try:
-        return decode(archive.read(image_member(name)))
+        return decode(archive.read(image_member(name)), fast_dct)
     except KeyError:
         reason = "not in the archive"
     except (*DAMAGE, ValueError) as error:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from unveil.data.pixels import ROUNDING
+from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.evaluation.card import AtSize, BySize, Metric
 from unveil.evaluation.distances import INCEPTION_SCORE_SPLITS
@@ -74,6 +76,7 @@ def data_choices(index: ShardIndex, splits: tuple[str, str], sizes: SetSizes) ->
     return {
         "source": index.source,
         "protocol": index.protocol,
+        "decoder": PROTOCOLS[index.protocol].decoder,
         "image_size": index.image_size,
         "reference": split(splits[0], sizes.reference),
         "held_out": split(splits[1], sizes.held_out),
@@ -112,7 +115,7 @@ def sampling_choices(samples: SampleFile, count: int) -> dict[str, Any]:
     if samples.foreign:
         return {"images": f"the first {count} of {samples.total}", **rest, "images_sha256": samples.images_sha256}
     used = f"{count} of {samples.total}, those with the smallest ids"
-    return {"images": used, **rest, "guidance": "none", "images_sha256": samples.images_sha256}
+    return {"images": used, **rest, "guidance": "none", "rounding": ROUNDING, "images_sha256": samples.images_sha256}
 
 
 def evaluation_choices(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]:
