@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from unveil import recipes
 from unveil.errors import UnveilError
+from unveil.networks.unet import UNet, UNetConfig
 from unveil.params import flatten, load_params, parse_params
 from unveil.recipes import apply_recipe, load_recipe, names
 from unveil.recipes.__main__ import app
@@ -118,6 +121,34 @@ def test_celeba64_ddpm_is_ddims_published_configuration() -> None:
     assert sample.num_samples == params.evaluate.num_images == 50_000
     evaluate = params.evaluate
     assert (evaluate.features, evaluate.reference_split, evaluate.reference_images) == (("inception",), "train", 0)
+
+
+def test_celeba64_ddpm_says_how_its_clipping_differs_from_ddims() -> None:
+    """DDIM's loss is summed over an image; its gradient, threshold and Adam's epsilon are 12,288 times ours."""
+    text = (Path(recipes.__file__).parent / "celeba64-ddpm.yaml").read_text(encoding="utf-8")
+    params = load_recipe("celeba64-ddpm").params
+    numbers = 3 * params.preprocess.image_size**2
+    with torch.device("meta"):
+        network = UNet(UNetConfig(image_size=64, **params.train.network.model_dump()))
+    weights = sum(part.numel() for part in network.parameters())
+    epsilon = torch.optim.Adam([torch.zeros(1)]).defaults["eps"]
+    said = (
+        f"{numbers:,} numbers",
+        f"{1 / numbers:.1e}",
+        f"{epsilon / numbers:.1e}",
+        f"{1 / numbers / weights**0.5:.1e}",
+    )
+    for number in said:
+        assert number.replace("e-0", "e-") in text
+    assert epsilon > 1 / numbers / weights**0.5
+
+
+def test_celeba64_ddpm_hints_at_the_clipping_of_the_published_ddpm() -> None:
+    """DDIM's code clips the denoised image in every step of its DDPM sampler, and with eta 0 never."""
+    text = (Path(recipes.__file__).parent / "celeba64-ddpm.yaml").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("variance: large"))
+    assert "3.26" in line and "threshold: clip" in line
+    assert load_recipe("celeba64-ddpm").params.sample.threshold == "none"
 
 
 def test_celeba64_edm_has_the_settings_of_edms_faces() -> None:

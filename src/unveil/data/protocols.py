@@ -35,8 +35,8 @@ class Protocol:
         crop: (left, top, width, height) in pixels of the 178 x 218 canvas; None takes the whole image.
         resize: ``pil`` antialiased in 8 bit as Pillow's bilinear; ``float`` the same filter in float, rounded
             once at the end; ``aliased`` as OpenCV's bilinear in 8 bit, which skips pixels when it shrinks.
-        fast_dct: whether JPEGs are decoded with libjpeg-turbo's fast DCT, as TensorFlow does.
         images: whether ``train`` holds the train split or, as in ADM-IP's numbers, every image.
+        fast_dct: whether JPEGs are decoded by libjpeg-turbo's fast DCT, as by TensorFlow.
     """
 
     name: str

@@ -2,8 +2,7 @@
 
 All have one signature: ``sampler(denoiser, sigmas, x, noise, ...)``, and yield a :class:`Step` after every
 interval of the grid; the last one's ``x`` is the result. Memory and arithmetic are those of ``x``'s dtype. Between
-equal sigmas there is nothing to do: such an interval is no step, and costs no evaluation. A grid that rises, or is none
-otherwise, is a ValueError (see :func:`intervals`).
+equal sigmas there is no step and no evaluation; a grid that rises is a ValueError (see :func:`intervals`).
 
 | sampler | solves | order | evaluations on n intervals |
 | --- | --- | --- | --- |

@@ -125,10 +125,8 @@ class SampleNoise:
 
     def __call__(self) -> Tensor:
         """The next draw: float32 [len(ids), *shape]."""
-        noise = np.empty((len(self.generators), *self.shape), np.float32)
-        for generator, image in zip(self.generators, noise, strict=True):
-            generator.standard_normal(out=image, dtype=np.float32)
-        return torch.from_numpy(noise).to(self.device)
+        noise = [generator.standard_normal(self.shape, np.float32) for generator in self.generators]
+        return torch.from_numpy(np.array(noise, np.float32).reshape(-1, *self.shape)).to(self.device)
 
 
 @torch.inference_mode()

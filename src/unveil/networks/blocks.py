@@ -138,12 +138,12 @@ class AttentionBlock(nn.Module):
     Args:
         channels: C.
         head_channels: channels a head; 0 = one head.
-        heads: how many instead (4 in improved DDPM's 64 x 64 network); 0 = as ``head_channels`` says.
+        heads: how many instead (improved DDPM's 64 x 64 network: 4); 0 = as ``head_channels`` says.
         skip_scale: the sum is multiplied by it.
         norm: makes the normalisation of a width.
 
     Raises:
-        ValueError: if the heads do not divide the channels, or both are given.
+        ValueError: if the heads do not divide the channels.
     """
 
     def __init__(
@@ -156,8 +156,6 @@ class AttentionBlock(nn.Module):
         norm: Callable[[int], nn.Module] = group_norm,
     ) -> None:
         super().__init__()
-        if heads and head_channels:
-            raise ValueError(f"attention_heads is {heads} and attention_head_channels {head_channels}, expected one 0")
         if channels % (heads or head_channels or 1):
             parts = f"{heads} heads" if heads else f"heads of {head_channels}"
             raise ValueError(f"{channels} channels cannot be divided into {parts}")
