@@ -291,6 +291,7 @@ def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
     "parts",
     [
         {"path": "vp-cosine", "parameterization": "v", "objective": "min-snr"},
+        {"path": "vp-sde", "parameterization": "v", "objective": "simple"},
         {"path": "sub-vp", "parameterization": "edm", "objective": "simple", "input_perturbation": 0.1},
         {"path": "ve", "parameterization": "x0", "objective": "flow", "flow_times": "uniform"},
     ],
