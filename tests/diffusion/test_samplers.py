@@ -406,10 +406,10 @@ def test_levels_that_a_number_can_hardly_tell_apart_divide_by_nothing() -> None:
         ([2.0, 0.0, -1.0], "0 before -1"),
         ([math.inf, 1.0, 0.0], "inf before 1"),
         ([2.0, math.nan, 0.0], "2 before nan"),
-        ([2.0], r"\[2.0\]"),
-        ([], r"\[\]"),
-        ([2.0, 2.0], r"\[2.0, 2.0\]"),
-        ([0.0, 0.0], r"\[0.0, 0.0\]"),
+        ([2.0], "1 that do not fall"),
+        ([], "0 that do not fall"),
+        ([2.0, 2.0], "2 that do not fall"),
+        ([0.0, 0.0], "2 that do not fall"),
     ],
 )
 @pytest.mark.parametrize("name", ALL)

@@ -147,8 +147,8 @@ class VPSDE:
 
     :math:`\alpha(t) = e^{-B/2}` and :math:`s^2 = 1 - e^{-B}` with
     :math:`B(t) = \int_0^t \beta = \beta_{min} t + \frac{1}{2} (\beta_{max} - \beta_{min}) t^2`, t from 0 to 1. Hence
-    :math:`\sigma^2 = e^B - 1`. The formulas hold, and are used, for any t and sigma >= 0. The chain of T = 1000 has the
-    same sigma up to 3.4 timesteps later or sooner.
+    :math:`\sigma^2 = e^B - 1`. The formulas hold, and are used, for any t and sigma >= 0. The chain of T = 1000
+    reaches a sigma up to 3.4 timesteps sooner.
     """
 
     beta_min: float = 0.1

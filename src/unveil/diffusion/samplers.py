@@ -308,7 +308,7 @@ def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
     wrong = [f"{a:g} before {b:g}" for a, b in steps if not math.inf > a >= b >= 0]  # no comparison holds for nan
     falling = [(a, b) for a, b in steps if not math.isclose(a, b)]
     if wrong or not falling:
-        found = wrong[0] if wrong else f"{sigmas.tolist()}"
+        found = wrong[0] if wrong else f"{len(sigmas)} that do not fall"
         raise ValueError(f"sigmas: found {found}, expected finite levels that fall, from the largest to 0 or above")
     return falling
 

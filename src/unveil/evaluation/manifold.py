@@ -173,7 +173,7 @@ def _error_by_halves(value: Callable[[Tensor], float], few: int, count: int, see
 
 
 def _centred(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Both less the mean of the reference, where they are what four of these functions take. Raises UnveilError."""
+    """Both sets less the mean of the reference. Raises UnveilError for features that these functions do not take."""
     if neighbours < 1:
         raise UnveilError(f"neighbours: found {neighbours}, expected 1 or more")
     least = neighbours + 1
