@@ -31,6 +31,7 @@ def main(
             mirror=settings.celeba.mirror,
             folder_path=run.locate(settings.folder.path),
             attributes=run.locate(settings.folder.attributes),
+            on_corrupt=run.params.preprocess.on_corrupt,
             downloads=run.project / ".unveil" / "downloads",
             say=run.say,
         )

@@ -242,19 +242,16 @@ def test_the_nearest_attribute_is_named(name: str, meant: str) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 199), st.sampled_from(b" -01\n\r23a.\t\xff")), max_size=3))
-def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
-) -> None:
-    path = tmp_path_factory.mktemp("rows") / "rows.txt"
+def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(changes: list[tuple[int, int]]) -> None:
     content = bytearray(b"".join(b"%06d.jpg -1  1  1 -1\n" % number for number in range(9)))
     for place, byte in changes:
         content[place] = byte
-    path.write_bytes(content)
     allowed = {"-1": -1, "1": 1}
-    fast = celeba._read_aligned(path, 0, 4, allowed)
+    fast = celeba._read_aligned(bytes(content), 0, 4, allowed)
     assert fast is not None or changes
     if fast is not None:
-        names, values = celeba._read_rows(path, celeba._lines(path), ["a", "b", "c", "d"], "-1 or 1", allowed)
+        lines = celeba._lines(content.decode())
+        names, values = celeba._read_rows(Path("rows.txt"), lines, ["a", "b", "c", "d"], "-1 or 1", allowed)
         assert fast[0] == names
         np.testing.assert_array_equal(fast[1], values)
 

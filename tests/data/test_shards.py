@@ -67,7 +67,7 @@ def test_a_changed_or_missing_shard_is_named(folder: Path) -> None:
     with pytest.raises(UnveilError, match=r"train-00001\.safetensors"):
         verify(folder, ["train"])
     path.write_bytes(data[:100])
-    with pytest.raises(UnveilError, match=r"train-00001\.safetensors: cannot be read"):
+    with pytest.raises(UnveilError, match=r"train-00001\.safetensors: damaged"):
         load_images(folder, "train")
     path.unlink()
     with pytest.raises(UnveilError, match=r"train-00001\.safetensors"):

@@ -205,7 +205,7 @@ def _fewer(raw: Path) -> None:
     [
         (shutil.rmtree, "source.json: not there"),
         (_remove_archive, "img_align_celeba.zip: not there"),
-        (_cut_archive, "img_align_celeba.zip: not a whole zip"),
+        (_cut_archive, "img_align_celeba.zip: found a truncated zip"),
         (_damage_images, r"img_align_celeba.zip: \d+.jpg cannot be used"),
         (_other_source, "source is 'folder', but the shards are of 'celeba'"),
         (_fewer, "list_eval_partition.txt: has no image 25"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.evaluation import sample_sources
-from unveil.evaluation.sample_sources import find_images, read_folder, read_npz, read_safetensors
+from unveil.evaluation.sample_sources import read_folder, read_npz, read_safetensors, sample_files
 from unveil.files import file_digest
 
 SIZE = 8
@@ -152,7 +152,7 @@ def test_refuses_what_is_no_npz(tmp_path: Path, images: Tensor) -> None:
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        assert "damaged or not an .npz archive" in _refused(read_npz, path, 2)
+        assert "found a truncated zip, or none" in _refused(read_npz, path, 2)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no array")
     assert "readme.txt is not an array of NumPy's" in _refused(read_npz, path, 2)
@@ -160,7 +160,7 @@ def test_refuses_what_is_no_npz(tmp_path: Path, images: Tensor) -> None:
         stream = io.BytesIO()
         np.save(stream, _array(images))
         archive.writestr("arr_0.npy", stream.getvalue()[:-100])
-    assert "damaged or not an .npz archive (ends after" in _refused(read_npz, path, 12)
+    assert "damaged (arr_0 holds 2,332 bytes, expected 2,432)" in _refused(read_npz, path, 12)
     zipfile.ZipFile(path, "w").close()
     assert "found nothing, expected one array of images" in _refused(read_npz, path, 2)
 
@@ -328,11 +328,11 @@ def test_a_folder_with_too_few_or_no_images_says_so(tmp_path: Path, images: Tens
     assert f"{folder}: found no images, expected .bmp, .jpeg" in _refused(read_folder, folder, 2)
     (folder / "a.txt").write_text("")
     (folder / "b.gif").write_text("")
-    assert "found no images, only .gif, .txt, expected" in _refused(read_folder, folder, 2)
+    assert "found no images, only 1 .gif, 1 .txt, expected" in _refused(read_folder, folder, 2)
     _save(images[:3], folder)
     assert f"found 4, but {folder} holds 3 samples; lower it" in _refused(read_folder, folder, 4)
-    files, others = find_images(folder)
-    assert len(files) == 3 and others == {".txt": 1, ".gif": 1}
+    files, others = sample_files(folder)
+    assert len(files) == 3 and others == "1 .gif, 1 .txt"
 
 
 def test_an_npz_whose_bytes_changed_is_refused_also_where_fewer_images_are_read(tmp_path: Path, images: Tensor) -> None:
@@ -341,7 +341,7 @@ def test_an_npz_whose_bytes_changed_is_refused_also_where_fewer_images_are_read(
     content = bytearray(path.read_bytes())
     content[500] ^= 0xFF  # a pixel of an image that is read
     path.write_bytes(content)
-    assert "damaged or not an .npz archive" in _refused(read_npz, path, 3)
+    assert "damaged (Bad CRC-32" in _refused(read_npz, path, 3)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
     assert tuple(stages) == STAGES
     for name, entry in stages.items():
         assert set(entry) <= {"desc", "cmd", "params", "deps", "outs", "metrics"}
-        assert entry["params"] == [name]
+        assert entry["params"] == [name, *({"download": ["preprocess.on_corrupt"]}.get(name, []))]
         assert entry["cmd"] == f"sh stages/run {name}"
         # One uncached output that is no metric, and DVC would not keep the stage's results at all.
         assert all(isinstance(item, str) for item in entry["outs"])

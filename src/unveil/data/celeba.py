@@ -4,6 +4,7 @@ Every source of ``download`` writes this layout, and everything after it reads o
 The set is that of Liu et al., "Deep Learning Face Attributes in the Wild", 1411.7766.
 """
 
+import io
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.errors import UnveilError
-from unveil.files import atomic_path
+from unveil.files import atomic_path, read_text
 
 ZIP_NAME = "img_align_celeba.zip"
 IMAGE_FOLDER = "img_align_celeba"
@@ -26,6 +27,8 @@ BOXES_FILE = "list_bbox_celeba.txt"
 LANDMARKS_FILE = "list_landmarks_align_celeba.txt"
 ANNOTATION_FILES = (ATTRIBUTES_FILE, PARTITION_FILE, IDENTITY_FILE, BOXES_FILE, LANDMARKS_FILE)
 
+MOST_TABLE_BYTES = 1 << 30  # of an annotation file: about eight million images
+MOST_DIGITS = 18  # of an image's number: all such fit into 64 bits
 CANVAS = (178, 218)
 """Width and height of the aligned images, in pixels."""
 
@@ -126,6 +129,12 @@ PUBLISHED_SPLITS = MappingProxyType({"train": 162_770, "valid": 19_867, "test": 
 def image_names(count: int) -> list[str]:
     """CelebA's names of ``count`` images: 000001.jpg, 000002.jpg, ..."""
     return [f"{number:06d}.jpg" for number in range(1, count + 1)]
+
+
+def image_number(name: str) -> int | None:
+    """The number in an image's name, which is its id; None if it has none, or one of more than 18 digits."""
+    stem = name.rpartition(".")[0]
+    return int(stem) if stem.isascii() and stem.isdigit() and len(stem) <= MOST_DIGITS else None
 
 
 def image_member(name: str) -> str:
@@ -246,9 +255,10 @@ def _read(
 
     The published files mix line ends and widths of columns, so any white space separates fields.
     """
-    lines = _lines(path)
+    text = _text(path)
+    lines = _lines(text)
     count = _read_heading(path, lines, columns) if heading else None
-    aligned = _read_aligned(path, 2 * heading, len(columns), allowed) if allowed is not None else None
+    aligned = _read_aligned(text.encode(), 2 * heading, len(columns), allowed) if allowed is not None else None
     names, values = aligned or _read_rows(path, lines, columns, expected, allowed)
     if count is not None and count != len(names):
         raise UnveilError(
@@ -289,13 +299,13 @@ def _read_rows(
 
 
 def _read_aligned(
-    path: Path, heading: int, columns: int, allowed: Mapping[str, int]
+    content: bytes, heading: int, columns: int, allowed: Mapping[str, int]
 ) -> tuple[list[str], NDArray[np.int64]] | None:
     """As ``_read_rows``, many times faster, where names ascend and all rows are as wide, their values to the right.
 
     That is how the published files of attributes and of the partition are; others, faulty ones among them, are None.
     """
-    rows = path.read_bytes().split(b"\n", heading)[-1] if path.is_file() else b""
+    rows = content.split(b"\n", heading)[-1]
     length, name_width = rows.find(b"\n") + 1, rows.find(b" ")
     if name_width < 1 or not length or len(rows) % length or (length - 1 - name_width) % columns:
         return None
@@ -339,19 +349,18 @@ def _heading_difference(names: Sequence[str], columns: Sequence[str]) -> str:
     return f"the {len(columns)} names of the columns, not {len(names)}"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file that are not blank."""
+def _text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line
+        return read_text(path, MOST_TABLE_BYTES)
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
-    except UnicodeDecodeError:
-        raise UnveilError(
-            f"{path}: found bytes that are no text, expected CelebA's annotation file; get the file anew"
-        ) from None
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text that are not blank."""
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if line.strip():
+            yield number, line
 
 
 def _whole_numbers(fields: Sequence[str]) -> list[int] | None:

@@ -1,11 +1,9 @@
 """From the raw archive to shards: decode, crop, resize and pack, without unpacking the archive."""
 
-import io
 import mmap
 import struct
 import sys
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,42 +11,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from zlib_ng import zlib_ng
 
 from unveil.data.celeba import (
     ATTRIBUTES,
     ATTRIBUTES_FILE,
+    MOST_DIGITS,
     PARTITION_FILE,
     SPLITS,
     ZIP_NAME,
     image_member,
+    image_number,
     read_attributes,
     read_partition,
 )
 from unveil.data.compiled import compiled
+from unveil.data.images import DAMAGE, MOST_BYTES, MOST_PIXELS, open_image, open_zip, read_member
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
 from unveil.data.shards import Shard, ShardIndex, read_shard, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory
+from unveil.files import LONGEST_SHOWN, atomic_directory, regular
 
 IMAGES_PER_TASK = 128
 SWITCH_SECONDS = 1e-3
-ZLIB_NG_ERROR = cast(type[Exception], zlib_ng.error)  # its type hints call it a value
-DAMAGE = (zipfile.BadZipFile, zlib.error, ZLIB_NG_ERROR, struct.error, OSError, RuntimeError, EOFError, OverflowError)
 PIXELS_AT_ONCE = 160_000  # through a resize: more do not fit into a core's cache
 TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
 _Corrupt = tuple[int, str]  # its position in the shard, and the reason
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -74,23 +70,14 @@ def decode(data: bytes, fast_dct: bool = False) -> NDArray[np.uint8]:
     if data.startswith(JPEG_MAGIC):
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if height * width <= MAX_PIXELS:
+            if height * width <= MOST_PIXELS:
                 return simplejpeg.decode_jpeg(data, "RGB", fastdct=fast_dct)
         except ValueError:
             pass  # Pillow decodes rare kinds too, or says better what is wrong
-    if not data:
-        raise ValueError("an empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"found {image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,}")
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would make most of it white
-                raise ValueError(f"found pixels of mode {image.mode}, expected 8 bits a colour")
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError:  # its message is an address in memory
-        raise ValueError(f"not an image, it begins with {data[:16]!r}") from None
-    except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
-        raise ValueError(str(error) or type(error).__name__) from None
+    with open_image(data) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would make most of it white
+            raise ValueError(f"found pixels of mode {image.mode}, expected 8 bits a colour")
+        return np.array(image.convert("RGB"))
 
 
 def preprocess(
@@ -195,10 +182,12 @@ def _read_annotations(raw: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _image_id(raw: Path, name: str) -> int:
-    stem = name.rpartition(".")[0]
-    if not (stem.isascii() and stem.isdigit()):
-        raise UnveilError(f"{raw / ATTRIBUTES_FILE}: found the image name {name}, expected a number such as 000001.jpg")
-    return int(stem)
+    if (number := image_number(name)) is None:
+        raise UnveilError(
+            f"{raw / ATTRIBUTES_FILE}: found the image name {name[:LONGEST_SHOWN]}, expected a number of at most "
+            f"{MOST_DIGITS} digits, such as 000001.jpg"
+        )
+    return number
 
 
 def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) -> NDArray[np.int64]:
@@ -261,13 +250,8 @@ class _Archive:
     """The zip, for reading by many threads: ``zipfile`` has one lock for all, and more to do for each member."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, expected CelebA's archive; run the download stage") from None
-        except zipfile.BadZipFile:
-            raise UnveilError(f"{path}: not a whole zip archive; run the download stage again") from None
-        with path.open("rb") as file:
+        self._zip = open_zip(path, "run the download stage")
+        with regular(path).open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __enter__(self) -> "_Archive":
@@ -283,18 +267,17 @@ class _Archive:
         Raises:
             ValueError: if it is not there, or not whole.
         """
+        info = self._zip.NameToInfo.get(member)
+        plain = info and not info.flag_bits & 1 and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not info or not plain or info.file_size > MOST_BYTES:
+            return read_member(self._zip, member)
         try:
-            info = self._zip.getinfo(member)
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                return self._zip.read(info)
             # A local header: 30 bytes, the last four of which are the lengths of the name and of an extra field.
             start = info.header_offset + 30 + sum(struct.unpack_from("<HH", self._bytes, info.header_offset + 26))
             content = self._bytes[start : start + info.compress_size]
             if info.compress_type == zipfile.ZIP_DEFLATED:
                 # A byte more than there should be, so that a longer one is found without inflating all of it.
                 content = zlib_ng.decompressobj(-zlib_ng.MAX_WBITS).decompress(content, info.file_size + 1)
-        except KeyError:
-            raise ValueError("not in the archive") from None
         except DAMAGE as error:
             raise ValueError(f"cannot be taken from the archive: {error}") from None
         if len(content) != info.file_size or zlib_ng.crc32(content) != info.CRC:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unveil.errors import UnveilError
-from unveil.files import file_digest, write_json
+from unveil.files import file_digest, regular, write_json
+from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
 INDEX_FILE = "index.json"
@@ -136,16 +135,10 @@ def write_shard(folder: Path, split: str, number: int, images: Tensor, attribute
         ids: int64 [N], the number in each image's file name.
 
     Raises:
-        UnveilError: if the disk is full or refuses.
+        OSError: with the path, if the disk is full or refuses.
     """
     path = folder / f"{split}-{number:05d}.safetensors"
-    try:
-        save_file({"images": images.contiguous(), "attributes": attributes, "ids": ids}, path)
-    except (SafetensorError, OSError) as error:
-        need = images.numel() / 1e6
-        raise UnveilError(
-            f"{path}: cannot be written ({error}); it needs {need:,.0f} MB on a disk that takes it"
-        ) from None
+    save_tensors(path, {"images": images, "attributes": attributes, "ids": ids})
     return Shard(path.name, len(ids), file_digest(path))
 
 
@@ -193,16 +186,11 @@ def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) 
 
     Raises:
         UnveilError: if the shard is missing or damaged.
+        OSError: with the path, if the system refuses to open it.
     """
-    path = folder / shard.file
-    try:
-        with safe_open(path, framework="pt") as file:
-            rows: Tensor = file.get_slice(name)[:limit] if limit is not None else file.get_tensor(name)
-            return rows
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
-    except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
+    with open_tensors(folder / shard.file, f"{INDEX_FILE} names it; run the preprocess stage again") as file:
+        rows: Tensor = file.get_slice(name)[:limit] if limit is not None else file.get_tensor(name)
+        return rows
 
 
 class ShardRows:
@@ -215,12 +203,13 @@ class ShardRows:
 
     Raises:
         UnveilError: if the shard is missing or damaged.
+        OSError: with the path, if the system refuses to open it, such as one more file.
     """
 
     def __init__(self, folder: Path, shard: Shard, name: str) -> None:
         path = folder / shard.file
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = regular(path).open("rb", buffering=0)
             # safetensors: the header's length in 8 bytes, the header in JSON, then the tensors.
             length = int.from_bytes(self._file.read(8), "little")
             facts = json.loads(self._file.read(min(length, LONGEST_HEADER)))[name]
@@ -232,7 +221,7 @@ class ShardRows:
                 raise ValueError("not the tensor that its index tells of")
         except FileNotFoundError:
             raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
         self._start = 8 + length + start
 

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from unveil.data.celeba import CANVAS, PARTITION_FILE, ZIP_NAME, image_member, read_partition
-from unveil.data.preprocess import DAMAGE, decode
+from unveil.data.celeba import CANVAS, PARTITION_FILE, ZIP_NAME, image_member, image_number, read_partition
+from unveil.data.images import open_zip, read_member
+from unveil.data.preprocess import decode
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
 from unveil.data.shards import ShardIndex
@@ -232,22 +233,18 @@ def read_crops(raw: Path, index: ShardIndex, ids: Tensor, protocol: Protocol) ->
         )
     path = raw / ZIP_NAME
     names = _names(raw, ids)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in names:
-                yield crop(_decoded(path, archive, name, protocol.fast_dct), protocol)
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: not there, expected CelebA's archive; run the download stage") from None
-    except zipfile.BadZipFile:
-        raise UnveilError(f"{path}: not a whole zip archive; run the download stage again") from None
-    except ValueError as error:  # of the crop
-        raise UnveilError(f"{path}: {error}") from None
+    with open_zip(path, "run the download stage again") as archive:
+        for name in names:
+            image = _decoded(path, archive, name, protocol.fast_dct)
+            try:
+                yield crop(image, protocol)
+            except ValueError as error:
+                raise UnveilError(f"{path}: {error}") from None
 
 
 def _names(raw: Path, ids: Tensor) -> list[str]:
     """File names of the images with these ids."""
-    stems = {name.rpartition(".")[0]: name for name in read_partition(raw)[0]}
-    by_id = {int(stem): name for stem, name in stems.items() if stem.isascii() and stem.isdigit()}
+    by_id = {image_number(name): name for name in read_partition(raw)[0]}
     if missing := [number for number in ids.tolist() if number not in by_id]:
         raise UnveilError(
             f"{raw / PARTITION_FILE}: has no image {missing[0]}, which the shards hold; run `dvc repro preprocess`"
@@ -257,12 +254,9 @@ def _names(raw: Path, ids: Tensor) -> list[str]:
 
 def _decoded(path: Path, archive: zipfile.ZipFile, name: str, fast_dct: bool) -> NDArray[np.uint8]:
     try:
-        return decode(archive.read(image_member(name)), fast_dct)
-    except KeyError:
-        reason = "not in the archive"
-    except (*DAMAGE, ValueError) as error:
-        reason = str(error)
-    raise UnveilError(f"{path}: {name} cannot be used ({reason}); run the download stage again")
+        return decode(read_member(archive, image_member(name)), fast_dct)
+    except ValueError as error:
+        raise UnveilError(f"{path}: {name} cannot be used ({error}); run the download stage again") from None
 
 
 def _parts(crops: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:

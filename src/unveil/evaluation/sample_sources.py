@@ -6,13 +6,9 @@ resized, cropped or rounded: what would need that is refused, because it would c
 
 import hashlib
 import io
-import os
 import re
 import struct
 import tokenize
-import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +20,20 @@ from typing import IO, Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unveil.data.images import DAMAGE, MOST_BYTES, find_images, open_image, open_zip
 from unveil.data.sources.facts import worker_count
 from unveil.errors import UnveilError
-from unveil.files import file_digest
+from unveil.files import file_digest, read_bytes
+from unveil.tensors import open_tensors
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 CHUNK_IMAGES = 1024  # of an archive that are decompressed at once
 CHUNK_BYTES = 2**24
 FILES_AT_ONCE = 256  # of a folder
+HEADER_BYTES = 1 << 16  # of an array
+MOST_SIDE = 1024  # pixels, the greatest preprocess.image_size: larger samples fit no shards
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
 
@@ -66,6 +65,13 @@ def check_images(path: Path, images: Tensor, mend: str) -> None:
         raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
 
 
+def _check_side(path: Path, *sides: int) -> None:
+    """Raise UnveilError, before any memory is taken, if images are too large to be compared with any shards."""
+    if max(sides) > MOST_SIDE:
+        found = " x ".join(map(str, sides))
+        raise UnveilError(f"{path}: images of {found} pixels, expected at most {MOST_SIDE} a side, as shards have")
+
+
 def describe(tensor: Tensor) -> str:
     """Type and shape of a tensor."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
@@ -89,17 +95,15 @@ def read_safetensors(path: Path, count: int) -> ImageSet:
 
     The tensor is ``images``, or the only one that can be images: uint8 [N, 3, H, W] or [N, H, W, 3].
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-            name = _images_key(path, shapes, "U8")
-            total = shapes[name][1][0] if shapes[name][1] else 0
-            if len(shapes[name][1]) == 4:
-                check_count(path, total, count)
-            rows = slices[name][:count] if shapes[name][1] else file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); write it again") from error
+    with open_tensors(path, "write it again") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        name = _images_key(path, shapes, "U8")
+        total = shapes[name][1][0] if shapes[name][1] else 0
+        if len(shapes[name][1]) == 4:
+            check_count(path, total, count)
+            _check_side(path, *shapes[name][1][1:])
+        rows = slices[name][:count] if shapes[name][1] else file.get_tensor(name)
     if rows.dim() == 4 and rows.shape[1] != 3 and rows.shape[3] == 3:
         rows = rows.permute(0, 3, 1, 2).contiguous()
     check_images(path, rows, TO_UINT8 if rows.is_floating_point() else "write square RGB images as uint8")
@@ -132,38 +136,40 @@ def read_npz(path: Path, count: int) -> ImageSet:
     The images are ``arr_0``, ``images``, or the only array that can be images: uint8 [N, H, W, 3] or [N, 3, H, W].
     Labels (``arr_1``) are not read. Arrays of objects, which only pickle can load, are refused unread.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    mend = "write it again with numpy.savez"
+    with open_zip(path, mend) as archive:
+        try:
             arrays = {}
-            for member in archive.namelist():
+            for member in archive.infolist():
                 with archive.open(member) as stream:
-                    arrays[member.removesuffix(".npy")] = _npy_header(path, member, stream)
+                    arrays[member.filename.removesuffix(".npy")] = (*_npy_header(path, member.filename, stream), member)
             name = _images_key(
-                path, {key: (str(kind), shape) for key, (shape, _, kind) in arrays.items()}, "uint8", "arr_0"
+                path, {key: (str(kind), shape) for key, (shape, _, kind, *_) in arrays.items()}, "uint8", "arr_0"
             )
-            shape, fortran, kind = arrays[name]
+            shape, fortran, kind, start, member = arrays[name]
             _check_array(path, name, shape, fortran, kind)
             check_count(path, shape[0], count)
-            member = next(member for member in archive.namelist() if member.removesuffix(".npy") == name)
+            _check_side(path, *shape[1:])
+            if member.file_size != start + prod(shape):
+                raise EOFError(f"{name} holds {member.file_size:,} bytes, expected {start + prod(shape):,}")
             with archive.open(member) as stream:
-                _npy_header(path, member, stream)
+                stream.read(start)
                 images = _read_rows(stream, (count, *shape[1:]))
                 while stream.read(CHUNK_BYTES):  # the archive's checksum is compared at the end of a member
                     pass
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
-        raise UnveilError(
-            f"{path}: damaged or not an .npz archive ({error}); write it again with numpy.savez"
-        ) from None
+        except DAMAGE as error:
+            raise UnveilError(f"{path}: damaged ({error}); {mend}") from None
     facts = {"images_from": f"an .npz archive, {name}", "image_size": images.shape[-1]}
     return ImageSet(images, shape[0], file_digest(path), facts)
 
 
-def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the order is Fortran's, and type of the array that begins here."""
+def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether the order is Fortran's, type, and bytes before the values of the array that begins here."""
+    head = io.BytesIO(stream.read(HEADER_BYTES))
     try:
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, kind = read(stream)
+        shape, fortran, kind = read(head)
         if any(type(side) is not int or side < 0 for side in shape):
             raise ValueError(f"its shape is {shape}")
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
@@ -174,7 +180,7 @@ def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, 
             f"{path}: {member} holds a pickle, which could run code and is not loaded; expected an array of uint8; "
             "write plain arrays with numpy.savez"
         )
-    return shape, fortran, kind
+    return shape, fortran, kind, head.tell()
 
 
 def _check_array(path: Path, name: str, shape: tuple[int, ...], fortran: bool, kind: np.dtype[Any]) -> None:
@@ -223,7 +229,7 @@ def read_folder(folder: Path, count: int) -> ImageSet:
     What has no such pixels is refused by name: transparency, 16 bits, animations, images of several sizes. What a file
     is, its bytes say and not its name, so JPEGs are marked also where they are called ``.png``.
     """
-    files, left_out = find_images(folder)
+    files, left_out = sample_files(folder)
     total = len(files)
     check_count(folder, total, count)
     files = files[:count]
@@ -249,29 +255,15 @@ def read_folder(folder: Path, count: int) -> ImageSet:
         named = ", ".join(f"{number:,} {name}" for name, number in sorted(lossy.items()) if number)
         facts["lossy"] = f"{lossy.total():,} of {count:,} files are compressed with loss: {named}"
     if left_out:
-        facts["left_out"] = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(left_out.items()))
+        facts["left_out"] = left_out
     return ImageSet(images, total, digest.hexdigest(), facts)
 
 
-def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Image files of a folder in any depth, in natural order, and the suffixes of its other files.
-
-    Hidden files are left out, and folders that are links are not followed.
-    """
-    found: list[Path] = []
-    others: Counter[str] = Counter()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for name in files:
-            if name.startswith("."):
-                continue
-            path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
-            else:
-                others[path.suffix.lower() or "without a suffix"] += 1
+def sample_files(folder: Path) -> tuple[list[Path], str]:
+    """Image files of a folder in any depth, in natural order, and what else there is; see ``find_images``."""
+    found, others = find_images(folder, IMAGE_SUFFIXES)
     if not found:
-        kinds = f", only {', '.join(sorted(others))}" if others else ""
+        kinds = f", only {others}" if others else ""
         raise UnveilError(
             f"{folder}: found no images{kinds}, expected {', '.join(sorted(IMAGE_SUFFIXES))} in any depth; "
             "name a folder of samples"
@@ -286,19 +278,16 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def _decode(path: Path) -> _Decoded:
+    content = read_bytes(path, MOST_BYTES)
     try:
-        content = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is not used
-            with Image.open(io.BytesIO(content)) as image:
-                problem = _problem(image, content)
-                pixels = None if problem else np.array(_to_rgb(image))
-                lossy = _is_lossy(image, content)
-                kind = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format or "", image.format or "unknown")
-    except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
-        words = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-        words = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", path.name, words)
-        raise UnveilError(f"{path}: cannot be read ({words}); repair or remove it") from None
+        with open_image(content) as image:
+            _check_side(path, *image.size)
+            problem = _problem(image, content)
+            pixels = None if problem else np.array(_to_rgb(image))
+            lossy = _is_lossy(image, content)
+            kind = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format or "", image.format or "unknown")
+    except ValueError as error:
+        raise UnveilError(f"{path}: cannot be read ({error}); repair or remove it") from None
     if pixels is None:
         raise UnveilError(f"{path}: {problem}, expected 8-bit RGB without transparency; write the samples as such")
     if kind == "WEBP" and lossy:

@@ -32,6 +32,7 @@ def fetch(
     mirror: bool = True,
     folder_path: Path | None = None,
     attributes: Path | None = None,
+    on_corrupt: str = "error",
     downloads: Path = Path(".unveil/downloads"),
     say: Say = print,
 ) -> SourceRecord:
@@ -48,6 +49,7 @@ def fetch(
         mirror: celeba: whether a mirror may deliver.
         folder_path: folder: the folder of images.
         attributes: folder: a CSV of attributes, or None.
+        on_corrupt: folder: ``error`` names the unreadable images, ``skip`` leaves them out.
         downloads: celeba: where files from the network gather, and stay if not all arrive.
         say: takes lines of progress.
 
@@ -72,7 +74,13 @@ def fetch(
             if folder_path is None:
                 raise UnveilError("download.folder.path: found null, expected the folder of images")
             facts = any_images.write(
-                folder, path=folder_path, attributes=attributes, split=split, workers=workers, say=say
+                folder,
+                path=folder_path,
+                attributes=attributes,
+                split=split,
+                workers=workers,
+                on_corrupt=on_corrupt,
+                say=say,
             )
         record = _record(source, facts, folder)
         write_json(folder / SOURCE_FILE, record.to_json())

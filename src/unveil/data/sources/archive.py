@@ -5,9 +5,11 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from unveil.data.celeba import IMAGE_FOLDER, image_member
+from unveil.data.celeba import image_member
+from unveil.data.images import is_hidden, open_zip
 from unveil.data.sources.progress import megabytes
 from unveil.errors import UnveilError
+from unveil.files import regular
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """Suffixes, in lower case, of the files that are taken for images."""
@@ -53,40 +55,29 @@ def archived_images(path: Path) -> list[str]:
         raise UnveilError(f"{path}: found {page}, expected a zip archive; delete it and get the archive anew")
     if not head.startswith(b"PK"):
         raise UnveilError(f"{path}: found {_describe_bytes(head)}, expected a zip archive; name the right file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [PurePosixPath(member.filename) for member in archive.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise UnveilError(f"{path}: found {_describe_damage(path, error)}; get the archive anew") from None
-    return _image_names(path, members)
+    with open_zip(path, "get the archive anew") as archive:
+        return _image_names(path, [member.filename for member in archive.infolist() if not member.is_dir()])
 
 
-def _describe_damage(path: Path, error: Exception) -> str:
-    if zipfile.is_zipfile(path):
-        return f"a damaged zip ({error})"
-    size = path.stat().st_size
-    return f"a truncated zip: {size:,} bytes, and no table of contents at its end: the download broke off"
-
-
-def _image_names(path: Path, members: list[PurePosixPath]) -> list[str]:
-    images = [member for member in members if is_image(member)]
+def _image_names(path: Path, members: list[str]) -> list[str]:
+    images = [member for member in members if is_image(PurePosixPath(member))]
     expected = f"expected {image_member('000001.jpg')} and so on"
     if not images:
-        first = f", first {str(members[0])!r}" if members else ""
+        first = f", first {members[0]!r}" if members else ""
         raise UnveilError(f"{path}: found no images among {len(members)} files{first}, {expected}; wrong archive?")
-    for image in images:
-        if image.parts[:-1] != (IMAGE_FOLDER,):
+    names = [PurePosixPath(image).name for image in images]
+    for image, name in zip(images, names, strict=True):
+        if image != image_member(name):  # also by a dot or a second slash: later readers look for this very name
             raise UnveilError(
-                f"{path}: found {str(image)!r} among {len(images)} images, {expected}; "
+                f"{path}: found {image!r} among {len(images)} images, {expected}; "
                 "unpack the archive and name the folder instead, or get the published archive"
             )
-    return [image.name for image in images]
+    return names
 
 
 def is_image(path: PurePosixPath) -> bool:
     """Whether a path looks like an image and not like what macOS and others leave beside images."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+    return not any(map(is_hidden, path.parts)) and path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def refuse_page(path: Path) -> None:
@@ -124,7 +115,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         return stream.read(HEAD_BYTES)
 
 

@@ -6,20 +6,16 @@ must have the published sizes and MD5s. A copy on disk must have them too if it 
 set, that is, if it holds the 202,599 names; any other set is taken as it is, and ``published`` is false.
 """
 
-import io
 import os
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
-
-from PIL import Image
 
 from unveil.data import celeba as layout
 from unveil.data.celeba import ANNOTATION_FILES, CANVAS, IMAGE_FOLDER, ZIP_NAME
+from unveil.data.images import DAMAGE, MOST_BYTES, open_image, open_zip
 from unveil.data.sources.archive import (
     archived_images,
     is_image,
@@ -31,7 +27,7 @@ from unveil.data.sources.facts import SourceFacts
 from unveil.data.sources.progress import Progress, Say, images, megabytes
 from unveil.data.sources.transfer import Host, HostFailed, copy_file, fetch_file, part_path
 from unveil.errors import UnveilError
-from unveil.files import file_digest, write_text
+from unveil.files import expanded, file_digest, read_bytes, read_text, regular, write_text
 
 HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 LICENCE = f"CelebA's agreement: non-commercial research only, no redistribution ({HOME})"
@@ -48,6 +44,7 @@ BASES = ("", "Img", "celeba", "celeba/Img", "CelebA", "CelebA/Img", IMAGE_FOLDER
 """Where the zip or the folder of images lies below the folder that is named: as published, or as torchvision
 and Kaggle unpack it."""
 ANNOTATION_FOLDERS = ("", "Anno", "Eval")
+HEAD_BYTES = 1 << 20  # of an image, in which its size stands
 
 
 def drive_address(name: str) -> str:
@@ -84,10 +81,10 @@ def write(
         UnveilError: what is missing, damaged, changed or out of reach, with how to mend it.
     """
     if path is not None:
-        return _write_local(destination, path.expanduser(), "download.celeba.path", say)
+        return _write_local(destination, path, "download.celeba.path", say)
     named = os.environ.get(ROOT_VARIABLE)
     if named:
-        return _write_local(destination, Path(named).expanduser(), ROOT_VARIABLE, say)
+        return _write_local(destination, expanded(Path(named)), ROOT_VARIABLE, say)
     say(f"no copy on disk is named (download.celeba.path, {ROOT_VARIABLE}): asking the network")
     return _write_from_network(destination, mirror=mirror, say=say, downloads=downloads)
 
@@ -126,11 +123,11 @@ def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFa
 def _find(place: Path, key: str) -> _Copy:
     if not place.exists():
         raise UnveilError(f"{key}: {place} does not exist; name the archive {ZIP_NAME} or the folder that holds it")
-    if place.is_file():
+    if not place.is_dir():
         return _Copy(place, archived_images(place), _find_annotations(place.parent, key))
     bases = [place / base for base in BASES]
     for base in bases:
-        if (base / ZIP_NAME).is_file():
+        if (base / ZIP_NAME).exists():
             archive = base / ZIP_NAME
             return _Copy(archive, archived_images(archive), _find_annotations(base, key))
     for folder in [base / IMAGE_FOLDER for base in reversed(bases)] + [place]:  # the deepest: Kaggle nests them
@@ -148,7 +145,7 @@ def _unpacked_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image(PurePosixPath(entry.name)) and entry.is_file())
+        return sorted(entry.name for entry in entries if is_image(PurePosixPath(entry.name)) and not entry.is_dir())
 
 
 def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
@@ -156,7 +153,7 @@ def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
     places = [base / folder for base in (holder, holder.parent, holder.parent.parent) for folder in ANNOTATION_FOLDERS]
     found: dict[str, Path] = {}
     for name in ANNOTATION_FILES:
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        path = next((place / name for place in places if (place / name).exists()), None)
         if path is not None:
             found[name] = path
     missing = [name for name in ANNOTATION_FILES if name not in found]
@@ -232,7 +229,7 @@ def _write_own(destination: Path, copy: _Copy, say: Say) -> SourceFacts:
 
 def _copy_annotations(destination: Path, copy: _Copy) -> None:
     for name, source in copy.annotations.items():
-        shutil.copyfile(source, destination / name)
+        shutil.copyfile(regular(source), destination / name)
 
 
 def _read_annotations(copy: _Copy) -> list[str]:
@@ -298,8 +295,8 @@ def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
     def contents() -> Iterator[tuple[str, bytes]]:
         progress = Progress(ZIP_NAME, len(paths), say, describe=images)
         for path in paths:
-            content = path.read_bytes()
-            sizes.append(_size(io.BytesIO(content)))
+            content = read_bytes(path, MOST_BYTES)
+            sizes.append(_size(content[:HEAD_BYTES]))
             yield path.name, content
             progress.add(1)
 
@@ -309,22 +306,22 @@ def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
 
 def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> Iterator[tuple[int, int] | None]:
     progress = Progress(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path, "get the archive anew") as archive:
         for name in names:
             try:
                 with archive.open(layout.image_member(name)) as stream:
-                    yield _size(stream)
-            except (zipfile.BadZipFile, OSError):
+                    yield _size(stream.read(HEAD_BYTES))
+            except DAMAGE:
                 yield None
             progress.add(1)
 
 
-def _size(stream: IO[bytes]) -> tuple[int, int] | None:
+def _size(head: bytes) -> tuple[int, int] | None:
     """Width and height from an image's header; None if it is none, which preprocess deals with."""
     try:
-        with Image.open(stream) as image:
+        with open_image(head) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except ValueError:
         return None
 
 
@@ -403,7 +400,7 @@ def _describe_origin(downloads: Path, names: Sequence[str]) -> str:
     by_host: dict[str, list[str]] = {}
     for name in names:
         note = _origin_note(downloads, name)
-        host = note.read_text(encoding="utf-8") if note.exists() else "an earlier download"
+        host = read_text(note) if note.exists() else "an earlier download"
         by_host.setdefault(host, []).append(name)
     if len(by_host) == 1:
         return f"CelebA's published files, from {next(iter(by_host))}"

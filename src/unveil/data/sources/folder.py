@@ -9,9 +9,7 @@ import csv
 import hashlib
 import io
 import math
-import os
 import unicodedata
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,13 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from unveil.data.celeba import ATTRIBUTES, SPLITS, ZIP_NAME, unknown_attribute, write_annotations
-from unveil.data.sources.archive import IMAGE_SUFFIXES, is_image, write_stored_zip
+from unveil.data.celeba import ATTRIBUTES, MOST_TABLE_BYTES, SPLITS, ZIP_NAME, unknown_attribute, write_annotations
+from unveil.data.images import MOST_BYTES, find_images, open_image
+from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
 from unveil.data.sources.facts import SourceFacts, worker_count
 from unveil.data.sources.progress import Progress, Say, images
-from unveil.errors import UnveilError
+from unveil.errors import UnveilError, line_for_user
+from unveil.files import read_bytes, read_text
 
 IMAGES_PER_TASK = 16
+MOST_NAMED = 10  # of unreadable images
 SIGNS = {"1": True, "0": False, "-1": False}
 
 
@@ -59,6 +60,7 @@ def write(
     attributes: Path | None,
     split: Mapping[str, float],
     workers: int,
+    on_corrupt: str = "error",
     say: Say = print,
 ) -> SourceFacts:
     """Fill ``destination`` with the images of a folder, in CelebA's layout.
@@ -73,79 +75,77 @@ def write(
             and all of them without a CSV, are false.
         split: shares of train, valid and test, that sum to 1; see ``assign_splits``.
         workers: processes, 0 = all cores.
+        on_corrupt: ``error`` names the unreadable images when all were tried; ``skip`` leaves them out, and changes
+            neither names nor splits of the others.
         say: takes lines of progress.
 
     Raises:
         UnveilError: no images, too few for the splits, unreadable ones, or a CSV that does not fit.
+        OSError: with the path, if a folder cannot be read.
     """
-    path = path.expanduser()
-    found = find_images(path, say)
+    found = image_paths(path, say)
     partition = assign_splits(found, split, say)
-    labels = read_table(attributes.expanduser(), found, say) if attributes is not None else _no_labels(found)
+    labels = read_table(attributes, found, say) if attributes is not None else _no_labels(found)
     encoded = _encode_all([path / name for name in found], workers, say)
 
     names: list[str] = []
     boxes: list[tuple[int, int, int, int]] = []
-    problems: list[tuple[str, str]] = []
+    rows: list[int] = []
+    problems: list[str] = []
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        for number, (source, image) in enumerate(zip(found, encoded, strict=True), start=1):
+        for row, (source, image) in enumerate(zip(found, encoded, strict=True)):
             if image.problem:
-                problems.append((source, image.problem))
+                problems.append(f"{source} ({image.problem})")
                 continue
-            names.append(f"{number:06d}{image.suffix}")
+            rows.append(row)
+            names.append(f"{row + 1:06d}{image.suffix}")
             boxes.append((0, 0, image.width, image.height))
             yield names[-1], image.content
 
     write_stored_zip(destination / ZIP_NAME, contents())
     if problems:
-        name, problem = problems[0]
-        raise UnveilError(
-            f"{path / name}: cannot be read ({problem}); unreadable: {len(problems)} of {len(found)} images; "
-            "repair or remove them"
-        )
+        more = ", ..." if len(problems) > MOST_NAMED else ""
+        line = f"{len(problems)} of {len(found)} images cannot be read: {', '.join(problems[:MOST_NAMED])}{more}"
+        if on_corrupt == "error" or not names:
+            raise UnveilError(
+                f"{path}: {line}; repair or remove them, or set preprocess.on_corrupt to skip to leave them out"
+            )
+        say(f"left out, {line}")
     write_annotations(
         destination,
-        attributes=labels,
-        partition=partition,
-        identities=np.arange(1, len(found) + 1),
+        attributes=labels[rows],
+        partition=partition[rows],
+        identities=np.array(rows) + 1,
         boxes=np.asarray(boxes, dtype=np.int64),
-        landmarks=np.zeros((len(found), 10), dtype=np.int64),
+        landmarks=np.zeros((len(rows), 10), dtype=np.int64),
         names=names,
     )
     kept = sum(name.endswith(".jpg") for name in names)
     return SourceFacts(
-        origin=f"a folder of {len(names)} images, {kept} of them JPEGs kept as they were, the others as PNG",
+        origin=f"a folder of {len(found)} images, {kept} of them JPEGs kept as they were, the others as PNG"
+        + (f", {len(problems)} unreadable ones left out" if problems else ""),
         licence="unknown: that of the images in the folder; its owner knows",
         credit="unknown: whoever made the images in the folder",
         canvas=None,
     )
 
 
-def find_images(folder: Path, say: Say) -> list[str]:
+def image_paths(folder: Path, say: Say) -> list[str]:
     """Relative paths (with slashes) of the images in any depth below ``folder``, in a fixed order.
 
-    Folders that are links are not followed. What is left out is said, except hidden files.
+    See ``find_images``. What is left out is said, except hidden files.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UnveilError(f"download.folder.path: {folder} {what}; name a folder of images")
-    found: list[str] = []
-    others: Counter[str] = Counter()
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            name = PurePosixPath(Path(parent, file).relative_to(folder).as_posix())
-            if is_image(name):
-                found.append(str(name))
-            elif not any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
-                others[name.suffix.lower() or "without a suffix"] += 1
+    found, others = find_images(folder, IMAGE_SUFFIXES)
     if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        say(f"left out, not an image that can be read: {kinds}")
+        say(f"left out: {others}")
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UnveilError(f"download.folder.path: found no images in {folder}, expected {suffixes} in any depth")
-    return sorted(found, key=_normal_form)
+    return sorted((path.relative_to(folder).as_posix() for path in found), key=_normal_form)
 
 
 def _normal_form(name: str) -> str:
@@ -204,12 +204,11 @@ def _no_labels(names: Sequence[str]) -> NDArray[np.bool_]:
 def read_table(path: Path, names: Sequence[str], say: Say) -> NDArray[np.bool_]:
     """Attributes of the images ``names`` from a CSV: bool [N, 40]; columns that it lacks are false."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return _parse_table(path, csv.reader(stream), names, say)
+        return _parse_table(path, csv.reader(io.StringIO(read_text(path, MOST_TABLE_BYTES), newline="")), names, say)
     except FileNotFoundError:
         raise UnveilError(f"download.folder.attributes: {path} does not exist; name a CSV or null") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UnveilError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from None
+    except csv.Error as error:
+        raise UnveilError(f"{path}: not a CSV ({error}); save it as one") from None
 
 
 def _parse_table(path: Path, rows: Iterator[list[str]], names: Sequence[str], say: Say) -> NDArray[np.bool_]:
@@ -318,16 +317,14 @@ def _encode_some(paths: Sequence[Path]) -> list[EncodedImage]:
 def encode_image(path: Path) -> EncodedImage:
     """Read one image and encode it for the archive; a broken one is returned with ``problem``."""
     try:
-        content = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is dropped anyway
-            with Image.open(io.BytesIO(content)) as image:
-                if _is_plain_jpeg(image):
-                    image.load()
-                    return EncodedImage(".jpg", content, *image.size)
-                seen = to_rgb(image)
-    except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
-        return EncodedImage(problem=str(error).replace(str(path), path.name) or type(error).__name__)
+        content = read_bytes(path, MOST_BYTES)
+        with open_image(content) as image:
+            if _is_plain_jpeg(image):
+                image.load()
+                return EncodedImage(".jpg", content, *image.size)
+            seen = to_rgb(image)
+    except (ValueError, UnveilError, OSError) as error:
+        return EncodedImage(problem=(line_for_user(error) or str(error)).removeprefix(f"{path}: "))
     buffer = io.BytesIO()
     seen.save(buffer, "PNG")
     return EncodedImage(".png", buffer.getvalue(), *seen.size)
@@ -344,7 +341,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     The first frame; rotated by EXIF; transparency on white; 16-bit grey scaled and rounded (of 16-bit colour
     Pillow gives the upper 8 bits); floating point numbers in [0, 1] scaled by 255.
     """
-    turned = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    turned = image
     if turned.mode in ("F", "I") or turned.mode.startswith("I;16"):
         grey = _eight_bits(np.asarray(turned), turned.mode)
         return Image.fromarray(np.stack([grey] * 3, axis=-1))

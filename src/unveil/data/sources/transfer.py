@@ -18,7 +18,7 @@ from unveil.data.celeba import PublishedFile
 from unveil.data.sources.archive import describe_page
 from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
-from unveil.files import CHUNK_BYTES, file_digest
+from unveil.files import CHUNK_BYTES, file_digest, regular
 
 ATTEMPTS = 5
 PAUSE_S = 1.0
@@ -274,7 +274,7 @@ def copy_file(source: Path, target: Path, say: Say) -> str:
     """Copy a file and return the MD5 of its bytes, in one pass."""
     digest = hashlib.md5(usedforsecurity=False)
     progress = Progress(target.name, source.stat().st_size, say, describe=megabytes)
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with regular(source).open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)
             writer.write(chunk)
