@@ -255,7 +255,10 @@ def _read(
 
     The published files mix line ends and widths of columns, so any white space separates fields.
     """
-    text = _text(path)
+    try:
+        text = read_text(path, MOST_TABLE_BYTES)
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
     lines = _lines(text)
     count = _read_heading(path, lines, columns) if heading else None
     aligned = _read_aligned(text.encode(), 2 * heading, len(columns), allowed) if allowed is not None else None
@@ -347,13 +350,6 @@ def _heading_difference(names: Sequence[str], columns: Sequence[str]) -> str:
         if found != wanted:
             return f"{wanted!r} as name {position} of {len(columns)}, not {found!r}"
     return f"the {len(columns)} names of the columns, not {len(names)}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_text(path, MOST_TABLE_BYTES)
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -3,7 +3,6 @@
 import io
 import lzma
 import os
-import re
 import struct
 import warnings
 import zipfile
@@ -47,33 +46,27 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:  # its message is an address in memory
         raise ValueError(f"not an image, it begins with {content[:16]!r}") from None
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
-        words = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
-        raise ValueError(words or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def find_images(folder: Path, suffixes: Set[str]) -> tuple[list[Path], str]:
     """Image files of a folder in any depth, in no order, and in words what else there is, but for hidden files.
 
-    Links are followed. A folder is entered once, by its own name rather than by a link.
-
-    Args:
-        folder: where to look.
-        suffixes: of image files, in lower case.
+    Links are followed. A folder is entered once, by its own name rather than by a link. Suffixes are in lower case.
 
     Raises:
         OSError: with the path, if a folder cannot be read.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
-    entered: set[tuple[int, int]] = set()
+    entered: set[Path] = set()
     waiting = deque([folder])  # links last
     while waiting:
         place = waiting.popleft()
-        facts = place.stat()
-        if (facts.st_dev, facts.st_ino) in entered:
+        if (real := place.resolve()) in entered:
             others["taken already (linked folders)"] += 1
             continue
-        entered.add((facts.st_dev, facts.st_ino))
+        entered.add(real)
         with os.scandir(place) as entries:
             inside = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
         for entry in inside:

@@ -68,8 +68,7 @@ def check_images(path: Path, images: Tensor, mend: str) -> None:
 def _check_side(path: Path, *sides: int) -> None:
     """Raise UnveilError, before any memory is taken, if images are too large to be compared with any shards."""
     if max(sides) > MOST_SIDE:
-        found = " x ".join(map(str, sides))
-        raise UnveilError(f"{path}: images of {found} pixels, expected at most {MOST_SIDE} a side, as shards have")
+        raise UnveilError(f"{path}: images of {max(sides):,} pixels a side, expected at most {MOST_SIDE:,}")
 
 
 def describe(tensor: Tensor) -> str:

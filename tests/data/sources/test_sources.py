@@ -83,8 +83,6 @@ def test_a_failure_leaves_what_was_there(own: Path, tmp_path: Path, old: bool) -
     [
         (errno.ENOSPC, "disk full"),
         (errno.EDQUOT, "disk full"),
-        (errno.EACCES, "no permission"),
-        (errno.EROFS, "no permission"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(

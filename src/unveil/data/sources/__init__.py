@@ -58,6 +58,7 @@ def fetch(
 
     Raises:
         UnveilError: whatever the user can mend, a full disk included.
+        OSError: with the path, for what the system refuses.
     """
     with _named_failures(raw), atomic_directory(raw) as folder:
         if source == "cartoon":
@@ -103,7 +104,7 @@ def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecor
 
 @contextmanager
 def _named_failures(raw: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line that says how to mend it."""
+    """Name the folder where the disk is full, which the system does not."""
     try:
         yield
     except OSError as error:
@@ -111,9 +112,5 @@ def _named_failures(raw: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnveilError(
                 f"{where}: disk full ({error.strerror}); free some space and run again, {raw} is as it was"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UnveilError(
-                f"{where}: no permission ({error.strerror}); change the file's permissions or owner, {raw} is as it was"
             ) from error
         raise

@@ -65,14 +65,13 @@ def _image_names(path: Path, members: list[str]) -> list[str]:
     if not images:
         first = f", first {members[0]!r}" if members else ""
         raise UnveilError(f"{path}: found no images among {len(members)} files{first}, {expected}; wrong archive?")
-    names = [PurePosixPath(image).name for image in images]
-    for image, name in zip(images, names, strict=True):
-        if image != image_member(name):  # also by a dot or a second slash: later readers look for this very name
+    for image in images:
+        if image != image_member(PurePosixPath(image).name):  # readers look for this very name
             raise UnveilError(
                 f"{path}: found {image!r} among {len(images)} images, {expected}; "
                 "unpack the archive and name the folder instead, or get the published archive"
             )
-    return names
+    return [PurePosixPath(image).name for image in images]
 
 
 def is_image(path: PurePosixPath) -> bool:

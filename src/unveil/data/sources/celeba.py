@@ -10,19 +10,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from unveil.data import celeba as layout
 from unveil.data.celeba import ANNOTATION_FILES, CANVAS, IMAGE_FOLDER, ZIP_NAME
 from unveil.data.images import DAMAGE, MOST_BYTES, open_image, open_zip
-from unveil.data.sources.archive import (
-    archived_images,
-    is_image,
-    refuse_page,
-    require_space,
-    write_stored_zip,
-)
+from unveil.data.sources.archive import archived_images, is_image, refuse_page, require_space, write_stored_zip
 from unveil.data.sources.facts import SourceFacts
 from unveil.data.sources.progress import Progress, Say, images, megabytes
 from unveil.data.sources.transfer import Host, HostFailed, copy_file, fetch_file, part_path
@@ -318,11 +313,9 @@ def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> Iterator[tupl
 
 def _size(head: bytes) -> tuple[int, int] | None:
     """Width and height from an image's header; None if it is none, which preprocess deals with."""
-    try:
-        with open_image(head) as image:
-            return image.size
-    except ValueError:
-        return None
+    with suppress(ValueError), open_image(head) as image:
+        return image.size
+    return None
 
 
 def _canvas(sizes: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:

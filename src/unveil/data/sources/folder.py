@@ -75,8 +75,7 @@ def write(
             and all of them without a CSV, are false.
         split: shares of train, valid and test, that sum to 1; see ``assign_splits``.
         workers: processes, 0 = all cores.
-        on_corrupt: ``error`` names the unreadable images when all were tried; ``skip`` leaves them out, and changes
-            neither names nor splits of the others.
+        on_corrupt: ``error`` names the unreadable images; ``skip`` leaves them out, and moves no others.
         say: takes lines of progress.
 
     Raises:
@@ -105,12 +104,10 @@ def write(
 
     write_stored_zip(destination / ZIP_NAME, contents())
     if problems:
-        more = ", ..." if len(problems) > MOST_NAMED else ""
-        line = f"{len(problems)} of {len(found)} images cannot be read: {', '.join(problems[:MOST_NAMED])}{more}"
+        some = ", ".join([*problems[:MOST_NAMED], *(["..."] if len(problems) > MOST_NAMED else [])])
+        line = f"{len(problems)} of {len(found)} images cannot be read: {some}"
         if on_corrupt == "error" or not names:
-            raise UnveilError(
-                f"{path}: {line}; repair or remove them, or set preprocess.on_corrupt to skip to leave them out"
-            )
+            raise UnveilError(f"{path}: {line}; repair or remove them, or set preprocess.on_corrupt to skip")
         say(f"left out, {line}")
     write_annotations(
         destination,
@@ -342,15 +339,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Pillow gives the upper 8 bits); floating point numbers in [0, 1] scaled by 255.
     """
     ImageOps.exif_transpose(image, in_place=True)
-    turned = image
-    if turned.mode in ("F", "I") or turned.mode.startswith("I;16"):
-        grey = _eight_bits(np.asarray(turned), turned.mode)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        grey = _eight_bits(np.asarray(image), image.mode)
         return Image.fromarray(np.stack([grey] * 3, axis=-1))
-    if turned.has_transparency_data:
-        seen = turned.convert("RGBA")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
         white = Image.new("RGBA", seen.size, "white")
-        turned = Image.alpha_composite(white, seen)
-    rgb = turned.convert("RGB")
+        image = Image.alpha_composite(white, seen)
+    rgb = image.convert("RGB")
     return Image.fromarray(np.asarray(rgb))  # a new image has no profile, gamma or text
 
 
