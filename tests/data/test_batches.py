@@ -1,5 +1,8 @@
 """Batches: what is drawn depends on (seed, number) alone, and an epoch is an epoch."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -169,3 +172,35 @@ def test_a_shard_that_cannot_be_streamed_is_named(tmp_path: Path, damage: str) -
         path.write_bytes(b"\xff" * 100 if damage == "no header" else path.read_bytes()[:-300])
     with pytest.raises(UnveilError, match=r"train-00000\.safetensors: .*run the preprocess stage again"):
         (before if damage == "shorter later" else stream()).batch(0)
+
+
+FEW_FILES = """
+import sys
+from pathlib import Path
+from unveil.data.batches import StreamBatches
+from unveil.data.shards import Shard
+from unveil.errors import line_for_user
+
+shards = [Shard(path.name, 1, "") for path in sorted(Path(sys.argv[1]).iterdir())]
+try:
+    StreamBatches(Path(sys.argv[1]), shards, 4, 0, False)
+except OSError as error:
+    print(line_for_user(error))
+"""
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
+    for number in range(80):
+        images, attributes = _numbered(1), torch.zeros(1, 40, dtype=torch.bool)
+        write_shard(tmp_path, "train", number, images, attributes, torch.tensor([number]))
+    script = f"ulimit -n 64; exec '{sys.executable}' -c '{FEW_FILES}' '{tmp_path}'"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.startswith(f"{tmp_path}/train-000"), done.stderr
+    assert "Too many open files; raise the number of files" in done.stdout and "`ulimit -n 4096`" in done.stdout
+    assert "preprocess" not in done.stdout

@@ -264,3 +264,37 @@ def test_a_file_without_a_last_line_end_is_read_or_named(tmp_path: Path, rows: s
     else:
         with pytest.raises(UnveilError, match="no rows"):
             celeba.read_partition(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+def test_what_editors_leave_in_tables_changes_nothing(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    """A byte order mark, and line ends of another system."""
+    celeba.write_annotations(tmp_path, **example(20))
+    readers = (
+        celeba.read_attributes,
+        celeba.read_partition,
+        celeba.read_identities,
+        celeba.read_boxes,
+        celeba.read_landmarks,
+    )
+    before = [read(tmp_path) for read in readers]
+    for name in celeba.ANNOTATION_FILES:
+        (tmp_path / name).write_bytes(spoil((tmp_path / name).read_bytes()))
+    for read, (names, values) in zip(readers, before, strict=True):
+        found = read(tmp_path)
+        assert found[0] == names
+        np.testing.assert_array_equal(found[1], values)
+
+
+@pytest.mark.parametrize("digits", [19, 25, 5000])
+def test_a_value_beyond_64_bits_is_named(tmp_path: Path, digits: int) -> None:
+    (tmp_path / celeba.IDENTITY_FILE).write_text(f"000001.jpg 1\n000002.jpg {'9' * digits}\n")
+    with pytest.raises(UnveilError, match=r"line 2: found '000002\.jpg 999"):
+        celeba.read_identities(tmp_path)
+
+
+def test_images_are_numbered_within_64_bits() -> None:
+    assert celeba.image_number("000123.jpg") == 123
+    assert celeba.image_number(f"{'9' * 18}.png") == 10**18 - 1 < 2**63
+    for name in (f"{'9' * 19}.png", f"{'9' * 5000}.png", "a1.jpg", "1", "-1.jpg", "\u0661.jpg", ".jpg", "1_0.jpg"):
+        assert celeba.image_number(name) is None

@@ -277,3 +277,14 @@ def test_decodes_only_a_little_ahead_of_the_writing(raw: Path, monkeypatch: pyte
             ahead.append(started - taken)
     assert len(ahead) == 100
     assert max(ahead) <= 8
+
+
+@pytest.mark.parametrize("number", ["9" * 25, "9" * 5000, "portrait"])
+def test_a_name_that_is_no_number_of_64_bits_is_named(raw: Path, number: str) -> None:
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        (raw / name).write_text((raw / name).read_text().replace("000007.jpg", f"{number}.jpg"))
+    with pytest.raises(
+        UnveilError, match=rf"found the image name {number[:60]}.*expected a number of at most 18"
+    ) as caught:
+        run(raw)
+    assert len(str(caught.value)) < 400

@@ -360,3 +360,44 @@ def test_an_npz_with_a_header_that_means_nothing_is_one_line(tmp_path: Path, hea
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(5000))
     assert str(path) in _refused(read_npz, path, 3)
+
+
+@pytest.mark.parametrize("count", [11, 13, 10**9, 2**70])
+def test_an_npz_that_does_not_hold_what_it_says_takes_no_memory(tmp_path: Path, images: Tensor, count: int) -> None:
+    path = tmp_path / "samples.npz"
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 8, 8, 3)}}\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + _array(images).tobytes()
+        archive.writestr("arr_0.npy", content)
+    line = _refused(read_npz, path, 3)
+    assert line.startswith(f"{path}: damaged (arr_0 holds 2,3") and "write it again with numpy.savez" in line
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("arr_0.npy", "w") as stream,
+    ):
+        stream.write(b"\x93NUMPY\x02\x00" + (1_000_000_000).to_bytes(4, "little"))
+        stream.write(bytes(1_000_000))
+    assert "expected 1000000000 bytes got 65524" in _refused(read_npz, path, 3)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_in_a_compressed_npz_is_one_line(tmp_path: Path, images: Tensor, method: int) -> None:
+    path = tmp_path / "samples.npz"
+    stream = io.BytesIO()
+    np.save(stream, _array(images))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("arr_0.npy", stream.getvalue())
+    content = bytearray(path.read_bytes())
+    content[50:90] = b"\xff" * 40
+    path.write_bytes(content)
+    assert _refused(read_npz, path, 3).startswith(f"{path}: ")
+    content = bytearray(path.read_bytes())
+    name = content.rindex(b"arr_0.npy")
+    content[name] = 0xFF
+    content[name - 46 + 9] |= 8  # names in UTF-8
+    path.write_bytes(content)
+    assert "damaged zip ('utf-8' codec can't decode" in _refused(read_npz, path, 3)

@@ -14,13 +14,14 @@ from tests.data.archives import make_celeba
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(project: Path, **download: object) -> subprocess.CompletedProcess[str]:
+def run(project: Path, on_corrupt: str = "error", **download: object) -> subprocess.CompletedProcess[str]:
     """Run the stage in ``project`` with params.yaml's download section changed."""
     yaml = YAML()
     params = yaml.load((ROOT / "params.yaml").read_text())
     for key, value in download.items():
         section, _, name = key.rpartition("__")
         (params["download"][section] if section else params["download"])[name] = value
+    params["preprocess"]["on_corrupt"] = on_corrupt
     if download["source"] == "folder":
         params["preprocess"]["protocol"] = "squash"  # the default crops CelebA's canvas
     yaml.dump(params, project / "params.yaml")
@@ -56,6 +57,20 @@ def test_a_folder_of_photographs(tmp_path: Path) -> None:
     done = run(tmp_path, source="folder", folder__path="photos")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "data/raw/source.json").read_text())["images"] == 5
+
+
+def test_what_preprocess_is_to_do_about_unreadable_pictures_is_done_here_too(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        Image.new("RGB", (30, 20), (number, 2, 3)).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    done = run(tmp_path, source="folder", folder__path="photos")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "1 of 7 images cannot be read: \\udcff.png (not an image" in done.stderr
+    done = run(tmp_path, on_corrupt="skip", source="folder", folder__path="photos")
+    assert done.returncode == 0, done.stderr
+    assert "left out, 1 of 7 images cannot be read" in done.stdout
+    assert json.loads((tmp_path / "data/raw/source.json").read_text())["images"] == 6
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -77,6 +77,16 @@ BAD = {
     "other contents": (zipped("a.txt", "b.txt"), "no images among 2 files, first 'a.txt'"),
     "no folder": (zipped("000001.jpg"), "found '000001.jpg'"),
     "nested": (zipped("img_align_celeba/img_align_celeba/000001.jpg"), "unpack the archive"),
+    "a dot": (zipped("./img_align_celeba/000001.jpg"), "found './img_align_celeba/000001.jpg'"),
+    "two slashes": (zipped("img_align_celeba//000001.jpg"), "found 'img_align_celeba//000001.jpg'"),
+    "two dots": (
+        zipped("a/../img_align_celeba/000001.jpg"),
+        "no images among 1 files, first 'a/../img_align_celeba/000001.jpg'",
+    ),
+    "a name that is not UTF-8": (
+        zipped("img_align_celeba/ä.jpg").replace("ä".encode(), b"\xff\xff"),
+        "damaged zip ('utf-8' codec",
+    ),
     "PNG edition": (zipped("img_align_celeba_png/000001.png"), "img_align_celeba_png"),
 }
 

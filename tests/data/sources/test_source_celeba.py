@@ -12,7 +12,8 @@ from tests.data.local_server import QUOTA_PAGE, LocalServer, closed_address, ser
 
 from unveil.data import celeba as layout
 from unveil.data.celeba import ANNOTATION_FILES, CANVAS, PublishedFile
-from unveil.data.sources import celeba, transfer
+from unveil.data.preprocess import preprocess
+from unveil.data.sources import celeba, fetch, transfer
 from unveil.data.sources.facts import SourceFacts
 from unveil.data.sources.transfer import Host
 from unveil.errors import UnveilError
@@ -271,6 +272,51 @@ def test_a_corrupt_image_is_left_to_preprocess(own: Path, destination: Path) -> 
     (own / "img_align_celeba" / "000003.jpg").write_bytes(b"not an image")
     facts, _ = write(destination, own)
     assert facts.canvas == CANVAS
+
+
+def _flag(content: bytearray, local: int, entry: int) -> None:
+    content[local + 6] |= 1
+    content[entry + 8] |= 1
+
+
+def _method(content: bytearray, local: int, entry: int) -> None:
+    content[local + 8] = content[entry + 10] = 97  # WavPack
+
+
+def _data(content: bytearray, local: int, entry: int) -> None:
+    start = local + 30 + len("img_align_celeba/000003.jpg") + 9  # after the properties of LZMA
+    content[start : start + 40] = b"\xff" * 40
+
+
+def _length(content: bytearray, local: int, entry: int) -> None:
+    content[local + 22 : local + 26] = content[entry + 24 : entry + 28] = b"\xff\xff\xff\x7f"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(_flag, "encrypted"), (_method, "not supported"), (_data, ""), (_length, "2,147,483,647 bytes, expected at most")],
+)
+def test_a_member_that_cannot_be_read_is_a_corrupt_image(
+    own: Path, destination: Path, method: int, spoil: Callable[[bytearray, int, int], None], words: str
+) -> None:
+    with zipfile.ZipFile(own / ZIP) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name.endswith(".jpg")}
+    with zipfile.ZipFile(own / ZIP, "w", method) as archive:
+        for name, image in members.items():
+            archive.writestr(name, image)
+    content = bytearray((own / ZIP).read_bytes())
+    member = b"img_align_celeba/000003.jpg"
+    spoil(content, content.index(member) - 30, content.rindex(member) - 46)
+    (own / ZIP).write_bytes(content)
+
+    get = {"source": "celeba", "split": {}, "celeba_path": own, "say": lambda line: None}
+    assert fetch(destination, **get).canvas == CANVAS  # type: ignore[arg-type]
+    settings = {"protocol": "ddim", "image_size": 8, "shard_size": 99, "workers": 1}
+    with pytest.raises(UnveilError, match=rf"000003\.jpg cannot be used \(.*{words}"):
+        preprocess(destination, own / "shards", on_corrupt="error", **settings)  # type: ignore[arg-type]
+    index = preprocess(destination, own / "shards", on_corrupt="skip", **settings)  # type: ignore[arg-type]
+    assert index.corrupt == ("000003.jpg",)
 
 
 # --- what is wrong with a copy ----------------------------------------------------------------------------

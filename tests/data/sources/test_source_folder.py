@@ -1,9 +1,12 @@
 """The source ``folder``: every kind of image that people have, splits that stay, and attribute tables."""
 
 import io
+import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +211,70 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, damage: Callabl
     assert " at 0x" not in line
     assert "\n" not in line
     assert not (tmp_path / "raw").exists()
+
+
+def test_unreadable_images_are_left_out_if_asked_and_the_others_stay_as_they_were(tmp_path: Path) -> None:
+    place = many(tmp_path / "in", 40)
+    get = partial(fetch, source="folder", split=SPLIT, folder_path=place, workers=2)
+    rows = {path: number % 2 for number, path in enumerate(image_paths(place, silent))}
+    (tmp_path / "a.csv").write_text("file,Male\n" + "".join(f"{path},{sign}\n" for path, sign in rows.items()))
+    whole = get(tmp_path / "whole", attributes=tmp_path / "a.csv", say=silent)
+    broken = ["1.png", "4.jpg", "deep/er/0.jpg", "deep/er/9.png", "deep/er/12.jpg", "7.png", "38.jpg"]
+    for number, name in enumerate(broken):
+        (truncated_jpeg, truncated_png, text, nothing, bomb)[number % 5](place / name)
+    (place / "10.jpg").unlink()
+    os.mkfifo(place / "10.jpg")
+
+    with pytest.raises(UnveilError, match=r"in: 8 of 40 images cannot be read: 1\.png \(") as caught:
+        get(tmp_path / "raw", attributes=tmp_path / "a.csv", say=silent)
+    assert all(f"{name} (" in str(caught.value) for name in (*broken, "10.jpg"))
+    assert not re.search("0x[0-9a-f]{6}", str(caught.value)) and "on_corrupt" in str(caught.value)
+
+    said: list[str] = []
+    record = get(tmp_path / "raw", attributes=tmp_path / "a.csv", on_corrupt="skip", say=said.append)
+    assert any(line.startswith("left out, 8 of 40 images cannot be read: 1.png (") for line in said)
+    assert (whole.images, record.images) == (40, 32)
+    assert record.origin.endswith(", 8 unreadable ones left out") and "left out" not in whole.origin
+    for read in (celeba.read_attributes, celeba.read_partition, celeba.read_identities, celeba.read_boxes):
+        before = dict(zip(*read(tmp_path / "whole"), strict=True))
+        names, values = read(tmp_path / "raw")
+        assert len(names) == 32
+        for name, value in zip(names, values, strict=True):
+            np.testing.assert_array_equal(value, before[name])
+    with zipfile.ZipFile(tmp_path / "raw" / celeba.ZIP_NAME) as archive:
+        assert archive.namelist() == [celeba.image_member(name) for name in names]
+
+
+def test_many_unreadable_images_are_counted_and_some_are_named(tmp_path: Path) -> None:
+    many(tmp_path / "in", 5)
+    for number in range(12):
+        text(tmp_path / "in" / f"b{number:02d}.jpg")
+    with pytest.raises(UnveilError, match=r"12 of 17 images .* b09\.jpg \([^)]*\), \.\.\.; repair"):
+        fetch(tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=1)
+
+
+def test_a_folder_of_nothing_readable_is_an_error_also_if_such_images_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        text(tmp_path / "in" / f"{number}.jpg")
+    with pytest.raises(UnveilError, match="4 of 4 images cannot be read"):
+        fetch(
+            tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", on_corrupt="skip", say=silent
+        )
+
+
+def test_names_that_are_not_utf8_are_taken_and_can_be_told(tmp_path: Path) -> None:
+    many(tmp_path / "in", 6)
+    (tmp_path / "in" / os.fsdecode(b"\xff\xfe.png")).write_bytes((tmp_path / "in" / "1.png").read_bytes())
+    said: list[str] = []
+    get = partial(fetch, source="folder", split=SPLIT, folder_path=tmp_path / "in", workers=2)
+    assert get(tmp_path / "raw", say=said.append).images == 7
+    (tmp_path / "a.csv").write_text("file,Male\n" + "".join(f"{Path(name).name},1\n" for name in ("1.png", "2.jpg")))
+    with pytest.raises(UnveilError, match="5 of 7 images have no row"):
+        get(tmp_path / "raw", attributes=tmp_path / "a.csv", say=silent)
+    text(tmp_path / "in" / os.fsdecode(b"\xff\xfe.png"))
+    with pytest.raises(UnveilError, match="1 of 7 images cannot be read: \udcff\udcfe[.]png"):
+        get(tmp_path / "raw", say=silent)
 
 
 # --- the folder as a whole --------------------------------------------------------------------------------
