@@ -322,6 +322,12 @@ def test_a_file_without_such_pixels_is_named(tmp_path: Path, images: Tensor, bad
     assert line.startswith(f"{path}: ") and said in line
 
 
+def test_a_header_of_spaces_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "1.ppm"
+    path.write_bytes(b"P6" + b" " * 60_000 + b"8 8\n# a comment\n255\n" + bytes(8 * 8 * 3))
+    assert read_folder(tmp_path, 1).images.shape == (1, 3, 8, 8)
+
+
 def test_a_folder_with_too_few_or_no_images_says_so(tmp_path: Path, images: Tensor) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()

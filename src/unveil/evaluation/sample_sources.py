@@ -316,7 +316,7 @@ def _bits(image: Image.Image, content: bytes) -> int:
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, 8)  # type: ignore[attr-defined]
         return max(bits) if isinstance(bits, Sequence) else int(bits)
-    if image.format == "PPM" and (header := re.match(rb"P[1-6](?:\s+|#[^\n]*\n)*\d+\s+\d+\s+(\d+)", content)):
+    if image.format == "PPM" and (header := re.match(rb"P[1-6](?:\s|#[^\n]*\n)*\d+\s+\d+\s+(\d+)", content)):
         return int(header[1]).bit_length()
     return 16 if image.mode in ("I", "F") or image.mode.startswith("I;16") else 8
 

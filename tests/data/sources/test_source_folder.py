@@ -273,7 +273,7 @@ def test_names_that_are_not_utf8_are_taken_and_can_be_told(tmp_path: Path) -> No
     with pytest.raises(UnveilError, match="5 of 7 images have no row"):
         get(tmp_path / "raw", attributes=tmp_path / "a.csv", say=silent)
     text(tmp_path / "in" / os.fsdecode(b"\xff\xfe.png"))
-    with pytest.raises(UnveilError, match="1 of 7 images cannot be read: \udcff\udcfe[.]png"):
+    with pytest.raises(UnveilError, match=re.escape("1 of 7 images cannot be read: \udcff\udcfe.png")):
         get(tmp_path / "raw", say=silent)
 
 
