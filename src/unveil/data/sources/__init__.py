@@ -3,9 +3,7 @@
 Every source writes CelebA's own layout, so that nothing after it knows which it was.
 """
 
-import errno
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -57,10 +55,10 @@ def fetch(
         What now stands in ``source.json``.
 
     Raises:
-        UnveilError: whatever the user can mend, a full disk included.
-        OSError: with the path, for what the system refuses.
+        UnveilError: whatever the user can mend.
+        OSError: with the path, for what the system refuses, a full disk included.
     """
-    with _named_failures(raw), atomic_directory(raw) as folder:
+    with atomic_directory(raw) as folder:
         if source == "cartoon":
             from unveil.data.sources import cartoon
 
@@ -100,17 +98,3 @@ def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecor
         canvas=facts.canvas,
         published=facts.published,
     )
-
-
-@contextmanager
-def _named_failures(raw: Path) -> Iterator[None]:
-    """Name the folder where the disk is full, which the system does not."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or raw
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UnveilError(
-                f"{where}: disk full ({error.strerror}); free some space and run again, {raw} is as it was"
-            ) from error
-        raise
