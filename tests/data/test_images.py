@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from annotated_types import Le
 from PIL import Image
 from safetensors.numpy import save_file
 from tests.data.archives import make_celeba
@@ -25,7 +26,8 @@ from unveil.data.sources.archive import archived_images
 from unveil.data.sources.folder import encode_image, read_table
 from unveil.data.sources.transfer import copy_file
 from unveil.errors import UnveilError, line_for_user
-from unveil.evaluation.sample_sources import read_folder, read_npz, read_safetensors
+from unveil.evaluation.sample_sources import MOST_SIDE, read_folder, read_npz, read_safetensors
+from unveil.params import Preprocess
 
 SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 SUFFIXES = {".png", ".jpg"}
@@ -80,9 +82,9 @@ def test_links_are_followed_and_no_folder_is_entered_twice(tmp_path: Path) -> No
 
 def test_what_is_left_out_is_counted_except_hidden_files(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", "1.png", "a.png/2.png", ".hidden/3.png", "__MACOSX/4.png", ".5.png")
-    for name in ("a.txt", "b.TXT", "readme", ".DS_Store"):
+    for name in ("a.txt", "b.TXT", "readme", ".DS_Store", os.fsdecode(b"no utf-8.\xff")):
         (folder / name).write_text("")
-    assert found(folder) == (["1.png", "a.png/2.png"], "2 .txt, 1 without a suffix")
+    assert found(folder) == (["1.png", "a.png/2.png"], "2 .txt, 1 .\\udcff, 1 without a suffix")
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -280,6 +282,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
 
 
 def test_samples_larger_than_any_shards_are_refused(tmp_path: Path) -> None:
+    assert Le(MOST_SIDE) in Preprocess.model_fields["image_size"].metadata
     large = np.zeros((1, 3, 1025, 1025), np.uint8)
     save_file({"images": large}, tmp_path / "a.safetensors")
     np.savez(tmp_path / "a.npz", large)

@@ -43,6 +43,8 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
             yield image
     except UnveilError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{str(error).partition(',')[0]}; make it smaller") from None
     except UnidentifiedImageError:  # its message is an address in memory
         raise ValueError(f"not an image, it begins with {content[:16]!r}") from None
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds at what is broken
@@ -77,7 +79,8 @@ def find_images(folder: Path, suffixes: Set[str]) -> tuple[list[Path], str]:
                 found.append(path)
             else:
                 others[path.suffix.lower() or "without a suffix"] += 1
-    return found, ", ".join(f"{number:,} {kind}" for kind, number in sorted(others.items()))
+    words = ", ".join(f"{number:,} {kind}" for kind, number in sorted(others.items()))
+    return found, words.encode("utf-8", "backslashreplace").decode()  # for records in JSON, whatever a name holds
 
 
 def is_hidden(name: str) -> bool:
