@@ -29,7 +29,7 @@ from unveil.data.sources.progress import Progress, Say, images
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import read_bytes, read_text
 
-IMAGES_PER_TASK = 16
+IMAGES_PER_PROCESS = 16  # at least: fewer are not worth its start
 MOST_NAMED = 10  # of unreadable images
 SIGNS = {"1": True, "0": False, "-1": False}
 
@@ -287,8 +287,7 @@ def _row_index(names: Sequence[str]) -> dict[str, int]:
 def _encode_all(paths: Sequence[Path], workers: int, say: Say) -> Iterator[EncodedImage]:
     """Encode all images in order; few are in memory at a time."""
     progress = Progress(ZIP_NAME, len(paths), say, describe=images)
-    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
-    processes = min(worker_count(workers), len(tasks))
+    processes = min(worker_count(workers), math.ceil(len(paths) / IMAGES_PER_PROCESS))
     if processes == 1:
         for path in paths:
             yield encode_image(path)
@@ -296,19 +295,14 @@ def _encode_all(paths: Sequence[Path], workers: int, say: Say) -> Iterator[Encod
         return
     # Spawned, because a fork copies the locks of the threads that tracking runs.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting: deque[Future[list[EncodedImage]]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(_encode_some, task))
-            if len(waiting) > 2 * processes:
-                done = waiting.popleft().result()
-                yield from done
-                progress.add(len(done))
+        waiting: deque[Future[EncodedImage]] = deque()
+        for path in paths:
+            waiting.append(pool.submit(encode_image, path))
+            if len(waiting) > 4 * processes:
+                yield waiting.popleft().result()
+                progress.add(1)
         while waiting:
-            yield from waiting.popleft().result()
-
-
-def _encode_some(paths: Sequence[Path]) -> list[EncodedImage]:
-    return [encode_image(path) for path in paths]
+            yield waiting.popleft().result()
 
 
 def encode_image(path: Path) -> EncodedImage:
