@@ -61,7 +61,7 @@ from unveil.evaluation.statement import (
     sampling_choices,
     unknown_of,
 )
-from unveil.files import atomic_path, file_digest, write_json, write_text
+from unveil.files import atomic_path, destination, file_digest, write_json, write_text
 from unveil.launch import start_processes
 from unveil.params import Evaluate
 from unveil.stage import Run, stage
@@ -88,10 +88,9 @@ class Outputs:
         self.card = folder / "reports" / "card.json"
         self.page = folder / "reports" / "card.md"
         self.plots = folder / "plots" / "evaluate"
-        for parent in (self.metrics.parent, self.card.parent, self.plots):
-            there = next(path for path in (parent, *parent.parents) if path.exists())
-            if not there.is_dir():
-                raise UnveilError(f"--out {folder}: {there} is a file, expected a folder; choose another, or move it")
+        for path in (self.metrics, self.record, self.card, self.page):
+            destination(path)
+        destination(self.plots, folder=True)
 
 
 @app.command()

@@ -212,7 +212,7 @@ class Preprocess(Section):
     shard_size: Count
     """Images a shard."""
     on_corrupt: Literal["error", "skip"]
-    """Stop at the first corrupt image, or leave it out, counted and listed."""
+    """Stop at a corrupt image, or leave it out, counted and listed; download obeys it for own pictures."""
     workers: Amount
     """Processes that decode; 0 = all cores."""
 
