@@ -293,9 +293,9 @@ def main(
         run.say(f"{size:,} parameters, {precision} on {device}{many}; {count:,} images {where}")
         if trainer.resume():
             run.say(f"going on from step {trainer.step:,} in {checkpoints.folder}, at {trainer.images_seen:,} images")
-        if not run.go_on(checkpoints.noted()):
-            for point in trainer.points:  # so that this run has the whole curve
-                run.log_metrics(point_metrics(point), step=point.images)
+        run.go_on(checkpoints.noted())
+        for point in trainer.points:  # so that the run has the whole curve, also where its store was away
+            run.log_metrics(point_metrics(point), step=point.images)
         if processes.is_main:
             checkpoints.note(run.record["run_id"])
 
@@ -303,6 +303,8 @@ def main(
             for point in trainer.run(stop=lambda: bool(noted)):
                 if not processes.is_main:
                     continue
+                if noted:  # the checkpoint comes first
+                    run.hurry()
                 report(run, point)
                 run.log_metrics(usage(device), step=point.images)
                 if point.preview:

@@ -29,6 +29,7 @@ os.environ |= {
 for name in list(os.environ):
     if name in {
         "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_ID",
         "MLFLOW_EXPERIMENT_NAME",
         "MLFLOW_RUN_ID",
         "UNVEIL_TRACKING",

@@ -369,7 +369,7 @@ def test_a_model_of_another_store_is_no_failure(project: Path) -> None:
         run.follow(Path("models/run.json"))
         run.log_metrics({"nfe": 35}, model=True)
     found = stored(project, run)
-    assert found.data.tags["unveil.model.missing"] == f"m-{'0' * 32} is not in this store"
+    assert found.data.tags["unveil.model.missing"] == f"m-{'0' * 32} was not found in this store"
     assert (found.info.status, found.data.metrics["nfe"]) == ("FINISHED", 35)
 
 

@@ -2,23 +2,29 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from tests.conftest import git
 from unveil import tracking
 from unveil.errors import UnveilError
-from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, ui_command
+from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, refuse_lost_experiment, ui_command
 
 
 class KnownRun(TrackedRun):
@@ -186,14 +192,20 @@ def test_a_store_of_another_mlflow_version_is_one_line(project: Path, tmp_path: 
         Store.locate(tmp_path).open()
 
 
-def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+@pytest.mark.parametrize("is_silent", [False, True], ids=["gone", "silent"])
+def test_a_server_that_does_not_answer_is_one_line_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
+        if is_silent:  # it accepts, and never replies
+            unused.listen()
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        started = time.monotonic()
         with pytest.raises(UnveilError, match=f"{uri} cannot be opened.*UNVEIL_TRACKING=off") as caught:
-            Store.locate(tmp_path).open()
+            start(tmp_path)
+        assert time.monotonic() - started < 8
     assert "\n" not in str(caught.value)
 
 
@@ -236,6 +248,135 @@ def test_a_deleted_experiment_is_named(project: Path, monkeypatch: pytest.Monkey
     client.delete_experiment(experiment)
     with pytest.raises(UnveilError, match=f"'doomed' was deleted.*--experiment-id {experiment}"):
         Store.locate(project).open()
+
+
+def test_the_id_of_an_experiment_is_followed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, own = Store.locate(project).open()
+    other = client.create_experiment("by id")
+    for number, name, expected in (
+        (other, "", other),
+        (other, "by id", other),
+        (own, "by id", f"MLFLOW_EXPERIMENT_ID={own} is 'unveil', MLFLOW_EXPERIMENT_NAME 'by id'; unset one of them"),
+        ("777", "", "MLFLOW_EXPERIMENT_ID=777: .* has none of this id"),
+        ("words", "", "MLFLOW_EXPERIMENT_ID=words: .* has none of this id"),
+    ):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        if expected == other:
+            assert Store.locate(project).open()[1] == other
+        else:
+            with pytest.raises(UnveilError, match=expected):
+                Store.locate(project).open()
+    client.delete_experiment(other)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    with pytest.raises(UnveilError, match=f"'by id' was deleted.*--experiment-id {other}"):
+        Store.locate(project).open()
+
+
+def logged(project: Path) -> tuple[str, str]:
+    """A run with an artifact and a model; their ids."""
+    (project / "note.txt").write_text("text")
+    (project / "config.json").write_text("{}")
+    run = start(project)
+    run.log_artifact(project / "note.txt", "notes")
+    model_id = run.log_model("denoiser", project / "config.json", project / "config.json", {})
+    run.finish("FINISHED")
+    assert model_id is not None
+    return run.run_id, model_id
+
+
+def listed(project: Path, run_id: str, model_id: str) -> list[str]:
+    _artifact_repos_cache.clear()  # of this process, whatever the store says now
+    client = client_of(project)
+    model = client.list_logged_model_artifacts(model_id)
+    return [item.path for item in [*client.list_artifacts(run_id, "notes"), *model]]
+
+
+def store_at(folder: Path, project: Path) -> Path:
+    """A new folder with a copy of the project's store, which takes seconds to create."""
+    Store.locate(project).open()
+    folder.mkdir()
+    with (
+        closing(sqlite3.connect(project / "mlflow.db")) as source,
+        closing(sqlite3.connect(folder / "mlflow.db")) as to,
+    ):
+        source.backup(to)
+    (folder / "mlruns").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "copied"])
+def test_a_moved_or_copied_checkout_has_its_artifacts_beside_its_store(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str], is_moved: bool
+) -> None:
+    old, new = store_at(tmp_path / "old", project), tmp_path / "new #1"
+    ids = logged(old)
+    capsys.readouterr()
+    shutil.copytree(old, new)
+    before = sorted(path for path in old.rglob("*") if path.is_file() and path.name != "mlflow.db.lock")
+    if is_moved:
+        shutil.rmtree(old)
+    later = logged(new)
+    assert (
+        capsys.readouterr().err
+        == f"{new}/mlflow.db was moved or copied: its runs' artifacts are now in mlruns beside it\n"
+    )
+    for run_id, model_id in (ids, later):
+        assert listed(new, run_id, model_id) == ["notes/note.txt", "config.json"]
+        assert client_of(new).get_run(run_id).info.artifact_uri == f"{(new / 'mlruns').as_uri()}/{run_id}/artifacts"
+        assert client_of(new).get_logged_model(model_id).artifact_location.startswith((new / "mlruns").as_uri())
+        assert (new / "mlruns" / run_id / "artifacts" / "notes" / "note.txt").is_file()
+    if is_moved:
+        assert not old.exists()
+    else:
+        assert before == sorted(path for path in old.rglob("*") if path.is_file() and path.name != "mlflow.db.lock")
+    Store.locate(new).open()
+    assert capsys.readouterr().err == ""
+
+
+def test_other_places_of_artifacts_are_left_alone(tmp_path: Path, project: Path) -> None:
+    folder = store_at(tmp_path / "here", project)
+    client, _ = Store.locate(folder).open()
+    theirs = client.create_experiment("theirs", artifact_location=(tmp_path / "mlruns").as_uri())
+    run = client.create_run(theirs)
+    shutil.move(folder, tmp_path / "there")
+    client, _ = Store.locate(tmp_path / "there").open()
+    assert client.get_experiment(theirs).artifact_location == (tmp_path / "mlruns").as_uri()
+    assert client.get_run(run.info.run_id).info.artifact_uri == run.info.artifact_uri
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "a?b", "a?b=1#c", "a%b", "a%20b", "a%3Fb", "%(x)s", "a b;c&d", "é ü 顔", "a\nb"]
+)
+def test_any_name_of_a_folder_will_do(tmp_path: Path, project: Path, name: str) -> None:
+    folder = store_at(tmp_path / name, project)
+    beside = set(tmp_path.iterdir())
+    run_id, model_id = logged(folder)
+    assert listed(folder, run_id, model_id) == ["notes/note.txt", "config.json"]
+    assert (folder / "mlruns" / run_id / "artifacts" / "notes" / "note.txt").is_file()
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store:
+        assert store.execute("SELECT count(*) FROM runs WHERE run_uuid = ?", [run_id]).fetchone() == (1,)
+    assert set(tmp_path.iterdir()) == beside
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command, _ = ui_command(Store.locate(folder), port)
+    served = MlflowClient(command[command.index("--backend-store-uri") + 1])
+    assert served.get_run(run_id).info.status == "FINISHED"
+
+
+def test_an_address_of_one_s_own_may_be_quoted(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store_at(tmp_path / "a?b c", project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(folder))}/mlflow.db")
+    assert Store.locate(tmp_path).database == folder / "mlflow.db"
+    run_id, model_id = logged(folder)
+    assert listed(folder, run_id, model_id) == ["notes/note.txt", "config.json"]
+
+
+def test_a_folder_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match=r"a\\udcff.*not UTF-8, here at character \d+; rename it"):
+        Store.locate(tmp_path / os.fsdecode(b"a\xff"))
 
 
 # --------------------------------------------------------------------------------- TrackedRun
@@ -356,10 +497,53 @@ def test_points_of_an_outage_arrive_when_the_store_is_back(
         run.log_metrics({"loss": float(step)}, step=step)
     monkeypatch.setattr(run.client, "log_batch", real)
     run.log_metrics({"loss": 5.0}, step=5)
-    assert history(project, run, "loss") == [(step, float(step)) for step in range(6)]
     run.finish("FINISHED")
+    assert history(project, run, "loss") == [(step, float(step)) for step in range(6)]
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["warning: MLflow did not take the metrics: database is locked"]
+    hint = "what it does not take is kept and tried again"
+    assert lines == [f"warning: MLflow did not take the metric values: database is locked; {hint}"]
+
+
+def test_what_a_store_does_not_take_till_the_end_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(project)
+    for method in ("log_batch", "log_artifact", "create_logged_model", "set_terminated"):
+        refusing(monkeypatch, run, method)
+    run._ended.set()  # no system metrics besides
+    run._sampler.join()
+    (project / "weights").write_text("{}")
+    run.log_metrics({"loss": 1.0, "lr": 2.0}, step=1)
+    run.log_metrics({"loss": 1.0, "lr": 2.0}, step=2)
+    run.set_tags({"a": "b"})
+    run.log_artifact(Path("weights"), "previews")
+    assert run.log_model("denoiser", Path("weights"), Path("weights"), {}) is None
+    started = time.monotonic()
+    run.finish("FINISHED")
+    assert time.monotonic() - started < 8
+    *_, last = capsys.readouterr().err.splitlines()
+    named = r"\d+ metric values, 1 tags, artifact weights, model denoiser, end of the run FINISHED"
+    assert re.fullmatch(f"warning: MLflow's store did not answer, and is without: {named}", last)
+
+
+@pytest.mark.slow
+def test_a_database_that_somebody_holds_is_not_waited_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(project)
+    with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        for step in range(20):
+            run.log_metrics({"loss": float(step)}, step=step)
+        assert time.monotonic() - started < 7
+        with pytest.raises(UnveilError, match="cannot be opened: it does not answer"):
+            start(project)
+        assert time.monotonic() - started < 14
+        holder.execute("ROLLBACK")
+    run.finish("FINISHED")
+    assert history(project, run, "loss") == [(step, float(step)) for step in range(20)]
+    assert client_of(project).get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_run_deleted_while_it_goes_on_does_not_stop_the_stage(
@@ -373,7 +557,7 @@ def test_a_run_deleted_while_it_goes_on_does_not_stop_the_stage(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(set(lines))
     assert all(line.startswith("warning: MLflow did not take the ") for line in lines)
-    assert any("metrics" in line for line in lines)
+    assert any("metric values" in line for line in lines)
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, run: KnownRun, method: str) -> None:
@@ -519,6 +703,38 @@ def test_git_tags_without_git_or_commit(tmp_path: Path, monkeypatch: pytest.Monk
     assert git_tags(tmp_path) == {"git.dirty": "false"}
     monkeypatch.setenv("PATH", "")
     assert git_tags(tmp_path) == {}
+
+
+def test_git_s_refusal_is_said_with_its_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = committed(tmp_path / "main")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git behaves as if the folder were another user's
+    assert git_tags(main) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: the run is without its commit, as git fails in {main}: fatal: detected dubious")
+    assert f"git config --global --add safe.directory {main}" in line
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    (main / ".git" / "index").write_text("damaged")
+    assert git_tags(main) == {}
+    assert "as git fails in" in capsys.readouterr().err
+    assert git_tags(tmp_path) == {}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("inner", ["tmpabc", "standalone/tmpabc"])
+def test_an_experiment_that_dvc_would_lose_is_refused(tmp_path: Path, inner: str) -> None:
+    main = committed(tmp_path / "main")
+    git(main, "commit", "--quiet", "--allow-empty", "--message=second")
+    git(tmp_path, "clone", "--quiet", "--depth=1", main.as_uri(), "shallow")
+    for clone, is_shallow in ((main, False), (tmp_path / "shallow", True)):
+        copy = committed(clone / ".dvc" / "tmp" / "exps" / inner)
+        refuse_lost_experiment(clone)  # in the workspace all is well
+        if is_shallow:
+            with pytest.raises(UnveilError, match=r"shallow is a shallow clone.*git fetch --unshallow"):
+                refuse_lost_experiment(copy)
+        else:
+            refuse_lost_experiment(copy)
 
 
 # ----------------------------------------------------------------------------------------- ui

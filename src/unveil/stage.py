@@ -34,6 +34,7 @@ from unveil.tracking import (
     machine_tags,
     main_checkout,
     one_line,
+    refuse_lost_experiment,
     source_tags,
     tracking_is_off,
 )
@@ -71,6 +72,7 @@ class Run:
 
     def __init__(self, name: str, params: Params, root: Path) -> None:
         """Open the run; ``root`` is the folder of dvc.yaml, which paths are relative to."""
+        refuse_lost_experiment(root)
         self.name = name
         self.params = params
         self.root = root
@@ -178,7 +180,7 @@ class Run:
         if self._tracked.link_model(model_id):
             self._model_id = model_id
         else:
-            self.tag("unveil.model.missing", f"{model_id} is not in this store")
+            self.tag("unveil.model.missing", f"{model_id} was not found in this store")
 
     def add_input(self, name: str, digest: str, dataset: str | None = None, context: str | None = None) -> None:
         """State what was read.
@@ -284,6 +286,10 @@ class Run:
         self.record["seconds"] = round(self.seconds, 3)
         if is_main_process():
             write_json(path, self.record)
+
+    def hurry(self) -> None:
+        """Do not wait for MLflow any more before the end of the run."""
+        self._tracked.hurry()
 
     def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
         """End the MLflow run; ``details`` (a traceback) becomes an artifact."""

@@ -13,16 +13,19 @@ import os
 import platform
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+from urllib.request import url2pathname
 
 import typer
 from filelock import FileLock, Timeout
@@ -30,11 +33,12 @@ from filelock import FileLock, Timeout
 import unveil
 from unveil.errors import UnveilError
 from unveil.files import file_digest
+from unveil.rank import is_main_process
+from unveil.writer import WAIT_SECONDS, Writer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Metric
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    from mlflow.entities import DatasetInput
 
 # Nobody is phoned. Both must stand before the first import of mlflow; MLflow and the Hugging Face
 # libraries honour DO_NOT_TRACK as well.
@@ -42,13 +46,27 @@ TELEMETRY_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 os.environ.update(TELEMETRY_OFF)
 
 EXPERIMENT = "unveil"
+# Without this tag MLflow asks in a dialog whether it should show model or agent pages.
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 EVALUATIONS = "tags.`unveil.stage` = 'evaluate'"  # MLflow's search for the rows that people compare
 SYSTEM_METRICS_SECONDS = 5.0  # between two samples; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
-LOCK_SECONDS = 120.0  # a first creation of the store takes some seconds
+LOCK_SECONDS = 45.0  # a first creation of the store takes some seconds
+# Of each request to a server. They may be longer in the environment: a stage waits in `unveil.writer` alone.
+HTTP_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 OPEN_ATTEMPTS = 6
 WEIGHTS_COPY_BYTES = 64 << 20  # larger weights stay in DVC alone; MLflow then holds their hash
+# Where MLflow's database has absolute places of artifacts: those of a moved store's own experiments, and all columns.
+MOVED = """
+    SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id)
+    WHERE artifact_location LIKE 'file:///%/mlruns' AND artifact_location <> ? AND key = ? AND value = ?
+"""
+COLUMNS = """
+    SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c
+    WHERE t.type = 'table' AND (c.name IN ('artifact_location', 'artifact_uri', 'storage_location')
+        OR t.name = 'model_versions' AND c.name = 'source')
+"""
 # MLflow's own limits
-BATCH_ITEMS = 100
+BATCH_ITEMS = {"params": 100, "tags": 100, "metrics": 1000}
 KEY_LENGTH = 250
 TAG_LENGTH = 8000
 PARAM_LENGTH = 6000
@@ -64,8 +82,11 @@ def tracking_is_off() -> bool:
 # ---------------------------------------------------------------------------------------- where
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Git's answer without its last newline, or None where there is no Git or no repository."""
+def _git(folder: Path, *arguments: str, warn: bool = False) -> str | None:
+    """Git's answer without its last newline, or None where there is no Git or no repository.
+
+    Another reason for None is said on stderr if ``warn`` is true.
+    """
     # Git sets these in hooks; they would point every question at another repository.
     environment = {
         key: value
@@ -73,16 +94,22 @@ def _git(folder: Path, *arguments: str) -> str | None:
         if key not in {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
     }
     # Looking must not take Git's lock: another experiment may be committing.
-    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
+            errors="surrogateescape",  # names that are not UTF-8
             check=True,
             env=environment,
         )
-    except (OSError, subprocess.CalledProcessError):
+    except OSError:
+        return None
+    except subprocess.CalledProcessError as error:
+        if warn and "not a git repository" not in error.stderr:
+            # For a folder of another user, Git itself says which command mends that.
+            _warn(f"the run is without its commit, as git fails in {folder}: {' '.join(error.stderr.split())}")
         return None
     return done.stdout.rstrip("\n")
 
@@ -98,16 +125,29 @@ def main_checkout(start: Path) -> Path:
         start: root of the project as the stage sees it (the folder of dvc.yaml).
     """
     start = start.resolve()
-    for folder in start.parents:
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            start = folder.parents[2]
-            break
+    start = _copied_from(start) or start
     common = _git(start, "rev-parse", "--path-format=absolute", "--git-common-dir")
     prefix = _git(start, "rev-parse", "--show-prefix")
     if common is None or prefix is None or Path(common).name != ".git":  # no Git, a bare one, a submodule
         return start
     candidate = Path(common).parent / prefix
     return candidate if candidate.is_dir() else start
+
+
+def _copied_from(start: Path) -> Path | None:
+    """The project of which ``start`` is DVC's temporary copy."""
+    places = (folder.parents[2] for folder in start.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
+    return next(places, None)
+
+
+def refuse_lost_experiment(start: Path) -> None:
+    """Refuse DVC's temporary copy of a shallow clone: DVC would report success, and keep nothing of the experiment."""
+    main = _copied_from(start.resolve())
+    if main is not None and _git(main, "rev-parse", "--is-shallow-repository") == "true":
+        raise UnveilError(
+            f"{main} is a shallow clone, from which DVC keeps no experiment of --temp or --queue; "
+            "run `git fetch --unshallow`, or `dvc exp run` without them"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,8 +187,8 @@ class Store:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
         if not uri:
             return cls._sqlite(root / "mlflow.db", is_default=True)
-        if uri.startswith("sqlite:///"):
-            return cls._sqlite(root / uri.removeprefix("sqlite:///"), is_default=False)
+        if uri.startswith("sqlite:///") and "?" not in uri:
+            return cls._sqlite(root / unquote(uri.removeprefix("sqlite:///")), is_default=False)
         if uri.startswith(("http://", "https://", "databricks", "uc")):
             return cls(uri, None, None, False)
         if "://" not in uri:
@@ -157,7 +197,20 @@ class Store:
 
     @classmethod
     def _sqlite(cls, database: Path, is_default: bool) -> Self:
-        return cls(f"sqlite:///{database}", database.parent / "mlruns", database, is_default)
+        try:
+            place = quote(str(database))
+        except UnicodeEncodeError as error:
+            raise UnveilError(
+                f"{str(database.parent)!a}: MLflow cannot store in a folder whose name is not UTF-8, here at "
+                f"character {error.start + 1}; rename it, or set MLFLOW_TRACKING_URI to a file elsewhere"
+            ) from error
+        uri = f"sqlite:///{database}"
+        if {"?", "%"} & set(uri):  # which end a path, or are decoded; MLflow makes folders of any other address
+            from sqlalchemy import URL
+
+            url = URL.create("sqlite+pysqlite", database=f"file:{place}", query={"uri": "true"})
+            uri = url.render_as_string(hide_password=False)
+        return cls(uri, database.parent / "mlruns", database, is_default)
 
     def open(self) -> "tuple[MlflowClient, str]":
         """Connect, creating the store and the experiment if need be; safe from many processes at once.
@@ -170,8 +223,9 @@ class Store:
         """
         MlflowClient, failures = _import_mlflow()
         with self._creation_lock():
+            self._mend_places()
             attempt = 1
-            # MLflow repeats a request to a server by itself.
+            # On a server, another process may make the experiment in between.
             attempts = OPEN_ATTEMPTS if self.database is not None else 2
             while True:
                 try:
@@ -187,13 +241,11 @@ class Store:
                 attempt += 1
 
     def _experiment(self, client: "MlflowClient") -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT
+        name = self._experiment_name(client)
         found = client.get_experiment_by_name(name)
         if found is None:
             location = None if self.artifacts is None else self.artifacts.as_uri()
-            # Without this tag MLflow asks in a dialog whether it should show model or agent pages.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return client.create_experiment(name, artifact_location=location, tags=tags)
+            return client.create_experiment(name, artifact_location=location, tags={KIND_TAG: KIND})
         if found.lifecycle_stage != "active":
             raise UnveilError(
                 f"MLflow experiment {name!r} was deleted in {self.shown}; bring it back with "
@@ -201,6 +253,22 @@ class Store:
                 "MLFLOW_EXPERIMENT_NAME to another name"
             )
         return found.experiment_id
+
+    def _experiment_name(self, client: "MlflowClient") -> str:
+        name, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{key}", "").strip() for key in ("NAME", "ID"))
+        if not number:
+            return name or EXPERIMENT
+        try:
+            found = client.get_experiment(number).name
+        except _import_mlflow()[1] as error:
+            if not _is_refusal(error):
+                raise
+            raise UnveilError(f"MLFLOW_EXPERIMENT_ID={number}: {self.shown} has none of this id; mend it") from error
+        if name not in ("", found):
+            raise UnveilError(
+                f"MLFLOW_EXPERIMENT_ID={number} is {found!r}, MLFLOW_EXPERIMENT_NAME {name!r}; unset one of them"
+            )
+        return found
 
     @contextmanager
     def _creation_lock(self) -> Iterator[None]:
@@ -216,8 +284,33 @@ class Store:
                 f"{self.database}: another process has held its lock for {LOCK_SECONDS:.0f} s; "
                 f"if none runs, remove {error.lock_file}"
             ) from error
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise self.cannot_open(error) from error
+
+    def _mend_places(self) -> None:
+        """Lead the runs of a moved or copied checkout to the artifacts beside the store: MLflow keeps absolute places.
+
+        Only experiments that ``open`` made tell where the artifacts were.
+        """
+        if self.database is None or self.artifacts is None or not self.database.exists():
+            return
+        new = self.artifacts.as_uri()
+        with closing(sqlite3.connect(self.database, timeout=WAIT_SECONDS, isolation_level="IMMEDIATE")) as store, store:
+            columns = store.execute(COLUMNS).fetchall()
+            moved = store.execute(MOVED, [new, KIND_TAG, KIND]).fetchall() if columns else []
+            for (old,) in moved:
+                before = Path(url2pathname(old.removeprefix("file://")))
+                if before.is_dir() and not self.artifacts.is_dir():  # the database alone was copied
+                    continue
+                for table, column in columns:
+                    for start, now in ((old, new), (str(before), str(self.artifacts))):
+                        store.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                            [now, len(start) + 1, start, len(start) + 1, f"{start}/"],
+                        )
+                where = f"are now in {self.artifacts.name} beside it"
+                print(f"{self.database} was moved or copied: its runs' artifacts {where}", file=sys.stderr)
 
     def cannot_open(self, error: Exception) -> UnveilError:
         """What to tell the user when the store raised ``error``."""
@@ -235,7 +328,8 @@ class Store:
 def _import_mlflow() -> "tuple[type[MlflowClient], tuple[type[Exception], ...]]":
     """MLflow's client and the exceptions that a store raises, with MLflow's chatter turned off."""
     os.environ.update(TELEMETRY_OFF)
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name, value in {**HTTP_SETTINGS, "GIT_PYTHON_REFRESH": "quiet"}.items():
+        os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -280,6 +374,7 @@ def git_tags(root: Path) -> dict[str, str]:
         ":(exclude)dvc.lock",
         ":(exclude)metrics",
         ":(exclude)reports",
+        warn=True,
     )
     if status is None:
         return {}
@@ -357,9 +452,9 @@ def source_tags(stage: str, experiment: str | None) -> dict[str, str]:
 class TrackedRun:
     """One MLflow run: it takes what a stage tells it, at once, so that a killed stage loses nothing.
 
-    A store that stops answering does not stop the stage, which may have computed for days: the points
-    are kept and written with the next ones, and a line on stderr says so. Without a client (tracking
-    switched off) everything is accepted and nothing is kept.
+    A store that stops answering does not stop the stage, which may have computed for days: what was not written is
+    kept, tried again, and named at the end. Without a client (tracking switched off) everything is accepted and
+    nothing is kept.
     """
 
     def __init__(self, client: "MlflowClient | None", experiment_id: str, run_id: str | None) -> None:
@@ -367,10 +462,10 @@ class TrackedRun:
         self.experiment_id = experiment_id
         self.run_id = run_id
         self._failures: tuple[type[Exception], ...] = ()
-        self._pending: list[Metric] = []
-        self._monitor: SystemMetricsMonitor | None = None
         self._warned: set[str] = set()
-        self._uri = ""
+        self._ended = threading.Event()
+        self._sampler: threading.Thread
+        self._writer: Writer
 
     @classmethod
     def off(cls) -> Self:
@@ -384,17 +479,25 @@ class TrackedRun:
         Raises:
             UnveilError: the store cannot be opened or written.
         """
-        client, experiment_id = store.open()
         _, failures = _import_mlflow()
+        run = cls(None, "", None)
+        run._failures = failures
+        run._writer = Writer(run._is_final)
+
+        # A file may have to be created first, by another process or by this one.
+        seconds = WAIT_SECONDS + (LOCK_SECONDS if store.database is not None else 0.0)
         try:
-            info = client.create_run(experiment_id, tags=_clipped(tags)).info
+            if opened := run._writer.ask(store.open, seconds):
+                client, run.experiment_id = opened
+                made = run._writer.ask(lambda: client.create_run(run.experiment_id, tags=_clipped(tags)))
+                run.client, run.run_id = client, made.info.run_id if made is not None else None
         except failures as error:
             raise store.cannot_open(error) from error
-        run = cls(client, experiment_id, info.run_id)
-        run._failures = failures
+        if run.run_id is None:
+            raise store.cannot_open(TimeoutError("it does not answer"))
         run.log_params(params)
-        run._uri = store.uri
-        run._start_monitor(store.uri)
+        run._sampler = threading.Thread(target=run._sample, args=[store.uri], name="system metrics", daemon=True)
+        run._sampler.start()
         return run
 
     def take_over(
@@ -411,35 +514,45 @@ class TrackedRun:
         Returns:
             the steps that its curve has; None, and this run stays, if it is finished or cannot be gone on with.
         """
-        if self.client is None or self.run_id is None or run_id == self.run_id:
+        client = self.client
+        if client is None or self.run_id is None or run_id == self.run_id:
             return None
-        try:
-            earlier = self.client.get_run(run_id)
-            wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
+        wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
+
+        def reopened() -> tuple[frozenset[int], int] | None:
+            earlier = client.get_run(run_id)
             is_other = earlier.info.experiment_id != self.experiment_id or earlier.data.params != wanted
             if is_other or earlier.info.lifecycle_stage != "active" or earlier.info.status == "FINISHED":
                 return None
-            steps = frozenset(point.step for point in self.client.get_metric_history(run_id, curve))
+            steps = frozenset(point.step for point in client.get_metric_history(run_id, curve))
             if "unveil.error" in earlier.data.tags:
-                self.client.delete_tag(run_id, "unveil.error")
-            self.client.update_run(run_id, status="RUNNING")
+                client.delete_tag(run_id, "unveil.error")
+            client.update_run(run_id, status="RUNNING")
+            return steps, int(earlier.data.tags.get("unveil.resumed", 0)) + 1
+
+        try:
+            found = self._writer.ask(reopened)
         except self._failures:
+            found = None
+        if found is None:
             return None
-        self._stop_monitor()
-        superseded, self.run_id = self.run_id, run_id
-        resumed = int(earlier.data.tags.get("unveil.resumed", 0)) + 1
+        steps, resumed = found
+        self._write("deletion of an empty run", self.run_id, self._delete)
+        self.run_id = run_id
         self.set_tags({**tags, "unveil.resumed": str(resumed)})
-        self._start_monitor(self._uri)
-        self._delete(superseded)
         return steps
 
-    def _delete(self, run_id: str) -> None:
+    def _delete(self, client: "MlflowClient", run_id: str) -> None:
         """Delete a run that has nothing in it; where that is not allowed, end it as KILLED."""
-        assert self.client is not None
         try:
-            self.client.delete_run(run_id)
+            client.delete_run(run_id)
         except self._failures:
-            self._write("end of an empty run", lambda client, _: client.set_terminated(run_id, "KILLED"))
+            client.set_terminated(run_id, "KILLED")
+
+    def hurry(self) -> None:
+        """Do not wait for the store any more before the end of the run."""
+        if self.client is not None:
+            self._writer.hurry()
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, dotted names to plain values."""
@@ -448,16 +561,16 @@ class TrackedRun:
         from mlflow.entities import Param
 
         rows = [Param(key[:KEY_LENGTH], str(value)[:PARAM_LENGTH]) for key, value in params.items()]
-        self._write("parameters", _batches("params", rows))
+        self._log_batch("parameters", "params", rows)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str], wait: bool = True) -> None:
         """Set tags; a long value is cut at MLflow's limit."""
         if self.client is None:
             return
         from mlflow.entities import RunTag
 
         rows = [RunTag(key, value) for key, value in _clipped(tags).items()]
-        self._write("tags", _batches("tags", rows))
+        self._log_batch("tags", "tags", rows, wait)
 
     def log_metrics(
         self,
@@ -465,6 +578,7 @@ class TrackedRun:
         step: int = 0,
         model_id: str | None = None,
         dataset: tuple[str, str] | None = None,
+        wait: bool = True,
     ) -> None:
         """Log one point of each metric, in one transaction.
 
@@ -473,6 +587,7 @@ class TrackedRun:
             step: abscissa, the stage's own unit (training: images seen).
             model_id: LoggedModel that the values also belong to.
             dataset: name and digest of the data set that they were measured on.
+            wait: a few seconds for the store.
         """
         if self.client is None:
             return
@@ -482,24 +597,19 @@ class TrackedRun:
         name, digest = dataset or (None, None)
         if digest is not None:
             digest = digest[:DIGEST_LENGTH]
-        self._pending += [
+        rows = [
             Metric(key, float(value), now, int(step), model_id, name, digest, self.run_id)
             for key, value in values.items()
         ]
-        self._flush()
-
-    def _flush(self) -> None:
-        # MLflow takes a point twice as one, so a list of which a part was written can be repeated.
-        if self._pending and self._write("metrics", _batches("metrics", self._pending)):
-            self._pending = []
+        self._log_batch("metric values", "metrics", rows, wait)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
-        self._write(f"artifact {path}", lambda c, r: c.log_artifact(r, str(path), folder))
+        self._write("artifact", path.as_posix(), lambda c, r: c.log_artifact(r, str(path), folder))
 
     def log_text(self, text: str, name: str) -> None:
         """Write a text into the run's artifacts."""
-        self._write(f"artifact {name}", lambda c, r: c.log_text(r, text, name))
+        self._write("artifact", name, lambda c, r: c.log_text(r, text, name))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set input: no data, only its name, digest and path.
@@ -510,19 +620,21 @@ class TrackedRun:
             source: path relative to the project.
             context: what it was used for, such as ``training``.
         """
-        self._write("data set", lambda c, r: c.log_inputs(r, [_dataset(name, digest, source, context)]))
+        self._write("data set", name, lambda c, r: c.log_inputs(r, [_dataset(name, digest, source, context)]))
 
     def link_model(self, model_id: str) -> bool:
-        """Mark a LoggedModel as an input of this run; False if this store has no such model."""
-        if self.client is None:
+        """Mark a LoggedModel as an input of this run; False if this store has no such model, or does not say."""
+        client = self.client
+        if client is None:
             return False
         from mlflow.entities import LoggedModelInput
 
         try:
-            self.client.get_logged_model(model_id)
+            if self._writer.ask(lambda: client.get_logged_model(model_id)) is None:
+                return False
         except self._failures:
             return False
-        self._write("model input", lambda c, r: c.log_inputs(r, models=[LoggedModelInput(model_id)]))
+        self._write("model input", model_id, lambda c, r: c.log_inputs(r, models=[LoggedModelInput(model_id)]))
         return True
 
     def log_model(
@@ -534,7 +646,7 @@ class TrackedRun:
         path, and DVC the file.
 
         Returns:
-            the model's id; None if tracking is off or the store did not take it.
+            the model's id; None if tracking is off or the store did not take it in time.
         """
         made: list[str] = []
         digest, size = file_digest(weights), weights.stat().st_size
@@ -547,91 +659,102 @@ class TrackedRun:
         def write(client: "MlflowClient", run_id: str) -> None:
             from mlflow.entities import LoggedModelOutput
 
-            model = client.create_logged_model(
-                self.experiment_id,
-                name=re.sub(r"[^\w-]", "-", name),
-                source_run_id=run_id,
-                tags=tags,
-                params={key: str(value)[:KEY_LENGTH] for key, value in params.items()},
-                model_type="denoiser",
-            )
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-            client.log_model_artifact(model.model_id, str(config))
+            if not made:
+                model = client.create_logged_model(
+                    self.experiment_id,
+                    name=re.sub(r"[^\w-]", "-", name),
+                    source_run_id=run_id,
+                    tags=tags,
+                    params={key: str(value)[:KEY_LENGTH] for key, value in params.items()},
+                    model_type="denoiser",
+                )
+                made.append(model.model_id)
+            client.log_outputs(run_id, [LoggedModelOutput(made[0], step)])
+            client.log_model_artifact(made[0], str(config))
             if size <= WEIGHTS_COPY_BYTES:
-                client.log_model_artifact(model.model_id, str(weights))
-            client.finalize_logged_model(model.model_id, "READY")
-            made.append(model.model_id)
+                client.log_model_artifact(made[0], str(weights))
+            client.finalize_logged_model(made[0], "READY")
 
-        self._write("model", write)
+        self._write("model", name, write)
         return made[0] if made else None
 
     def finish(self, status: str, error: str | None = None) -> None:
-        """End the run.
+        """End the run, and name on stderr what the store did not take.
 
         Args:
             status: FINISHED, FAILED or KILLED.
             error: the one line that says why, kept as the tag ``unveil.error``.
         """
-        self._stop_monitor()
+        if self.client is None:
+            return
+        self._ended.set()
+        self._sampler.join(WAIT_SECONDS)  # it logs the interval that did not end, which for a short stage is all
         if error is not None:
-            self.set_tags({"unveil.error": error})
-        self._flush()
-        if self._pending:
-            _warn(f"{len(self._pending)} metric values could not be written to MLflow and are lost")
-        self._write("end of the run", lambda c, r: c.set_terminated(r, status))
+            self.set_tags({"unveil.error": error}, wait=False)
+        self._write("end of the run", status, lambda c, r: c.set_terminated(r, status), wait=False)
+        if lost := self._writer.close():
+            _warn(f"MLflow's store did not answer, and is without: {', '.join(lost)}")
 
-    def _write(self, what: str, call: "Callable[[MlflowClient, str], object]") -> bool:
-        """Call the store; False if the same call may succeed later.
+    def _log_batch(self, name: str, kind: str, rows: list[Any], wait: bool = True) -> None:
+        if self.client is not None and self.run_id is not None and rows:
+            self._writer.write(name, _Batch(self.client, self.run_id, kind), rows, wait)
 
-        The first failure of each kind is said on stderr. What the store refuses for good (a run that
-        was deleted in the pages while it went on) is not worth repeating.
+    def _write(self, kind: str, name: str, call: "Callable[[MlflowClient, str], object]", wait: bool = True) -> None:
+        client, run_id = self.client, self.run_id
+        if client is not None and run_id is not None:
+            self._writer.write(kind, lambda _: call(client, run_id), [name], wait)
+
+    def _is_final(self, kind: str, error: Exception) -> bool:
+        """Whether the store will not take it later either; says the first refusal of each kind and the first outage.
+
+        It refuses for good what belongs to a run that was deleted in the pages while it went on.
         """
-        if self.client is None or self.run_id is None:
-            return True
-        try:
-            call(self.client, self.run_id)
-        except self._failures as error:
-            if what not in self._warned:
-                _warn(f"MLflow did not take the {what}: {one_line(error)}")
-                self._warned.add(what)
-            return getattr(error, "error_code", None) in REFUSALS
-        return True
+        is_final = _is_refusal(error) or isinstance(error, FileNotFoundError)
+        reason = kind if is_final else "outage"
+        if reason not in self._warned:
+            self._warned.add(reason)
+            hint = "" if is_final else "; what it does not take is kept and tried again"
+            _warn(f"MLflow did not take the {kind}: {one_line(error)}{hint}")
+        return is_final
 
-    def _start_monitor(self, uri: str) -> None:
+    def _sample(self, uri: str) -> None:
+        """Log system metrics until the end. MLflow's own thread would wait for a store that does not answer."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        step, has_ended = 0, False
         try:
-            self._monitor = SystemMetricsMonitor(
-                self.run_id, sampling_interval=SYSTEM_METRICS_SECONDS, tracking_uri=uri
-            )
-            self._monitor.start()
+            monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_METRICS_SECONDS, tracking_uri=uri)
+            prefix = f"system/{monitor.node_id}/" if monitor.node_id else "system/"
+            while not has_ended:
+                for _ in range(monitor.samples_before_logging):
+                    has_ended = has_ended or self._ended.wait(monitor.sampling_interval)
+                    monitor.collect_metrics()
+                values = monitor.aggregate_metrics()
+                self.log_metrics({prefix + key: value for key, value in values.items()}, step, wait=False)
+                for part in monitor.monitors:
+                    part.clear_metrics()
+                step += 1
         except Exception as error:  # noqa: BLE001 - psutil and NVML raise what they like
             _warn(f"no system metrics: {one_line(error)}")
 
-    def _stop_monitor(self) -> None:
-        monitor, self._monitor = self._monitor, None
-        if monitor is None:
-            return
-        monitor.finish()
-        # MLflow drops the samples of an interval that did not end, which for a short stage are all.
-        self._write("system metrics", lambda c, r: _publish_last(monitor))
+
+@dataclass(frozen=True)
+class _Batch:
+    """Writes rows of one kind (params, tags, metrics), as many at once as MLflow takes."""
+
+    client: "MlflowClient"
+    run_id: str
+    kind: str
+
+    def __call__(self, rows: list[Any]) -> None:
+        size = BATCH_ITEMS[self.kind]
+        for first in range(0, len(rows), size):
+            batch: dict[str, Any] = {self.kind: rows[first : first + size]}
+            self.client.log_batch(self.run_id, **batch)
 
 
-def _batches(kind: str, rows: Sequence[Any]) -> "Callable[[MlflowClient, str], None]":
-    """A call that writes rows of one kind (params, tags, metrics), as many at once as MLflow takes."""
-
-    def write(client: "MlflowClient", run_id: str) -> None:
-        for first in range(0, len(rows), BATCH_ITEMS):
-            batch: dict[str, Any] = {kind: rows[first : first + BATCH_ITEMS]}
-            client.log_batch(run_id, **batch)
-
-    return write
-
-
-def _publish_last(monitor: "SystemMetricsMonitor") -> None:
-    monitor.collect_metrics()
-    monitor.publish_metrics(monitor.aggregate_metrics())
-    monitor.mlflow_logger.flush()
+def _is_refusal(error: Exception) -> bool:
+    return getattr(error, "error_code", None) in REFUSALS
 
 
 def _dataset(name: str, digest: str, source: str, context: str) -> "DatasetInput":
@@ -646,7 +769,8 @@ def _clipped(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    if is_main_process():
+        print(f"warning: {line}\n", end="", file=sys.stderr, flush=True)  # at once: threads print too
 
 
 # ------------------------------------------------------------------------------------------- ui
