@@ -20,7 +20,7 @@ from unveil.diffusion.design import DiffusionConfig, build_objective, build_pena
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.distributed import Processes, joined, local_device
-from unveil.errors import UnveilError
+from unveil.errors import UnveilError, line_for_user
 from unveil.figures import save_grid
 from unveil.files import atomic_path, file_digest
 from unveil.launch import start_processes
@@ -299,6 +299,7 @@ def main(
         if processes.is_main:
             checkpoints.note(run.record["run_id"])
 
+        told: OSError | None = None
         with signals_noted() as noted:
             for point in trainer.run(stop=lambda: bool(noted)):
                 if not processes.is_main:
@@ -307,15 +308,21 @@ def main(
                     run.hurry()
                 report(run, point)
                 run.log_metrics(usage(device), step=point.images)
+                if trainer.unsaved not in (None, told):
+                    told = trainer.unsaved
+                    run.say(f"no checkpoint: {line_for_user(told)}; the training goes on")
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
-                    draw_preview(trainer, index.image_size, precision, preview)
-                    run.log_artifact(preview, folder="previews")
+                    try:
+                        draw_preview(trainer, index.image_size, precision, preview)
+                        run.log_artifact(preview, folder="previews")
+                    except OSError as error:
+                        run.say(f"no preview: {line_for_user(error)}; the training goes on")
         if not trainer.finished:
-            raise Terminated(
-                noted[0] if noted else signal.SIGTERM,  # of another process
-                f"; {trainer.saved} has all {trainer.images_seen:,} images so far: run the same command to go on",
-            )
+            saved = f"{trainer.saved} has all {trainer.images_seen:,} images so far: run the same command to go on"
+            if trainer.unsaved is not None:
+                saved = f"no checkpoint of now: {line_for_user(trainer.unsaved)}; the last is {trainer.saved}"
+            raise Terminated(noted[0] if noted else signal.SIGTERM, f"; {saved}")  # a signal of another process
         if not processes.is_main:
             return
         write_curves(trainer.points, PLOTS / "curves.csv")

@@ -298,7 +298,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"train: \xff\xfe")
-    with pytest.raises(UnveilError, match="cannot be read as text"):
+    with pytest.raises(UnveilError, match="found no text in UTF-8"):
         load_params(binary)
 
 
