@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unveil.data.pixels import to_uint8
@@ -21,10 +20,11 @@ from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
-from unveil.files import atomic_path, file_digest
+from unveil.files import file_digest
 from unveil.launch import start_processes
 from unveil.params import Sample
 from unveil.stage import Run, stage
+from unveil.tensors import save_tensors
 from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
@@ -129,8 +129,7 @@ def save_samples(images: Tensor, facts: dict[str, object]) -> None:
     All facts stand under one key: safetensors writes several in random order, and equal samples must be equal bytes.
     """
     metadata = {"facts": json.dumps(facts)}
-    with atomic_path(SAMPLES) as temporary:
-        save_file({"images": images, "ids": torch.arange(len(images))}, temporary, metadata)
+    save_tensors(SAMPLES, {"images": images, "ids": torch.arange(len(images))}, metadata)
 
 
 @app.command()

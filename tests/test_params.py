@@ -323,7 +323,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"train__betas": [0.9, 1.0]}, "found [0.9, 1.0], expected a list of 2 numbers in [0, 1)"),
         ({"train__betas": [0.9]}, "found [0.9], expected a list of 2 numbers in [0, 1)"),
         ({"train__betas": 0.9}, "found 0.9, expected a list of 2 numbers in [0, 1)"),
-        ({"train__network__channel_multipliers": []}, "expected a list of whole numbers >= 1, not empty"),
+        (
+            {"train__network__channel_multipliers": []},
+            "expected a list of whole numbers in [1, 64], not empty, at most 12",
+        ),
         ({"train__network__dropout": 1}, "found 1, expected a number in [0, 1)"),
         ({"sample__weights": ["ema"]}, "expected ema | half-life:N | power:S"),
         ({"download__celeba__path": 3}, "found 3, expected a path or null"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,29 @@ def test_no_damaged_record_stops_a_stage(project: Path, monkeypatch: pytest.Monk
     assert run.record["upstream"] == {}
 
 
+def test_what_a_newer_record_says_is_handed_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    with stage("train", PARAMS) as run:
+        run.write_record(Path("models/run.json"))
+    record = json.loads(Path("models/run.json").read_text()) | {"of_the_future": [1, {"a": None}]}
+    Path("models/run.json").write_text(json.dumps(record))
+    with stage("sample", PARAMS) as run:
+        run.follow(Path("models/run.json"))
+    del record["upstream"]
+    assert run.record["upstream"] == {"train": record}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_regular_file_is_a_tag(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    make(tmp_path / "run.json")
+    with stage("sample", PARAMS) as run:
+        run.follow(tmp_path / "run.json")
+    assert run.record["upstream"] == {}
+
+
 def test_a_missing_record_is_a_tag(project: Path) -> None:
     with stage("sample", PARAMS) as run:
         run.follow(Path("models/run.json"))
@@ -438,6 +462,27 @@ def test_a_dvc_yaml_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: [")
     with pytest.raises(UnveilError, match=r"^dvc\.yaml: not readable as YAML"):
         declared_paths(tmp_path / "dvc.yaml", "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "text",
+        "stages: 3",
+        "stages: {train: 3}",
+        "stages: {train: {deps: 3}}",
+        "stages: {train: {deps: [3]}}",
+        "stages: {train: {outs: [{}]}}",
+        "[" * 5000,
+        "a: \0",
+    ],
+)
+def test_a_dvc_yaml_that_is_not_dvcs_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dvc.yaml").write_text(text)
+    with pytest.raises(UnveilError, match=r"^dvc\.yaml: not readable as YAML of DVC's: ") as caught:
+        declared_paths(tmp_path / "dvc.yaml", "train")
+    assert len(str(caught.value)) < 500
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 MOST_TEXT_BYTES = 1 << 26  # of a text or JSON file: CelebA's largest table has 27 MB
 FOREIGN_SECONDS = 24 * 3600  # after which what a process of another machine left is taken for left
 LONGEST_SHOWN = 60  # characters of a wrong value
+GREATEST_INTEGER, GREATEST = 2**63, 1e100  # of the numbers in JSON
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -84,27 +85,30 @@ def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
         raise UnveilError(f"{path}: found no text in UTF-8 ({error}); save it as UTF-8") from None
 
 
-def read_json(path: Path, kind: type[Record], mend: str) -> Record:
+def read_json(path: Path, kind: type[Record], mend: str, finite: bool = True) -> Record:
     """Read a JSON file as a pydantic model or dataclass, each value of exactly the type that is declared.
 
     Args:
         path: of the file.
         kind: what it holds.
         mend: how to get a good one, which ends each message.
+        finite: whether numbers must be finite and no larger than anything here could be.
 
     Raises:
         UnveilError: that names the file, the key, what was found and what was expected.
     """
     try:
-        return parse_json(read_bytes(path, MOST_TEXT_BYTES), kind, str(path), mend)
+        return parse_json(read_bytes(path, MOST_TEXT_BYTES), kind, str(path), mend, finite)
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there; {mend}") from None
 
 
-def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -> Record:
+def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str, finite: bool = True) -> Record:
     """``read_json`` of a text that was read already, which messages call ``name``."""
     try:
-        from_json(content, allow_inf_nan=False)  # also where any value may stand
+        values = from_json(content, allow_inf_nan=not finite)
+        if finite:
+            _check_numbers(values)  # also where any value may stand
         record: Record = _adapter(kind).validate_json(content, strict=True)  # type: ignore[arg-type]
         return record
     except ValidationError as error:
@@ -113,25 +117,44 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str) -
         raise UnveilError(f"{name}: not valid JSON ({error}); {mend}") from None
 
 
+def _check_numbers(value: Any) -> None:
+    """Raise ValueError for a number that is infinite, as 1e999 is, or that overflows where it is squared."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(item)
+    elif isinstance(value, int | float) and abs(value) >= (GREATEST_INTEGER if isinstance(value, int) else GREATEST):
+        raise ValueError(f"found {_shown(value)}, expected numbers of at most 64 bits, and below {GREATEST:g}")
+
+
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's problems: key, what was found, what was expected."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(map(str, first["loc"]))
+    """The first of pydantic's problems, the format's before others: key, what was found, what was expected."""
+    first = min(error.errors(include_url=False), key=lambda problem: problem["loc"] != ("format",))
+    parts = (part if re.fullmatch(r"[\w.-]+", part) else json.dumps(part) for part in map(str, first["loc"]))
+    key = _cut(".".join(parts))
     if first["type"] == "missing":
         return f"{key} is missing"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key}: unknown key"
-    found = json.dumps(first["input"], default=str)
-    found = found if len(found) <= LONGEST_SHOWN else found[: LONGEST_SHOWN - 3] + "..."
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        return f"{key + ': ' if key else ''}{message}"
     if message.startswith("Input should be "):
         message = f"expected {message.removeprefix('Input should be ')}"
-    return f"{key + ': ' if key else ''}found {found}, {message}"
+    return f"{key + ': ' if key else ''}found {_shown(first['input'])}, {message}"
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, cut where it is long."""
+    return _cut(json.dumps(value, default=str))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 # --- writing ----------------------------------------------------------------------------------------------

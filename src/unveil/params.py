@@ -24,7 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from unveil import files
+from unveil import files, ranges
 from unveil.data.celeba import PUBLISHED_SPLITS
 from unveil.data.choices import Loader
 from unveil.diffusion import betas
@@ -45,15 +45,26 @@ from unveil.diffusion.choices import (
 )
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
-from unveil.training.choices import (
+from unveil.ranges import (
     GREATEST_DEVIATION,
+    GREATEST_SIGMA,
     LEAST_DEVIATION,
-    WEIGHTS,
-    OptimizerName,
-    ScheduleName,
-    WeightsChoice,
-    parse_weights,
+    LEAST_SIGMA,
+    Amount,
+    Count,
+    Deviation,
+    HalfOpenShare,
+    Mean,
+    NonNegative,
+    OpenShare,
+    Positive,
+    RelativeDeviation,
+    Seed,
+    Share,
+    Sigma,
+    SplitName,
 )
+from unveil.training.choices import WEIGHTS, OptimizerName, ScheduleName, WeightsChoice, parse_weights
 from unveil.training.posthoc import STEEPEST_RAMP
 
 LEAST_SPLITS = 10  # for an interval
@@ -62,7 +73,6 @@ MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 20, 10_000, 16
 Scalar: TypeAlias = bool | int | float | str | None
 
 NORM_GROUPS = 32  # of the network's group normalisation: every width must be a multiple
-LEAST_SIGMA, GREATEST_SIGMA = 1e-8, 1e8  # beyond them float32 keeps nothing of the noise, or of the image
 # What architecture plain is without, by the key that asks for it: the value that does not ask, and the part's name.
 # The numbers of parts that are not there (groups of a norm, channels of a head) ask for nothing.
 PLAIN_LACKS: dict[str, tuple[object, str]] = {
@@ -94,23 +104,10 @@ def _path(value: object) -> object:
     return Path(value) if isinstance(value, str) and value.strip() else value
 
 
-Amount = Annotated[int, Ge(0)]
-Count = Annotated[int, Ge(1)]
-Seed = Annotated[int, Ge(0), Lt(2**32)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-OpenShare = Annotated[float, Gt(0), Lt(1)]
-HalfOpenShare = Annotated[float, Ge(0), Lt(1)]
-Share = Annotated[float, Ge(0), Le(1)]
-Sigma = Annotated[float, Ge(LEAST_SIGMA), Le(GREATEST_SIGMA)]
-Mean = Annotated[float, Ge(-10), Le(10)]  # of a logarithm: sampled noise levels stay where float32 can square them
-Deviation = Annotated[float, Gt(0), Le(5)]
-RelativeDeviation = Annotated[float, Ge(LEAST_DEVIATION), Le(GREATEST_DEVIATION)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-SplitName = Literal["train", "valid", "test"]
 
 
 class Problem(NamedTuple):
@@ -180,7 +177,7 @@ class Folder(Section):
 class Download(Section):
     """Where the images come from."""
 
-    source: Literal["cartoon", "celeba", "folder"]
+    source: ranges.SourceName
     """Drawn here, CelebA, or any images."""
     workers: Amount
     """Processes; 0 = all cores."""
@@ -205,7 +202,7 @@ class Download(Section):
 class Preprocess(Section):
     """From the archive to shards."""
 
-    protocol: Literal["ddim", "score-sde", "score-sde-tf", "gan", "adm-ip", "squash"]
+    protocol: ranges.ProtocolName
     """Crop and resize."""
     image_size: Annotated[int, Ge(8), Le(1024)]
     """Height and width in pixels."""
@@ -222,15 +219,15 @@ class Network(Section):
 
     architecture: Literal["residual", "plain"]
     """The U-Net of diffusion, or Ronneberger's; plain takes stem, channels, multipliers and noise_*, the rest off."""
-    stem: Annotated[int, Ge(1), Le(32)]
+    stem: ranges.Stem
     """Side p of the p x p space-to-depth stem; 1 = none."""
-    refinement_channels: Annotated[int, Ge(0), Le(256)]
+    refinement_channels: ranges.RefinementChannels
     """Width of two last convolutions that see the pixels, behind a stem; 0 = none."""
-    channels: Annotated[int, Ge(1), MultipleOf(NORM_GROUPS)]
+    channels: Annotated[ranges.Width, MultipleOf(NORM_GROUPS)]
     """Width at the highest resolution, and the unit of the others."""
-    channel_multipliers: Annotated[tuple[Count, ...], BeforeValidator(_listed), Len(1)]
+    channel_multipliers: Annotated[ranges.Multipliers, BeforeValidator(_listed)]
     """Width of each resolution in units of channels; one halving between neighbours."""
-    blocks: Count
+    blocks: ranges.Blocks
     """Residual blocks a resolution."""
     attention_resolutions: Annotated[tuple[Count, ...], BeforeValidator(_listed)]
     """Side lengths, in the network after the stem, at which attention acts."""
@@ -260,7 +257,7 @@ class Network(Section):
     """Divide every sum of two branches by sqrt 2."""
     norm_groups: Count
     """Groups of group normalisation, a divisor of channels."""
-    norm_eps: Annotated[float, Gt(0), Le(1e-2)]
+    norm_eps: ranges.NormEps
     """Added to the variance in group normalisation."""
 
     @property
@@ -287,29 +284,29 @@ class Diffusion(Section):
     """What the network predicts."""
     objective: ObjectiveName
     """Sigmas and weights in training."""
-    timesteps: Annotated[int, Ge(2), Le(100_000)]
+    timesteps: ranges.Timesteps
     """vp-linear, vp-cosine, vp-sigmoid: T."""
     beta_start: OpenShare
     """vp-linear: first beta."""
     beta_end: OpenShare
     """vp-linear: last beta."""
-    cosine_offset: Annotated[float, Gt(0), Le(1)]
+    cosine_offset: ranges.CosineOffset
     """vp-cosine: offset s of the time."""
-    sigmoid_start: Annotated[float, Ge(-20), Le(20)]
+    sigmoid_start: ranges.LogisticEnd
     """vp-sigmoid: where the logistic function starts."""
-    sigmoid_end: Annotated[float, Ge(-20), Le(20)]
+    sigmoid_end: ranges.LogisticEnd
     """vp-sigmoid: where it ends."""
-    sigmoid_tau: Annotated[float, Ge(0.1), Le(10)]
+    sigmoid_tau: ranges.LogisticTau
     """vp-sigmoid: its temperature; a smaller one is steeper."""
-    beta_min: Annotated[float, Gt(0), Le(10)]
+    beta_min: ranges.BetaMin
     """vp-sde, sub-vp: beta(0)."""
-    beta_max: Annotated[float, Gt(0), Le(100)]
+    beta_max: ranges.BetaMax
     """vp-sde, sub-vp: beta(1)."""
-    sigma_min: Annotated[float, Gt(0), Le(1)]
+    sigma_min: ranges.SigmaMin
     """ve: sigma(0), for pixels in [-1, 1]."""
-    sigma_max: Annotated[float, Gt(1), Le(10_000)]
+    sigma_max: ranges.SigmaMax
     """ve: sigma(1), for pixels in [-1, 1]."""
-    sigma_data: Annotated[float, Ge(1e-3), Le(1e3)]
+    sigma_data: ranges.SigmaData
     """edm: standard deviation of the data in [-1, 1]."""
     p_mean: Mean
     """edm: mean of ln(sigma) in training."""
@@ -327,13 +324,13 @@ class Diffusion(Section):
     """min-snr: greatest weight."""
     p2_k: Positive
     """p2: weight SNR / (k + SNR)^gamma."""
-    p2_gamma: Annotated[float, Ge(0), Le(2)]
+    p2_gamma: ranges.P2Gamma
     """p2: see p2_k; 0 = simple."""
-    huber_scale: Annotated[float, Ge(0), Le(100)]
+    huber_scale: ranges.UpTo100
     """Errors of the image beyond it, times 1 + sigma^2, count linearly, not squared; 0 = all squared."""
-    difference_weight: Annotated[float, Ge(0), Le(100)]
+    difference_weight: ranges.UpTo100
     """Errors of the differences of neighbouring pixels count so often, beside those of the pixels; 0 = not at all."""
-    noise_candidates: Annotated[int, Ge(1), Le(64)]
+    noise_candidates: ranges.Candidates
     """An image takes the nearest of so many draws of noise; 1 = the only one."""
     input_perturbation: HalfOpenShare
     """Extra noise of the network's input, as a share of its noise; 0 = none."""
@@ -1071,7 +1068,9 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         item = _allowed(arguments[0]).removeprefix("a ").replace("number", "numbers", 1)
         if arguments[-1] is not ...:
             return f"a list of {len(arguments)} {item}"
-        return f"a list of {item}" + (", not empty" if any(isinstance(part, Len) for part in metadata) else "")
+        length = next((part for part in metadata if isinstance(part, Len)), Len())
+        most = f", at most {length.max_length}" if length.max_length else ""
+        return f"a list of {item}" + (", not empty" if length.min_length else "") + most
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"the keys {', '.join(annotation.model_fields)}"
     if annotation is bool:
@@ -1090,9 +1089,8 @@ def _bounds(metadata: Sequence[Any]) -> str:
     if low is not None and high is not None:
         opening, least = ("[", low.ge) if isinstance(low, Ge) else ("(", low.gt)
         greatest, closing = (high.le, "]") if isinstance(high, Le) else (high.lt, ")")
-        return f" in {opening}{least}, {greatest}{closing}"
-    if factor := next((part.multiple_of for part in metadata if isinstance(part, MultipleOf)), None):
-        return f" that is a multiple of {factor}"
+        factor = next((part.multiple_of for part in metadata if isinstance(part, MultipleOf)), None)
+        return f" in {opening}{least}, {greatest}{closing}" + (f", a multiple of {factor}" if factor else "")
     if low is not None:
         return f" >= {low.ge}" if isinstance(low, Ge) else f" > {low.gt}"
     return ""

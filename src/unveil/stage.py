@@ -5,7 +5,6 @@ as FAILED with the error, or as KILLED, and the process with the status that a s
 """
 
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -16,15 +15,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, JsonValue
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from unveil.errors import UnveilError, line_for_user
-from unveil.files import destination, expanded, file_digest, read_text, write_json
+from unveil.files import destination, expanded, file_digest, read_json, read_text, write_json
 from unveil.params import Params, flatten, load_params
 from unveil.printing import unheard
+from unveil.ranges import Key
 from unveil.rank import error_of_another, is_main_process, leave_error
 from unveil.tracking import (
     Store,
@@ -44,7 +46,8 @@ IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
 PATIENCE_SECONDS = 3.0  # with another process of the stage, which may be about to say why it left this one alone
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
-STAGES = ("download", "preprocess", "train", "sample", "evaluate")
+StageName = Literal["download", "preprocess", "train", "sample", "evaluate"]
+STAGES = get_args(StageName)
 
 
 class Terminated(BaseException):
@@ -59,6 +62,24 @@ class Terminated(BaseException):
         super().__init__(signal.Signals(number).name)
         self.number = number
         self.hint = hint
+
+
+class _Entry(BaseModel):
+    """What is used of the record of one execution; what else it says is handed on."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+    stage: StageName
+    run_id: Key | None
+    model_id: Key | None
+    params: dict[Key, bool | int | float | Annotated[str, Len(0, 6000)] | None]
+    metrics: dict[Key, float]
+
+
+class _Record(_Entry):
+    """A run record, whole."""
+
+    upstream: dict[StageName, _Entry]
 
 
 class Run:
@@ -148,22 +169,21 @@ class Run:
         record that is not there or not readable (outputs copied by hand) is a tag, no failure.
         """
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-            if found["stage"] not in STAGES:
-                raise ValueError(f"record of {found['stage']!r}, which is no stage")
-            chain = {**found["upstream"], found["stage"]: {k: v for k, v in found.items() if k != "upstream"}}
-            runs = {stage: str(entry["run_id"] or "untracked") for stage, entry in chain.items()}
-            model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
-            params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
-            metrics = {
-                f"{stage}.{key}": float(value)
-                for stage, entry in chain.items()
-                if stage in SUMMARIZED
-                for key, value in entry["metrics"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = read_json(record, _Record, "run that stage again")
+        except (OSError, UnveilError) as error:
             self.tag("unveil.upstream.missing", f"{record.as_posix()}: {one_line(error)}")
             return
+        entry = found.model_dump()
+        chain = {**entry.pop("upstream"), found.stage: entry}
+        runs = {stage: str(entry["run_id"] or "untracked") for stage, entry in chain.items()}
+        model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
+        params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
+        metrics = {
+            f"{stage}.{key}": value
+            for stage, entry in chain.items()
+            if stage in SUMMARIZED
+            for key, value in entry["metrics"].items()
+        }
         self.record["upstream"] |= chain
         for stage, run_id in runs.items():
             self.tag(f"unveil.upstream.{stage}", run_id)
@@ -259,7 +279,7 @@ class Run:
         Returns:
             the model's id; an empty string if nothing is tracked.
         """
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config, dict[str, Any], "train again")
         experiment = self.record["dvc_exp_name"]
         name = f"denoiser-{experiment}" if experiment else "denoiser"
         model_id = self._tracked.log_model(name, config, weights, _dotted(content), step)
@@ -437,16 +457,17 @@ def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], lis
         UnveilError: dvc.yaml is not readable.
     """
     try:
-        content = YAML(typ="safe").load(read_text(dvc_file))
+        return _declared((YAML(typ="safe").load(read_text(dvc_file)) or {}).get("stages") or {}, name)
     except FileNotFoundError:
         return [], [], []
-    except YAMLError as error:
-        raise UnveilError(f"{dvc_file.name}: not readable as YAML: {one_line(error)}") from error
-    stages = (content or {}).get("stages") or {}
+    except (YAMLError, RecursionError, ValueError, TypeError, AttributeError, StopIteration) as error:
+        raise UnveilError(f"{dvc_file.name}: not readable as YAML of DVC's: {one_line(error)}") from error
 
+
+def _declared(stages: Mapping[str, Any], name: str) -> tuple[list[str], list[str], list[str]]:
     def paths(entry: Mapping[str, Any], *keys: str) -> list[str]:
         items = [item for key in keys for item in entry.get(key) or []]
-        return [item if isinstance(item, str) else next(iter(item)) for item in items]
+        return [item if isinstance(item, str) else str(next(iter(item))) for item in items]
 
     if name not in stages:
         return [], [], []

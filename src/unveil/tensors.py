@@ -7,6 +7,7 @@ from os import strerror
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,6 +51,11 @@ def open_tensors(path: Path, mend: str) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there; {mend}") from None
+    except RuntimeError as error:  # of PyTorch, where no more files may be open
+        code = re.search(r"unable to open file .*\((\d+)\)$", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), strerror(int(code[1])), str(path)) from None
     except SafetensorError as error:
         raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {mend}") from None
 
@@ -58,3 +64,9 @@ def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
     """All tensors of a file, on the CPU. Raises as ``open_tensors`` does."""
     with open_tensors(path, mend) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+
+
+def load_shapes(path: Path, mend: str) -> dict[str, Tensor]:
+    """The tensors of a file as float32 without values, on the meta device: no memory. Raises as ``open_tensors``."""
+    with open_tensors(path, mend) as file:
+        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118

@@ -1,11 +1,13 @@
 """Shards: what is written is read, and damage is named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from unveil.data.batches import StreamBatches
 from unveil.data.shards import Shard, ShardIndex, load_images, load_tensor, verify, write_shard
 from unveil.errors import UnveilError
 
@@ -80,6 +82,83 @@ def test_a_damaged_index_is_one_line(folder: Path, text: str) -> None:
     with pytest.raises(UnveilError, match=r"index\.json") as caught:
         ShardIndex.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def _edit(folder: Path, value: object, *keys: str | int) -> None:
+    """Put a value in the place of another in the index."""
+    values = json.loads((folder / "index.json").read_text())
+    at = values
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = value
+    (folder / "index.json").write_text(json.dumps(values))
+
+
+FIRST = ("splits", "train", "shards", 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        ((*FIRST, "images"), "12", 'splits.train.shards.0.images: found "12", expected a valid integer'),
+        ((*FIRST, "images"), 12.0, "splits.train.shards.0.images: found 12.0, expected a valid integer"),
+        ((*FIRST, "images"), None, "splits.train.shards.0.images: found null, expected a valid integer"),
+        ((*FIRST, "images"), -1, "splits.train.shards.0.images: found -1, expected greater than or equal to 1"),
+        ((*FIRST, "images"), float("nan"), "not valid JSON"),
+        ((*FIRST, "file"), 7, "splits.train.shards.0.file: found 7, expected a valid string"),
+        ((*FIRST, "file"), "../../etc/passwd", "expected the name of a file in the same folder"),
+        ((*FIRST, "file"), "a/b", "expected the name of a file in the same folder"),
+        ((*FIRST, "file"), "\0", "expected the name of a file in the same folder"),
+        ((*FIRST, "sha256"), "0" * 63, "expected 64 hexadecimal digits"),
+        (("splits",), [], "splits: found [], expected an object"),
+        (("splits", "train", "more"), 1, "splits.train.more: unknown key"),
+        (("image_size",), 10**9, "image_size: found 1000000000, expected less than or equal to 4096"),
+        (("protocol",), "squish", "protocol: found \"squish\", expected 'ddim'"),
+        (("format",), 2, "format: found 2, expected 1"),
+    ],
+)
+def test_a_value_of_the_index_that_cannot_be_is_named(
+    folder: Path, keys: tuple[str | int, ...], value: object, said: str
+) -> None:
+    _edit(folder, value, *keys)
+    with pytest.raises(UnveilError) as caught:
+        ShardIndex.load(folder)
+    line = str(caught.value)
+    assert line.startswith(f"{folder / 'index.json'}: ") and said in line and line.isprintable()
+    assert line.endswith("; run the preprocess stage again")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"source": "café"}'.encode("latin-1"),
+        '{"format": 1}'.encode("utf-16"),
+        b"[" * 100_000,
+        b'{"format": ' + b"9" * 100_000 + b"}",
+        b"\xff\xfe\x00",
+        b"\x00",
+    ],
+    ids=["latin-1", "utf-16", "brackets", "digits", "noise", "zero"],
+)
+def test_an_index_that_is_no_json_is_one_line(folder: Path, content: bytes) -> None:
+    (folder / "index.json").write_bytes(content)
+    with pytest.raises(UnveilError, match=r"index\.json: not valid JSON \(.*\); run the preprocess stage again$"):
+        ShardIndex.load(folder)
+
+
+def test_a_shard_that_is_not_what_the_index_says_is_seen_before_there_is_memory_for_it(folder: Path) -> None:
+    _edit(folder, 10**15, *FIRST, "images")
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: load_images(folder, "train"),
+        lambda: StreamBatches(folder, ShardIndex.load(folder).splits["train"], 2, 0, horizontal_flip=False),
+    )
+    for read in reads:
+        with pytest.raises(UnveilError, match=r"images are U8 \[5, 3, 8, 8\], expected U8 of 1000000000000000 images"):
+            read()
+    _edit(folder, 5, *FIRST, "images")
+    _edit(folder, 16, "image_size")
+    with pytest.raises(UnveilError, match=r"train-00000\.safetensors: images of 3 x 8 x 8, but index\.json says 16"):
+        verify(folder, ["train"])
 
 
 def test_an_unknown_split_names_those_that_are_there(folder: Path) -> None:

@@ -264,7 +264,7 @@ def test_bad_input_is_one_line_and_status_2(
     (tmp_path / "half.json").write_text(card().to_json()[:500])
     bad = {
         "empty": "found a folder without reports/card.json or card.json",
-        "half.json": "found no whole JSON",
+        "half.json": "not valid JSON",
         "nowhere": "no DVC project here",
         "0" * 32: "found no store",
     }

@@ -143,11 +143,38 @@ def test_refuses_metadata_that_say_too_little(tmp_path: Path) -> None:
     path = tmp_path / "samples.safetensors"
     ids = torch.arange(2)
     save_file({"images": _images(ids), "ids": ids}, path, {"protocol": '"ddim"', "source": '"cartoon"'})
-    with pytest.raises(UnveilError, match="metadata lacks image_size, shards"):
+    with pytest.raises(UnveilError, match="metadata: image_size is missing"):
         load_samples(path, 2)
     save_file({"images": _images(ids), "ids": ids}, path, {"protocol": "ddim"})
-    with pytest.raises(UnveilError, match="metadata is not JSON"):
+    with pytest.raises(UnveilError, match="metadata: not valid JSON"):
         load_samples(path, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("eta", "NaN", "not valid JSON"),
+        ("eta", "-Infinity", "not valid JSON"),
+        ("eta", "1e999", "found Infinity, expected numbers"),
+        ("eta", "9" * 400, "expected numbers of at most 64 bits"),
+        ("sampler", '"\\ud800"', "not valid JSON"),
+        ("config", '"text"', 'config: found "text", expected an object'),
+        ("model", "3", "model: found 3, expected a valid string"),
+        ("image_size", "8.0", "image_size: found 8.0, expected a valid integer"),
+        ("protocol", '"squish"', 'protocol: found "squish"'),
+        ("images_from", '"elsewhere"', "images_from: found"),
+        ("deep", "[" * 300 + "]" * 300, "not valid JSON (recursion limit"),
+    ],
+)
+def test_facts_that_would_break_the_card_are_refused(samples: Path, key: str, value: str, said: str) -> None:
+    ids = torch.arange(4)
+    text = json.dumps(FACTS | {key: "@"}).replace('"@"', value)
+    save_file({"images": _images(ids), "ids": ids}, samples, {"facts": text})
+    with pytest.raises(UnveilError) as caught:
+        load_samples(samples, 2)
+    line = str(caught.value)
+    assert line.startswith(f"{samples}: metadata: ") and said in line and line.endswith("; run `dvc repro sample`")
+    assert line.isprintable()
 
 
 def test_samples_and_shards_must_agree(samples: Path, tmp_path: Path) -> None:
@@ -309,7 +336,7 @@ def test_refuses_a_damaged_shard(tmp_path: Path, damage: str) -> None:
         last.write_bytes(last.read_bytes()[:500])
     else:
         last.unlink()
-    with pytest.raises(UnveilError, match=f"{last.name}: cannot be read .*dvc repro preprocess"):
+    with pytest.raises(UnveilError, match=f"{last.name}: (not there|damaged).*run the preprocess stage again"):
         load_real(folder, index, "train", 4)
 
 

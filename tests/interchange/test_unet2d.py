@@ -1,5 +1,6 @@
 """Our U-Net is diffusers' UNet2DModel of the same configuration, weight for weight."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from unveil.errors import UnveilError
-from unveil.interchange.unet2d import from_config, from_weights, to_config, to_weights
+from unveil.files import parse_json
+from unveil.interchange import unet2d
+from unveil.interchange.unet2d import UNet2D, from_config, from_weights, to_weights
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 
@@ -71,6 +74,10 @@ SMALLER: dict[str, dict[str, Any]] = {
     "residual": RESIDUAL,
     "no middle attention": RESIDUAL | {"add_attention": False, "attn_norm_num_groups": None},
 }
+
+
+def to_config(values: dict[str, Any], name: str) -> UNetConfig:
+    return unet2d.to_config(parse_json(json.dumps(values), UNet2D, name, "mend it"), name)
 
 
 def _peer(values: dict[str, Any]) -> UNet2DModel:
@@ -139,46 +146,46 @@ def test_the_old_names_of_attention_are_the_new_ones() -> None:
     ("changes", "words"),
     [
         ({"out_channels": 6}, "out_channels: found 6, expected in_channels, 3"),
-        ({"sample_size": None}, "sample_size: found None, expected one number"),
-        ({"sample_size": [32, 64]}, "sample_size: found [32, 64], expected one number"),
+        ({"sample_size": None}, "sample_size: found null, expected a valid integer"),
+        ({"sample_size": [32, 64]}, "sample_size: found [32, 64], expected a valid integer"),
         ({"block_out_channels": [128, 192, 256, 256]}, "block_out_channels: found [128, 192, 256, 256]"),
         ({"block_out_channels": [32, 64, 64, 64]}, "norm_num_groups: found 32, expected two channels a group"),
         ({"freq_shift": 0}, "flip_sin_to_cos, freq_shift: found False, 0, expected"),
-        ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift: found 'ada_group'"),
+        ({"resnet_time_scale_shift": "ada_group"}, 'resnet_time_scale_shift: found "ada_group"'),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: found None, expected norm_num_groups, 32"),
         (
             {"down_block_types": ["SkipDownBlock2D"] * 4},
-            "down_block_types: found SkipDownBlock2D, expected",
+            'down_block_types.0: found "SkipDownBlock2D", expected',
         ),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types: expected attention at the resolutions"),
         ({"up_block_types": ["UpBlock2D"] * 3}, "down_block_types: expected as many as up_block_types"),
         ({"downsample_type": "resnet"}, "expected one way of resampling, conv or resnet"),
         ({"downsample_padding": 2}, "downsample_padding: found 2, expected 0 or 1"),
-        ({"class_embed_type": "timestep"}, "class_embed_type: found 'timestep', expected None"),
-        ({"num_class_embeds": 10}, "num_class_embeds: found 10, expected None"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type: found 'fourier', expected 'positional'"),
-        ({"act_fn": "mish"}, "act_fn: found 'mish', expected 'silu'"),
-        ({"mid_block_scale_factor": 1.41}, "mid_block_scale_factor: found 1.41, expected 1"),
-        ({"center_input_sample": True}, "center_input_sample: found True, expected False"),
-        ({"cross_attention_dim": 768}, "cross_attention_dim: unknown setting of UNet2DModel"),
-        ({"layers_per_block": "2"}, "layers_per_block: found '2', expected such as 2"),
-        ({"norm_eps": None}, "norm_eps: found None, expected such as 1e-05"),
-        ({"block_out_channels": 128}, "block_out_channels: found 128, expected such as (224, 448, 672, 896)"),
-        ({"up_block_types": []}, "up_block_types: found [], expected such as"),
-        ({"attention_head_dim": "8"}, "attention_head_dim: found '8', expected null or a whole number, 1 at least"),
+        ({"class_embed_type": "timestep"}, 'class_embed_type: found "timestep", expected null'),
+        ({"num_class_embeds": 10}, "num_class_embeds: found 10, expected null"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type: found \"fourier\", expected 'positional'"),
+        ({"act_fn": "mish"}, "act_fn: found \"mish\", expected 'silu'"),
+        ({"mid_block_scale_factor": 1.41}, "mid_block_scale_factor: found 1.41, expected less than or equal to 1"),
+        ({"center_input_sample": True}, "center_input_sample: found true, expected False"),
+        ({"cross_attention_dim": 768}, "cross_attention_dim: unknown setting"),
+        ({"layers_per_block": "2"}, 'layers_per_block: found "2", expected a valid integer'),
+        ({"norm_eps": None}, "norm_eps: found null, expected a valid number"),
+        ({"block_out_channels": 128}, "block_out_channels: found 128, expected a valid array"),
+        ({"up_block_types": []}, "down_block_types: expected as many as up_block_types"),
+        ({"attention_head_dim": "8"}, 'attention_head_dim: found "8", expected a valid integer'),
         ({"attention_head_dim": -8}, "attention_head_dim: found -8"),
         ({"attention_head_dim": 8.0}, "attention_head_dim: found 8.0"),
-        ({"block_out_channels": [0, 64]}, "block_out_channels: found [0, 64], expected 1 at least in each"),
-        ({"sample_size": -16}, "sample_size: found -16, expected one number"),
-        ({"sample_size": True}, "sample_size: found True"),
+        ({"block_out_channels": [0, 64]}, "block_out_channels.0: found 0, expected greater than or equal to 1"),
+        ({"sample_size": -16}, "sample_size: found -16, expected greater"),
+        ({"sample_size": True}, "sample_size: found true"),
         ({"sample_size": 0}, "sample_size: found 0"),
         ({"in_channels": 0, "out_channels": 0}, "in_channels: found 0"),
         ({"layers_per_block": 0}, "layers_per_block: found 0"),
         ({"norm_num_groups": 0}, "norm_num_groups: found 0"),
-        ({"attn_norm_num_groups": "32"}, "attn_norm_num_groups: found '32'"),
-        ({"norm_eps": -1}, "norm_eps: found -1, expected a number in (0, 0.01]"),
-        ({"norm_eps": float("nan")}, "norm_eps: found nan"),
-        ({"dropout": float("nan")}, "dropout: found nan, expected a number in [0, 1)"),
+        ({"attn_norm_num_groups": "32"}, 'attn_norm_num_groups: found "32"'),
+        ({"norm_eps": -1}, "norm_eps: found -1, expected greater than 0"),
+        ({"norm_eps": float("nan")}, "not valid JSON"),
+        ({"dropout": float("nan")}, "not valid JSON"),
         ({"dropout": 1.0}, "dropout: found 1.0"),
     ],
 )

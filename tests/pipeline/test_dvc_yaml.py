@@ -22,6 +22,7 @@ FRAME = {
         "params",
         "printing",
         "rank",
+        "ranges",
         "stage",
         "tensors",
         "tracking",

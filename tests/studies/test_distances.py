@@ -172,10 +172,10 @@ def test_distances_of_another_study_are_not_mixed_with(project: Path) -> None:
     features.write_bytes(b"no tensors")
     path.write_text(json.dumps({**json.loads(before), "distances": {}}))
     done = run()
-    assert done.exit_code == 1 and f"{features.relative_to(project)}: cannot be read" in done.output
+    assert done.exit_code == 1 and f"{features.relative_to(project)}: damaged" in done.output
     path.write_text("{")
     done = run()
-    assert done.exit_code == 1 and "not what this study writes" in done.output and done.output.count("\n") == 1
+    assert done.exit_code == 1 and "not valid JSON" in done.output and done.output.count("\n") == 1
 
 
 def test_an_archive_of_other_images_is_refused(project: Path, tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_a_damaged_result_is_named(shards: Path, tmp_path: Path) -> None:
     study = _study(shards, tmp_path)
     study.run([CASES[0]], 1e6)
     study.result_file(CASES[0]).write_text("{")
-    with pytest.raises(UnveilError, match=r"baseline.json: cannot be read"):
+    with pytest.raises(UnveilError, match=r"baseline.json: not valid JSON"):
         study.run([CASES[0]], 1e6)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,9 +169,9 @@ def _cut(path: Path) -> None:
         ("snapshot-003.safetensors", _cut, "damaged"),
         ("snapshot-003.safetensors", Path.unlink, "not there"),
         ("half-life-300.safetensors", _cut, "damaged"),
-        ("index.json", _cut, "not an index"),
+        ("index.json", _cut, "not valid JSON"),
         ("index.json", Path.unlink, "not there"),
-        ("index.json", lambda path: path.write_text('{"format": 7}'), "format is 7"),
+        ("index.json", lambda path: path.write_text('{"format": 7}'), "format: found 7, expected 1"),
     ],
 )
 def test_what_is_damaged_is_named(averages: Averages, name: str, harm: Callable[[Path], object], said: str) -> None:
@@ -183,6 +184,30 @@ def test_what_is_damaged_is_named(averages: Averages, name: str, harm: Callable[
             WeightsChoice("half-life", 300) if "half" in name else averages.choices()[1]
         )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": "800"}, "images: found"),
+        ({"images": 700}, "expected snapshots at rising numbers of images, from 1 to 700"),
+        ({"ema_rampup": 2}, "ema_rampup: found 2"),
+        ({"profiles": []}, "expected different profiles"),
+        ({"profiles": [{"sigma_rel": 0.1, "gamma": 6.9}] * 2}, "expected different profiles"),
+        ({"profiles": [{"sigma_rel": 1.0, "gamma": 6.9}]}, "profiles.0.sigma_rel: found 1.0"),
+        ({"half_lives": None}, "half_lives: found null"),
+        ({"half_lives": [{"half_life_images": 3, "file": "..", "sha256": "0" * 64}]}, "half_lives.0.file: found"),
+        ({"snapshots": {}}, "snapshots: found {}"),
+        ({"model": 3}, "model: found 3"),
+        ({"more": 3}, "more: unknown key"),
+    ],
+)
+def test_a_value_of_the_index_that_cannot_be_is_named(averages: Averages, changes: dict[str, Any], said: str) -> None:
+    path = averages.folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UnveilError) as caught:
+        Averages.load(averages.folder)
+    assert str(caught.value).startswith(f"{path}: {said}") and str(caught.value).isprintable()
 
 
 def test_a_snapshot_of_other_profiles_changes_nothing(averages: Averages, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Models and checkpoints on disk: what is written comes back, and what is damaged is one line or passed over."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +103,13 @@ def test_a_folder_without_a_model_says_which_stage_makes_one(tmp_path: Path, mod
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 1}', '{"format": 1, "network": 3}', "\x00"])
 def test_a_damaged_configuration_is_one_line(model: Path, text: str) -> None:
     (model / CONFIG_FILE).write_text(text)
-    assert f"{model / CONFIG_FILE}: not a model's configuration" in _refusal(lambda: load_denoiser(model))
+    message = _refusal(lambda: load_denoiser(model))
+    assert message.startswith(f"{model / CONFIG_FILE}: ") and message.endswith("; run the train stage again")
 
 
 def test_a_configuration_that_is_not_text_is_one_line(model: Path) -> None:
     (model / CONFIG_FILE).write_bytes(b"\xff\xfe\x00\x01")
-    assert "not a model's configuration" in _refusal(lambda: load_denoiser(model))
+    assert "not valid JSON" in _refusal(lambda: load_denoiser(model))
 
 
 def _change(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -114,9 +118,32 @@ def _change(model: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (model / CONFIG_FILE).write_text(json.dumps(values))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"data": None}, "data: found null, expected"),
+        ({"data": {"image_size": [8]}}, "data: expected texts and whole numbers"),
+        ({"training": []}, "training: found [], expected"),
+        ({"training": {"ema_half_life_images": "x"}}, "training: expected a number of at least 0 as ema_half_life_"),
+        ({"training": {"lr": float("nan")}}, "not valid JSON"),
+        ({"network": {}}, "network.image_size is missing"),
+        ({"more": 1}, "more: unknown key"),
+    ],
+)
+def test_a_section_that_cannot_be_is_named(model: Path, values: dict[str, Any], said: str) -> None:
+    _change(model, lambda config: config.update(values))
+    assert f"{model / CONFIG_FILE}: {said}" in _refusal(lambda: load_denoiser(model))
+
+
+def _set(config: dict[str, Any], key: str, value: object) -> None:
+    config["network"][key] = value
+
+
 def test_another_format_is_one_line(model: Path) -> None:
     _change(model, lambda values: values.update(format=2))
-    assert "format is 2, expected 1; train again" in _refusal(lambda: load_denoiser(model))
+    assert f"{model / CONFIG_FILE}: format: found 2, expected 1; run the train stage again" in _refusal(
+        lambda: load_denoiser(model)
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,11 +152,17 @@ def test_another_format_is_one_line(model: Path) -> None:
         ("network", {"surprise": 1}),
         ("network", {"channel_multipliers": 3}),
         ("diffusion", {"surprise": 1}),
+        ("diffusion", {"path": "evil"}),
+        ("diffusion", {"sigma_data": "x"}),
+        ("diffusion", {"timesteps": 1000.0}),
+        ("network", {"dropout": None}),
+        ("network", {"channels": True}),
     ],
 )
-def test_keys_from_elsewhere_are_one_line(model: Path, section: str, values: dict[str, object]) -> None:
+def test_keys_and_values_from_elsewhere_are_one_line(model: Path, section: str, values: dict[str, object]) -> None:
     _change(model, lambda config: config[section].update(values))
-    assert "not a model's configuration" in _refusal(lambda: load_denoiser(model))
+    (key,) = values
+    assert f"{CONFIG_FILE}: {section}.{key}: " in _refusal(lambda: load_denoiser(model))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +173,8 @@ def test_keys_from_elsewhere_are_one_line(model: Path, section: str, values: dic
         ("network", {"channel_multipliers": []}, ""),
         ("network", {"attention_head_channels": 128}, "64 channels"),
         ("network", {"dropout": 7}, ""),
-        ("diffusion", {"path": "vee"}, "'vee'"),
-        ("diffusion", {"parameterization": "w"}, "'w'"),
+        ("diffusion", {"path": "vee"}, '"vee"'),
+        ("diffusion", {"parameterization": "w"}, '"w"'),
     ],
 )
 def test_a_network_that_cannot_be_built_is_one_line(
@@ -184,14 +217,44 @@ def test_weights_that_do_not_fit_are_one_line(model: Path, network: UNetConfig) 
     assert f"{model / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: " in _refusal(lambda: load_denoiser(model))
 
 
+def test_the_line_names_a_parameter_its_shapes_and_how_many_differ(model: Path) -> None:
+    _change(model, lambda config: config["network"].update(channels=64))
+    message = _refusal(lambda: load_denoiser(model))
+    assert message == (
+        f"{model / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: embedding.layers.0.weight: found [128, 32], "
+        f"expected [256, 64] (and {len(_network().state_dict()) - 2} more); run the train stage again"
+    )
+
+
+def test_a_network_beyond_any_memory_is_not_built(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelConfig, "build", lambda config: pytest.fail("it was built"))
+    _change(model, lambda config: config["network"].update(channels=16_384, channel_multipliers=[64] * 4))
+    assert "does not fit" in _refusal(lambda: load_denoiser(model))
+    for key, value in (("blocks", 10_000), ("channels", 10**6), ("channel_multipliers", [1] * 13)):
+        _change(model, lambda config: config["network"].update(channels=32, channel_multipliers=[1]))
+        _change(model, partial(_set, key=key, value=value))
+        assert f"{CONFIG_FILE}: network.{key}: found " in _refusal(lambda: load_denoiser(model))
+
+
+def test_a_configuration_of_before_the_newest_keys_is_read_and_of_after_them_refused(model: Path) -> None:
+    values = json.loads((model / CONFIG_FILE).read_text())
+    old = {"image_size", "channels", "channel_multipliers", "blocks", "attention_resolutions"}
+    kept = {key: value for key, value in values["network"].items() if key in old}
+    diffusion = {key: values["diffusion"][key] for key in ("path", "parameterization", "objective")}
+    _change(model, lambda config: config.update(network=kept, diffusion=diffusion))
+    assert ModelConfig.load(model).network == UNetConfig(8, 32, (1, 2), 1, (4,))
+    _change(model, lambda config: config["network"].update(attention_of_the_future=1))
+    assert "network.attention_of_the_future: unknown key" in _refusal(lambda: load_denoiser(model))
+
+
 def test_nothing_old_is_lost_when_writing_fails(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (model / WEIGHTS_FILE).read_bytes()
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
+    def full(tensors: dict[str, Tensor], path: Path, metadata: None) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unveil.training.checkpoint.save_file", full)
+    monkeypatch.setattr("unveil.tensors.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_model(model, _network(1), CONFIG)
     assert (model / WEIGHTS_FILE).read_bytes() == before
@@ -263,6 +326,15 @@ def _swap_in_other_weights(path: Path) -> None:
     save_file({name: value + 1 for name, value in state.items()}, path / STATE_FILE)
 
 
+def _edit_facts(path: Path, **changes: Any) -> None:
+    (path / FACTS_FILE).write_text(json.dumps(json.loads((path / FACTS_FILE).read_text()) | changes))
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "no weights": lambda path: (path / STATE_FILE).unlink(),
     "no facts": lambda path: (path / FACTS_FILE).unlink(),
@@ -272,6 +344,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "facts of another kind": lambda path: (path / FACTS_FILE).write_text("[]"),
     "facts that say too little": lambda path: (path / FACTS_FILE).write_text("{}"),
     "not text": lambda path: (path / FACTS_FILE).write_bytes(b"\xff\x00"),
+    "a step that is text": lambda path: _edit_facts(path, step="10"),
+    "a hash that is none": lambda path: _edit_facts(path, sha256=None),
+    "a snapshot elsewhere": lambda path: _edit_facts(path, snapshots={"../../passwd": "0" * 64}),
+    "facts from a pipe": lambda path: _pipe(path / FACTS_FILE),
+    "weights from a pipe": lambda path: _pipe(path / STATE_FILE),
 }
 
 
@@ -286,6 +363,23 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     assert checkpoints.load() is None and checkpoints.newest() is None
 
 
+def test_a_point_that_is_not_a_number_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, _state(1), {"points": [{"grad_norm": float("nan"), "loss": float("inf")}]})
+    found = checkpoints.load()
+    assert found is not None and math.isnan(found[1]["points"][0]["grad_norm"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"run_id": 3}', "{}", '{"run_id": NaN}', None])
+def test_a_damaged_note_is_none(tmp_path: Path, content: str | None) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.note("abc")
+    assert checkpoints.noted() == "abc"
+    (tmp_path / "run.json").unlink()
+    os.mkfifo(tmp_path / "run.json") if content is None else (tmp_path / "run.json").write_text(content)
+    assert checkpoints.noted() is None
+
+
 def test_checkpoints_from_the_end_on_can_be_left_out(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     _save(checkpoints, 10, 20)
@@ -296,11 +390,11 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
     checkpoints = Checkpoints(tmp_path)
     _save(checkpoints, 10, 20)
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
+    def full(tensors: dict[str, Tensor], path: Path, metadata: None) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unveil.training.checkpoint.save_file", full)
+    monkeypatch.setattr("unveil.tensors.save_file", full)
     with pytest.raises(OSError, match="No space"):
         _save(checkpoints, 30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]

@@ -384,7 +384,7 @@ def test_what_is_no_curve_is_one_line_and_status_2(tmp_path: Path, monkeypatch: 
     good = _write(tmp_path / "good.csv", _falling(20))
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
-    _assert_one_line(_command(good, picture), str(picture), "other than a table")
+    _assert_one_line(_command(good, picture), str(picture), "found no text in UTF-8")
     (tmp_path / "empty").mkdir()
     _assert_one_line(_command("empty", good), "empty: found a folder without curves.csv or plots/train/curves.csv")
     _assert_one_line(_command("nowhere", good), "nowhere: found no such file or folder")

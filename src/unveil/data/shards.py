@@ -3,32 +3,67 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.errors import UnveilError
-from unveil.files import file_digest, regular, write_json
+from unveil.files import file_digest, read_json, regular, write_json
+from unveil.ranges import NO_OTHERS, Amount, Count, FileName, ProtocolName, Sha256, Side, SourceName, SplitName
 from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
 INDEX_FILE = "index.json"
-LONGEST_HEADER = 1 << 20  # bytes of a shard's header
+DTYPES = {"images": "U8", "attributes": "BOOL", "ids": "I64"}  # as safetensors names them
+MEND = "run the preprocess stage again"
 
 
 @dataclass(frozen=True)
 class Shard:
     """One file of a split: its name, number of images and SHA-256."""
 
-    file: str
-    images: int
-    sha256: str
+    __pydantic_config__ = NO_OTHERS
+    file: FileName
+    images: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class _Split:
+    __pydantic_config__ = NO_OTHERS
+    images: Amount
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    __pydantic_config__ = NO_OTHERS
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _IndexFile:
+    """The layout of ``index.json``."""
+
+    __pydantic_config__ = NO_OTHERS
+    format: Literal[1]
+    source: SourceName
+    protocol: ProtocolName
+    image_size: Side
+    images: Amount
+    train_holds: Literal["train", "all"]
+    splits: dict[SplitName, _Split]
+    moments: _Moments
+    corrupt: tuple[str, ...]
+    attributes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,32 +130,10 @@ class ShardIndex:
         Raises:
             UnveilError: if it is missing, damaged or of another format.
         """
-        path = folder / INDEX_FILE
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, expected what preprocess writes; run the preprocess stage") from None
-        except ValueError:
-            raise UnveilError(f"{path}: not JSON, expected what preprocess writes; run preprocess again") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise UnveilError(f"{path}: format is {found!r}, expected {FORMAT}; run the preprocess stage again")
-        try:
-            return cls(
-                source=values["source"],
-                protocol=values["protocol"],
-                image_size=values["image_size"],
-                attributes=tuple(values["attributes"]),
-                splits={
-                    name: tuple(Shard(**shard) for shard in split["shards"]) for name, split in values["splits"].items()
-                },
-                mean=tuple(values["moments"]["mean"]),
-                std=tuple(values["moments"]["std"]),
-                corrupt=tuple(values["corrupt"]),
-                train_holds=values["train_holds"],
-            )
-        except (KeyError, TypeError) as error:
-            raise UnveilError(f"{path}: incomplete ({error}); run the preprocess stage again") from None
+        file = read_json(folder / INDEX_FILE, _IndexFile, MEND)
+        splits = {str(name): split.shards for name, split in file.splits.items()}
+        facts = (file.source, file.protocol, file.image_size, file.attributes)
+        return cls(*facts, splits, file.moments.mean, file.moments.std, file.corrupt, file.train_holds)
 
 
 def write_shard(folder: Path, split: str, number: int, images: Tensor, attributes: Tensor, ids: Tensor) -> Shard:
@@ -159,11 +172,13 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
         known = ", ".join(name for name in index.splits if index.splits[name])
         raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
     wanted = index.num_images(split) if limit is None else min(limit, index.num_images(split))
+    for shard in index.splits[split]:
+        with open_shard(folder, shard, name):  # before there is memory for all that the index tells of
+            pass
     result: Tensor | None = None  # filled shard by shard, so that a split is in memory once and not twice
     filled = 0
     for shard in index.splits[split]:
-        left = wanted - filled
-        part = read_shard(folder, shard, name, left if left < shard.images else None)
+        part = read_shard(folder, shard, name, wanted - filled)
         if len(part) == wanted:
             return part
         if result is None:
@@ -181,16 +196,30 @@ def load_images(folder: Path, split: str, limit: int | None = None) -> Tensor:
     return load_tensor(folder, split, "images", limit)
 
 
-def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) -> Tensor:
-    """One tensor of one shard; the first ``limit`` rows of it.
+@contextmanager
+def open_shard(folder: Path, shard: Shard, name: str) -> Iterator[Any]:
+    """Yield one tensor of a shard, as safetensors' slice: it has a shape, and reads what is asked for.
 
     Raises:
-        UnveilError: if the shard is missing or damaged.
-        OSError: with the path, if the system refuses to open it.
+        UnveilError: if the shard is missing or damaged, or has another number of images than its index says.
     """
-    with open_tensors(folder / shard.file, f"{INDEX_FILE} names it; run the preprocess stage again") as file:
-        rows: Tensor = file.get_slice(name)[:limit] if limit is not None else file.get_tensor(name)
-        return rows
+    path = folder / shard.file
+    with open_tensors(path, MEND) as file:
+        rows = file.get_slice(name)
+        found, shape = rows.get_dtype(), rows.get_shape()
+        if found != DTYPES[name] or shape[:1] != [shard.images] or (name == "images") != (len(shape) == 4):
+            raise UnveilError(
+                f"{path}: {name} are {found} {shape}, expected {DTYPES[name]} of {shard.images} images, "
+                f"as {INDEX_FILE} says; {MEND}"
+            )
+        yield rows
+
+
+def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) -> Tensor:
+    """One tensor of one shard; the first ``limit`` rows of it. Raises UnveilError as ``open_shard`` does."""
+    with open_shard(folder, shard, name) as rows:
+        found: Tensor = rows[:limit]
+        return found
 
 
 class ShardRows:
@@ -207,23 +236,13 @@ class ShardRows:
     """
 
     def __init__(self, folder: Path, shard: Shard, name: str) -> None:
-        path = folder / shard.file
-        try:
-            self._file = regular(path).open("rb", buffering=0)
-            # safetensors: the header's length in 8 bytes, the header in JSON, then the tensors.
-            length = int.from_bytes(self._file.read(8), "little")
-            facts = json.loads(self._file.read(min(length, LONGEST_HEADER)))[name]
-            start, end = facts["data_offsets"]
-            self.shape = tuple(facts["shape"][1:])
-            self._bytes = prod(self.shape)
-            whole = facts["dtype"] == "U8" and end - start == shard.images * self._bytes
-            if not whole or path.stat().st_size < 8 + length + end:
-                raise ValueError("not the tensor that its index tells of")
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, but {INDEX_FILE} names it; run the preprocess stage again") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnveilError(f"{path}: cannot be read ({error}); run the preprocess stage again") from None
-        self._start = 8 + length + start
+        with open_shard(folder, shard, name) as rows:
+            self.shape = tuple(rows.get_shape()[1:])
+        self._bytes = prod(self.shape)
+        self._file = regular(folder / shard.file).open("rb", buffering=0)
+        # safetensors: the header's length in 8 bytes, the header in JSON, then the tensors.
+        length = int.from_bytes(self._file.read(8), "little")
+        self._start = 8 + length + json.loads(self._file.read(length))[name]["data_offsets"][0]
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """One row. Threads may read at once.
@@ -233,12 +252,12 @@ class ShardRows:
         """
         data = os.pread(self._file.fileno(), self._bytes, self._start + row * self._bytes)
         if len(data) != self._bytes:
-            raise UnveilError(f"{self._file.name}: became shorter while it was read; run the preprocess stage again")
+            raise UnveilError(f"{self._file.name}: became shorter while it was read; {MEND}")
         return np.frombuffer(data, np.uint8).reshape(self.shape)
 
 
 def verify(folder: Path, splits: Sequence[str]) -> None:
-    """Compare the shards of some splits with their hashes in ``index.json``.
+    """Compare the shards of some splits with their hashes in ``index.json``, and their images with its size.
 
     Raises:
         UnveilError: that names the first shard that differs.
@@ -248,4 +267,8 @@ def verify(folder: Path, splits: Sequence[str]) -> None:
         for shard in index.splits.get(split, ()):
             path = folder / shard.file
             if not path.exists() or file_digest(path) != shard.sha256:
-                raise UnveilError(f"{path}: missing or not what {INDEX_FILE} says; run the preprocess stage again")
+                raise UnveilError(f"{path}: missing or not what {INDEX_FILE} says; {MEND}")
+            with open_shard(folder, shard, "images") as rows:
+                if rows.get_shape()[1:] != [3, index.image_size, index.image_size]:
+                    size = " x ".join(map(str, rows.get_shape()[1:]))
+                    raise UnveilError(f"{path}: images of {size}, but {INDEX_FILE} says {index.image_size}; {MEND}")

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from unveil import ranges
 from unveil.diffusion.choices import FlowTimes, ObjectiveName, ParameterizationName, PathName, refusal
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Penalty, Simple
@@ -16,34 +17,35 @@ from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCos
 class DiffusionConfig:
     """Names and numbers of a path, a parameterization and an objective; see params.yaml for each."""
 
+    __pydantic_config__ = ranges.NO_OTHERS
     path: PathName
     parameterization: ParameterizationName
     objective: ObjectiveName
-    timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    cosine_offset: float = 0.008
-    sigmoid_start: float = -3.0
-    sigmoid_end: float = 3.0
-    sigmoid_tau: float = 1.0
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
-    sigma_data: float = 0.5
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    timesteps: ranges.Timesteps = 1000
+    beta_start: ranges.OpenShare = 1e-4
+    beta_end: ranges.OpenShare = 0.02
+    cosine_offset: ranges.CosineOffset = 0.008
+    sigmoid_start: ranges.LogisticEnd = -3.0
+    sigmoid_end: ranges.LogisticEnd = 3.0
+    sigmoid_tau: ranges.LogisticTau = 1.0
+    beta_min: ranges.BetaMin = 0.1
+    beta_max: ranges.BetaMax = 20.0
+    sigma_min: ranges.SigmaMin = 0.02
+    sigma_max: ranges.SigmaMax = 100.0
+    sigma_data: ranges.SigmaData = 0.5
+    p_mean: ranges.Mean = -1.2
+    p_std: ranges.Deviation = 1.2
     flow_times: FlowTimes = "logit-normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    t_min: float = 0.05
-    min_snr_gamma: float = 5.0
-    p2_k: float = 1.0
-    p2_gamma: float = 1.0
-    huber_scale: float = 0.0
-    difference_weight: float = 0.0
-    noise_candidates: int = 1
-    input_perturbation: float = 0.0
+    logit_mean: ranges.Mean = 0.0
+    logit_std: ranges.Deviation = 1.0
+    t_min: ranges.OpenShare = 0.05
+    min_snr_gamma: ranges.Positive = 5.0
+    p2_k: ranges.Positive = 1.0
+    p2_gamma: ranges.P2Gamma = 1.0
+    huber_scale: ranges.UpTo100 = 0.0
+    difference_weight: ranges.UpTo100 = 0.0
+    noise_candidates: ranges.Candidates = 1
+    input_perturbation: ranges.HalfOpenShare = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

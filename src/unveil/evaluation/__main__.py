@@ -14,6 +14,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.card import Card, parse_card, read_card
 from unveil.evaluation.comparison import compare as compare_cards
 from unveil.evaluation.comparison import describe
+from unveil.files import read_text
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -104,7 +105,7 @@ def tracked_card(run_id: str) -> Card:
                 "stage; give another"
             )
         with tempfile.TemporaryDirectory() as folder:
-            text = Path(client.download_artifacts(run_id, ARTIFACT, folder)).read_text(encoding="utf-8")
+            text = read_text(Path(client.download_artifacts(run_id, ARTIFACT, folder)))
     except MlflowException as error:
         raise UnveilError(f"{run_id}: {store.shown} has no such run ({one_line(error)}); give another") from None
     return parse_card(text, f"run {run_id}")
@@ -125,7 +126,7 @@ def revision_card(name: str) -> Card:
     from dvc.scm import RevError
 
     try:
-        text = dvc.api.read(CARD.as_posix(), repo=str(root), rev=name)
+        text = dvc.api.read(CARD.as_posix(), repo=str(root), rev=name, mode="rb")
     except RevError:
         raise UnveilError(f"{name}: found no such file, folder or revision; {expected}; give another") from None
     except (FileMissingError, OutputNotFoundError, PathMissingError):

@@ -7,11 +7,10 @@ Equal inputs give equal bytes, except for the sections ``environment`` and ``cos
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
-from unveil.errors import UnveilError
 from unveil.evaluation.metrics import kind_of
 from unveil.evaluation.published import (
     FID,
@@ -22,7 +21,8 @@ from unveil.evaluation.published import (
     comparable,
     why_not_comparable,
 )
-from unveil.files import write_text
+from unveil.files import parse_json, read_json, write_text
+from unveil.ranges import Count, Key
 
 if TYPE_CHECKING:  # they import PyTorch
     from unveil.evaluation.features import FeatureSet
@@ -30,8 +30,7 @@ if TYPE_CHECKING:  # they import PyTorch
 
 FORMAT: Literal[2] = 2
 LEVEL = 0.95
-
-Count = Annotated[int, Field(ge=1)]
+MEND = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"
 
 
 class _Part(BaseModel):
@@ -62,7 +61,7 @@ class Metric(_Part):
         features: the feature network that it is on, a key of ``choices.features``; None for one without.
     """
 
-    name: str
+    name: Key
     value: FiniteFloat
     lower_is_better: bool
     n: Count
@@ -77,7 +76,7 @@ class Metric(_Part):
     fraction: FiniteFloat | None = None
     controls: dict[str, FiniteFloat] = {}
     n_controls: Count | None = None
-    features: str | None = None
+    features: Key | None = None
 
     @model_validator(mode="after")
     def _known_and_whole(self) -> Self:
@@ -361,38 +360,12 @@ class Card(_Part):
 
 def read_card(path: Path) -> Card:
     """The card in a file. Raises UnveilError for one that is missing, damaged, of another format, or no card."""
-    if not path.is_file():
-        raise UnveilError(f"{path}: found no such file, expected an evaluation card; run `dvc repro evaluate`")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnveilError(f"{path}: found no readable text ({error}), expected an evaluation card") from None
-    return parse_card(text, str(path))
+    return read_json(path, Card, MEND)
 
 
-def parse_card(text: str, name: str) -> Card:
+def parse_card(text: str | bytes, name: str) -> Card:
     """The card in a text; ``name`` is what an error calls it. Raises UnveilError as ``read_card`` does."""
-    mend = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"
-    try:
-        content = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise UnveilError(f"{name}: found no whole JSON ({error}), expected an evaluation card; {mend}") from None
-    if not isinstance(content, dict) or "format" not in content or "metrics" not in content:
-        raise UnveilError(f"{name}: found JSON without format and metrics, expected an evaluation card; {mend}")
-    if content["format"] != FORMAT:
-        raise UnveilError(
-            f"{name}: found an evaluation card of format {content['format']!r}, expected {FORMAT}; {mend}"
-        )
-    try:
-        return Card.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the card"
-        raise UnveilError(f"{name}: {place}: {first['msg']}; the card is damaged; {mend}") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    return parse_json(text, Card, name, MEND)
 
 
 def notes_on(sizes: "SetSizes", features: "FeatureSet", shared: int = 0) -> list[str]:

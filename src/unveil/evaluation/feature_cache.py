@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unveil.distributed import Processes
-from unveil.files import atomic_path
+from unveil.errors import UnveilError, line_for_user
+from unveil.files import parse_json
+from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
+MEND = "its features are computed again"
 LEFT_OVER = 86_400  # seconds after which a half-written file is nobody's any more
 
 
@@ -81,15 +82,15 @@ class FeatureCache:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+            with open_tensors(path, MEND) as file:
+                said = (file.metadata() or {}).get("features", "")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            kept = json.loads(metadata["features"])
+            kept = parse_json(said, dict[str, Any], f"{path}: damaged metadata", MEND)
             if kept != {"format": FORMAT, "facts": json.loads(json.dumps(facts)), "sha256": _digest(tensors)}:
-                raise ValueError("other content than it says")
+                raise UnveilError(f"{path}: damaged (other content than it says); {MEND}")
             path.touch()  # used now
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            self.say(f"{path}: damaged ({error}); its features are computed again")
+        except (OSError, UnveilError) as error:
+            self.say(line_for_user(error) or f"{path}: {error}; {MEND}")
             return None
         return tensors
 
@@ -100,14 +101,12 @@ class FeatureCache:
         if self.limit is not None and size > self.limit:
             self.say(f"{self.folder}: features of {size:,} bytes are not kept; the limit is {self.limit:,}")
             return
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         # One key, because safetensors writes several in random order.
-        said = json.dumps({"format": FORMAT, "facts": facts, "sha256": _digest(whole)}, sort_keys=True)
+        said = json.dumps({"format": FORMAT, "facts": facts, "sha256": _digest(tensors)}, sort_keys=True)
         try:
-            with atomic_path(path) as temporary:
-                save_file(whole, temporary, {"features": said})
+            save_tensors(path, tensors, {"features": said})
             self._make_room(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, UnveilError) as error:
             self.say(f"{path}: cannot be written ({error}); the features are used, but not kept")
 
     def _make_room(self, newest: Path) -> None:

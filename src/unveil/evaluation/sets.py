@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.data.shards import ShardIndex
+from unveil.data.shards import Shard, ShardIndex, open_shard
 from unveil.errors import UnveilError
 from unveil.evaluation.sample_sources import (
     IMAGE_SUFFIXES,
@@ -25,11 +25,28 @@ from unveil.evaluation.sample_sources import (
     read_npz,
     read_safetensors,
 )
-from unveil.files import file_digest
+from unveil.files import file_digest, parse_json, regular
+from unveil.ranges import Key, ProtocolName, Side, SourceName
+from unveil.tensors import open_tensors
 
 MEND = "run `dvc repro sample`"
 SHARED_FACTS = ("source", "protocol", "image_size", "shards")
 """Keys of the samples' metadata that must agree with the shards."""
+
+
+class _Facts(BaseModel):
+    """What must be right in the metadata of the sample stage's file; what else it says goes into the card."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+    source: SourceName
+    protocol: ProtocolName
+    image_size: Side
+    shards: Key
+    model: Key | None = None
+    config: dict[str, JsonValue] | None = None
+    weights: Key = "ema"
+    images_from: None = None  # which only samples of others say
 
 
 @dataclass(frozen=True)
@@ -80,9 +97,9 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
     """
     if path.is_dir():
         return _foreign(path, read_folder(path, count), protocol)
-    if not path.is_file():
+    if not path.exists():
         raise UnveilError(f"{path}: no such file, expected the samples; {MEND}")
-    if path.suffix.lower() == ".npz":
+    if regular(path).suffix.lower() == ".npz":
         return _foreign(path, read_npz(path, count), protocol)
     if path.suffix.lower() in (".npy", ".pkl", ".pickle", ".pt", ".pth", ".zip", ".tar", ".gz"):
         raise UnveilError(
@@ -106,27 +123,20 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
 
 def _metadata(path: Path) -> tuple[dict[str, str], bool]:
     """The metadata of a safetensors file, and whether they are the sample stage's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {MEND}") from error
+    with open_tensors(path, MEND) as file:
+        metadata: dict[str, str] = file.metadata() or {}
     return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS} - {"source"})  # which others write, too
 
 
 def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: damaged or not a safetensors file ({error}); {MEND}") from error
-    if missing := {"images", "ids"} - set(tensors):
-        raise UnveilError(f"{path}: found {sorted(tensors)}, expected also {sorted(missing)}; {MEND}")
-    images, ids = tensors.pop("images"), tensors["ids"]
+    with open_tensors(path, MEND) as file:
+        if missing := {"images", "ids"} - (found := set(file.keys())):
+            raise UnveilError(f"{path}: found {sorted(found)}, expected also {sorted(missing)}; {MEND}")
+        images, ids = file.get_tensor("images"), file.get_tensor("ids")
     check_images(path, images, MEND)
     if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):
-        found = f"{describe(ids)}, {len(ids.unique())} different"
-        raise UnveilError(f"{path}: ids are {found}, expected int64 [{len(images)}], all different; {MEND}")
+        different = f"{describe(ids)}, {len(ids.unique())} different"
+        raise UnveilError(f"{path}: ids are {different}, expected int64 [{len(images)}], all different; {MEND}")
     if len(images) < count:
         raise UnveilError(
             f"evaluate.num_images: found {count}, but {path} holds {len(images)} samples; "
@@ -160,14 +170,10 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
     Sorted in the second case, because safetensors keeps no order of keys.
     """
-    try:
-        facts: dict[str, Any] = {key: json.loads(metadata[key]) for key in sorted(metadata)}
-    except ValueError as error:
-        raise UnveilError(f"{path}: its metadata is not JSON ({error}); {MEND}") from error
-    if len(facts) == 1 and isinstance(only := next(iter(facts.values())), dict):
-        facts = only
-    if missing := [key for key in SHARED_FACTS if key not in facts]:
-        raise UnveilError(f"{path}: its metadata lacks {', '.join(missing)}; {MEND}")
+    pairs = ", ".join(f"{json.dumps(key)}: {metadata[key]}" for key in sorted(metadata))
+    text = metadata["facts"] if metadata.keys() == {"facts"} else f"{{{pairs}}}"
+    parse_json(text, _Facts, f"{path}: metadata", MEND)
+    facts: dict[str, Any] = json.loads(text)
     return facts
 
 
@@ -298,20 +304,16 @@ def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) 
     for shard in index.splits[split]:
         rows = places[(places >= start) & (places < start + shard.images)] - start
         if len(rows):
-            yield _rows(folder / shard.file, name, rows)
+            yield _rows(folder, shard, name, rows)
         start += shard.images
 
 
-def _rows(path: Path, name: str, rows: NDArray[np.int64]) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor = file.get_slice(name)
-            if len(rows) == tensor.get_shape()[0]:
-                whole: Tensor = file.get_tensor(name)
-                return whole
-            return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
-    except (SafetensorError, OSError) as error:
-        raise UnveilError(f"{path}: cannot be read ({error}); run `dvc repro preprocess`") from error
+def _rows(folder: Path, shard: Shard, name: str, rows: NDArray[np.int64]) -> Tensor:
+    with open_shard(folder, shard, name) as tensor:
+        if len(rows) == shard.images:
+            whole: Tensor = tensor[:]
+            return whole
+        return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
 
 
 def uniform_noise(count: int, image_size: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import UnveilError
-from unveil.files import atomic_path, file_digest
+from unveil.files import atomic_path, file_digest, regular
 
 ENVIRONMENT = "UNVEIL_WEIGHTS"
 """A file of weights, or a folder in which the published names are looked for."""
@@ -143,7 +143,7 @@ def problem_of(path: Path, published: PublishedFile) -> str | None:
 def _inspect(path: Path, published: PublishedFile) -> tuple[str | None, str]:
     """What is wrong with a file, and its SHA-256, "" if it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with regular(path).open("rb") as stream:
             start = stream.read(512).lstrip().lower()
         size = path.stat().st_size
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -243,7 +243,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UnveilError: the file holds anything else, or is damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(regular(path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UnveilError(
             f"{path}: not a file of weights ({' '.join(str(error).split())[:120]}), expected a state dict of tensors; "

@@ -1,29 +1,27 @@
 """diffusers' pipeline folders: ``model_index.json``, a U-Net and a scheduler, as JSON and safetensors."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import Variance
 from unveil.diffusion.design import DiffusionConfig
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory, file_digest, write_json
+from unveil.files import atomic_directory, file_digest, read_json, write_json
 from unveil.interchange import scheduler as schedulers
 from unveil.interchange import unet2d
-from unveil.interchange.scheduler import Clipping, Sampling, SchedulerName
+from unveil.interchange.scheduler import Clipping, Sampling, Scheduler, SchedulerName
+from unveil.interchange.unet2d import MEND, Theirs, UNet2D
 from unveil.networks.config import UNetConfig
-from unveil.networks.design import build_network
+from unveil.networks.design import build_network, misfit
+from unveil.tensors import load_shapes, load_tensors, save_tensors
 from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 
@@ -32,6 +30,13 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLED = "diffusion_pytorch_model.bin"
 RECORD = "run.json"
 WRITTEN_FOR = "0.32.0"  # a version of diffusers that reads what is written; newer ones do too
+
+
+class Index(Theirs):
+    """A model_index.json of a U-Net and a scheduler alone."""
+
+    unet: tuple[str, Literal["UNet2DModel"]]
+    scheduler: tuple[str, Literal["DDPMScheduler", "DDIMScheduler"]]
 
 
 @dataclass(frozen=True)
@@ -61,27 +66,19 @@ def read_pipeline(folder: Path) -> Pipeline:
     """
     if not folder.is_dir():
         raise UnveilError(f"{folder}: no such folder, expected one with diffusers' {INDEX}")
-    parts = _read_json(folder / INDEX)
-    for part, classes in (("unet", ("UNet2DModel",)), ("scheduler", tuple(schedulers.CLASSES.values()))):
-        found = parts.get(part)
-        if not isinstance(found, list) or len(found) != 2 or found[1] not in classes:
-            raise UnveilError(f"{folder / INDEX}: {part}: found {found!r}, expected {' or '.join(classes)}")
-    if others := [key for key in parts if not key.startswith("_") and key not in ("unet", "scheduler")]:
-        raise UnveilError(f"{folder / INDEX}: found a {others[0]}, expected a unet and a scheduler alone")
-
+    read_json(folder / INDEX, Index, MEND)
     unet_folder, scheduler_folder = _part(folder, "unet"), _part(folder, "scheduler")
     network_file = unet_folder / "config.json"
-    network = unet2d.to_config(_read_json(network_file), str(network_file))
+    network = unet2d.to_config(read_json(network_file, UNet2D, MEND), str(network_file))
     if network.image_channels != 3:
         raise UnveilError(
             f"{network_file}: in_channels: found {network.image_channels}, expected 3: the images here are RGB"
         )
     scheduler_file = scheduler_folder / "scheduler_config.json"
-    scheduler = _read_json(scheduler_file)
+    scheduler = read_json(scheduler_file, Scheduler, MEND)
     diffusion = schedulers.to_diffusion(scheduler, str(scheduler_file))
-    sampling = schedulers.to_sampling(scheduler, str(scheduler_file))
-    weights = unet2d.to_weights(_load_weights(unet_folder), network, str(unet_folder / WEIGHTS))
-    _check_fit(weights, network, unet_folder)
+    sampling = schedulers.to_sampling(scheduler)
+    weights = _load_weights(unet_folder, network)
     digest = file_digest(unet_folder / WEIGHTS)
     return Pipeline(network, diffusion, weights, sampling, digest)
 
@@ -152,9 +149,10 @@ def _system_errors(path: Path) -> Iterator[None]:
     """What the system refuses, in one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while weights are written
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UnveilError(f"{path}: cannot be written ({reason}), expected a folder that can; give another") from None
+    except OSError as error:
+        raise UnveilError(
+            f"{path}: cannot be written ({error.strerror or error}), expected a folder that can; give another"
+        ) from None
 
 
 def export_pipeline(
@@ -202,7 +200,7 @@ def export_pipeline(
             },
         )
         write_json(temporary / "unet" / "config.json", unet_config | version)
-        save_file(weights, temporary / "unet" / WEIGHTS, {"format": "pt"})
+        save_tensors(temporary / "unet" / WEIGHTS, weights, {"format": "pt"})
         write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config | version)
     return model
 
@@ -211,46 +209,19 @@ def _part(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: not there, expected as diffusers writes it") from None
-    except (OSError, ValueError) as error:
-        raise UnveilError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UnveilError(f"{path}: expected an object, found {type(values).__name__}")
-    return values
-
-
-def _load_weights(folder: Path) -> dict[str, Tensor]:
+def _load_weights(folder: Path, config: UNetConfig) -> dict[str, Tensor]:
+    """The weights under our names; their shapes are compared before their values are read."""
     path = folder / WEIGHTS
+    if not path.exists() and (folder / PICKLED).exists():
+        raise UnveilError(
+            f"{folder / PICKLED}: a pickle, which can run any code and is never opened here; expected {WEIGHTS}. "
+            "Where you trust it, convert it with diffusers: "
+            "DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)"
+        )
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        if (folder / PICKLED).exists():
-            raise UnveilError(
-                f"{folder / PICKLED}: a pickle, which can run any code and is never opened here; expected {WEIGHTS}. "
-                "Where you trust it, convert it with diffusers: "
-                "DiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)"
-            ) from None
-        raise UnveilError(f"{path}: not there, expected the weights in one file") from None
-    except OSError as error:
-        raise UnveilError(f"{path}: cannot be read ({error.strerror or error}), expected a file of weights") from None
-    except SafetensorError as error:
-        raise UnveilError(f"{path}: damaged ({error}); take it from its source again") from None
-
-
-def _check_fit(weights: dict[str, Tensor], config: UNetConfig, folder: Path) -> None:
-    """Raise UnveilError if the weights have other shapes than the configuration says."""
-    try:
-        with torch.device("meta"):
-            expected = build_network(config).state_dict()
+        wrong = misfit(config, unet2d.to_weights(load_shapes(path, MEND), config, str(path)))
     except ValueError as error:
         raise UnveilError(f"{folder / 'config.json'}: {error}") from None
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise UnveilError(
-                f"{folder / WEIGHTS}: {name} is {list(weights[name].shape)}, expected {list(tensor.shape)} "
-                "by its config.json"
-            )
+    if wrong is not None:
+        raise UnveilError(f"{path}: {wrong} by its config.json; {MEND}")
+    return unet2d.to_weights(load_tensors(path, MEND), config, str(path))

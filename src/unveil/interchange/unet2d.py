@@ -1,50 +1,77 @@
 """diffusers' ``UNet2DModel``: its configuration and its names of the weights, and ours."""
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from annotated_types import Ge, Le, Len
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from torch import Tensor
 
 from unveil.errors import UnveilError
+from unveil.files import parse_json
 from unveil.networks.config import UNetConfig
+from unveil.ranges import Blocks, Count, HalfOpenShare, NormEps, Side
 
-# What a config.json that lacks a key means by it, and the only value where ours has no such choice.
-DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-}
-COUNTS = ("sample_size", "in_channels", "out_channels", "layers_per_block", "norm_num_groups")
-OPTIONAL_COUNTS = ("attn_norm_num_groups", "attention_head_dim")
-HEAD_CHANNELS = 8  # of a config.json that lacks attention_head_dim; null there is one head
-GREATEST_EPS = 1e-2  # as params.yaml allows
-FIXED: dict[str, Any] = {
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "mid_block_type": "UNetMidBlock2D",
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
+MEND = "take the folder from its source again, or save the pipeline again with diffusers"
+DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
+
+
+def _one_side(size: Any) -> Any:
+    """The side of a square image, where its height and width are given."""
+    return size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
+
+
+class Theirs(BaseModel):
+    """A JSON file of diffusers, where keys that begin with ``_`` say how it was written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _nothing_unknown(self) -> Self:
+        for key in self.model_extra or {}:
+            if not key.startswith("_"):
+                raise ValueError(f"{key}: unknown setting, which this network may not have")
+        return self
+
+
+class UNet2D(Theirs):
+    """A ``UNet2DModel``'s config.json; the defaults are what one that lacks a key means by it."""
+
+    sample_size: Annotated[Side, BeforeValidator(_one_side)]
+    in_channels: Count = 3
+    out_channels: Count = 3
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[UpBlock, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: Annotated[tuple[Count, ...], Len(1)] = (224, 448, 672, 896)
+    layers_per_block: Blocks = 2
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    dropout: HalfOpenShare = 0.0
+    norm_num_groups: Count = 32
+    attn_norm_num_groups: Count | None = None
+    norm_eps: NormEps = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    attention_head_dim: Count | None = 8  # null is one head
+    # Of the others ours has no choice.
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: None = None
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    mid_block_scale_factor: Annotated[float, Ge(1), Le(1)] = 1
+    act_fn: Literal["silu"] = "silu"
+    class_embed_type: None = None
+    num_class_embeds: None = None
+    num_train_timesteps: None = None
+
+
 WAVES = {"ddpm": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
 BLOCK = {"norm1": "norm1", "conv1": "conv1", "embedding": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
 SHORTCUT = {"skip": "conv_shortcut"}
@@ -52,143 +79,88 @@ QKV = ("to_q", "to_k", "to_v")
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def to_config(values: Mapping[str, Any], name: str) -> UNetConfig:
+def to_config(theirs: UNet2D, name: str) -> UNetConfig:
     """Our configuration of a ``UNet2DModel``'s.
 
     Args:
-        values: of its config.json.
+        theirs: its config.json.
         name: of the file, for messages.
 
     Raises:
         UnveilError: if it has what our network has not; the line names the key.
     """
-    values = {key: value for key, value in values.items() if not key.startswith("_")}
-    if unknown := sorted(values.keys() - DEFAULTS.keys() - FIXED.keys() - {"attention_head_dim"}):
-        raise UnveilError(f"{name}: {unknown[0]}: unknown setting of UNet2DModel, which this network may not have")
-    for key, only in FIXED.items():
-        if values.get(key, only) != only:
-            raise UnveilError(f"{name}: {key}: found {values[key]!r}, expected {only!r}: this network has no other")
-    for key, value in values.items():
-        if key in DEFAULTS and not _is_like(value, DEFAULTS[key]):
-            raise UnveilError(f"{name}: {key}: found {value!r}, expected such as {DEFAULTS[key]!r}")
-    size = values.get("sample_size")
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        values["sample_size"] = size[0]
     try:
-        _check_numbers({**DEFAULTS, **values})
-        return _config({**DEFAULTS, **values})
+        config = _config(theirs)
     except ValueError as error:
         raise UnveilError(f"{name}: {error}") from None
+    return parse_json(json.dumps(config.to_dict()), UNetConfig, name, MEND)  # within our ranges
 
 
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of the default, and a list's items those of the default's."""
-    if isinstance(default, tuple):
-        return isinstance(value, list) and bool(value) and all(type(item) is type(default[0]) for item in value)
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return default is None or type(value) is type(default)
-
-
-def _check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise ValueError if a number is none, or is out of the range of any network."""
-    for key in COUNTS:
-        if not _is_count(values[key]):
-            size = " (or two equal ones): the side of a square image" if key == "sample_size" else ""
-            raise ValueError(f"{key}: found {values[key]!r}, expected one number, 1 at least{size}")
-    for key in OPTIONAL_COUNTS:
-        if (found := values.get(key)) is not None and not _is_count(found):
-            raise ValueError(f"{key}: found {found!r}, expected null or a whole number, 1 at least")
-    if not all(_is_count(width) for width in values["block_out_channels"]):
-        raise ValueError(f"block_out_channels: found {list(values['block_out_channels'])}, expected 1 at least in each")
-    if not 0 <= values["dropout"] < 1:
-        raise ValueError(f"dropout: found {values['dropout']}, expected a number in [0, 1)")
-    if not 0 < values["norm_eps"] <= GREATEST_EPS:
-        raise ValueError(f"norm_eps: found {values['norm_eps']}, expected a number in (0, {GREATEST_EPS}]")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _config(values: Mapping[str, Any]) -> UNetConfig:
-    widths = values["block_out_channels"]
-    if values["in_channels"] != values["out_channels"]:
+def _config(theirs: UNet2D) -> UNetConfig:
+    side, widths, groups = theirs.sample_size, theirs.block_out_channels, theirs.norm_num_groups
+    if theirs.in_channels != theirs.out_channels:
         raise ValueError(
-            f"out_channels: found {values['out_channels']}, expected in_channels, {values['in_channels']}: "
+            f"out_channels: found {theirs.out_channels}, expected in_channels, {theirs.in_channels}: "
             "learned variances and conditioning images are not there"
         )
+    attends = _attends(theirs)
     if any(width % widths[0] for width in widths):
         raise ValueError(f"block_out_channels: found {list(widths)}, expected multiples of the first")
-    if values["norm_num_groups"] > widths[0] // 2:
-        raise ValueError(f"norm_num_groups: found {values['norm_num_groups']}, expected two channels a group at least")
-    waves = (values["flip_sin_to_cos"], values["freq_shift"])
+    if groups > widths[0] // 2:
+        raise ValueError(f"norm_num_groups: found {groups}, expected two channels a group at least")
+    waves = (theirs.flip_sin_to_cos, theirs.freq_shift)
     if waves not in WAVES.values():
         raise ValueError(
             f"flip_sin_to_cos, freq_shift: found {waves[0]}, {waves[1]}, expected False, 1 (DDPM) or True, 0 (ADM)"
         )
-    scale_shift = values["resnet_time_scale_shift"] == "scale_shift"
-    if not scale_shift and values["resnet_time_scale_shift"] != "default":
-        raise ValueError(
-            f"resnet_time_scale_shift: found {values['resnet_time_scale_shift']!r}, expected default or scale_shift"
-        )
-    attention_groups = values["attn_norm_num_groups"]
+    scale_shift = theirs.resnet_time_scale_shift == "scale_shift"
+    attention_groups = theirs.attn_norm_num_groups
     if attention_groups is None and not scale_shift:
-        attention_groups = values["norm_num_groups"]
-    if values["add_attention"] and attention_groups != values["norm_num_groups"]:
+        attention_groups = groups
+    if theirs.add_attention and attention_groups != groups:
         raise ValueError(
-            f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, "
-            f"{values['norm_num_groups']}: the middle attends to normalised features"
+            f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, {groups}: "
+            "the middle attends to normalised features"
         )
-    attends = _attends(values)
     return UNetConfig(
-        image_size=values["sample_size"],
-        image_channels=values["in_channels"],
+        image_size=side,
+        image_channels=theirs.in_channels,
         channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
-        blocks=values["layers_per_block"],
-        attention_resolutions=tuple(values["sample_size"] // 2**level for level, yes in enumerate(attends) if yes),
-        attention_head_channels=values.get("attention_head_dim", HEAD_CHANNELS) or 0,
-        dropout=values["dropout"],
-        middle_attention=values["add_attention"],
+        blocks=theirs.layers_per_block,
+        attention_resolutions=tuple(side // 2**level for level, yes in enumerate(attends) if yes),
+        attention_head_channels=theirs.attention_head_dim or 0,
+        dropout=theirs.dropout,
+        middle_attention=theirs.add_attention,
         noise_embedding="ddpm" if waves == WAVES["ddpm"] else "adm",
         scale_shift_norm=scale_shift,
-        resampling=_resampling(values),
-        norm_groups=values["norm_num_groups"],
-        norm_eps=values["norm_eps"],
+        resampling=_resampling(theirs),
+        norm_groups=groups,
+        norm_eps=theirs.norm_eps,
     )
 
 
-def _attends(values: Mapping[str, Any]) -> list[bool]:
+def _attends(theirs: UNet2D) -> list[bool]:
     """Which resolutions attend, the highest first."""
-    down, up = values["down_block_types"], values["up_block_types"]
-    if not len(down) == len(up) == len(values["block_out_channels"]):
+    down, up = theirs.down_block_types, theirs.up_block_types
+    if not len(down) == len(up) == len(theirs.block_out_channels):
         raise ValueError("down_block_types: expected as many as up_block_types and block_out_channels")
-    for key, types in (("down_block_types", down), ("up_block_types", up)):
-        way = "Down" if key.startswith("down") else "Up"
-        known = (f"{way}Block2D", f"Attn{way}Block2D", f"Resnet{way}sampleBlock2D")
-        if unknown := [kind for kind in types if kind not in known]:
-            raise ValueError(f"{key}: found {unknown[0]}, expected {', '.join(known)}")
     attends = [kind.startswith("Attn") for kind in down]
     if attends != [kind.startswith("Attn") for kind in reversed(up)]:
         raise ValueError("up_block_types: expected attention at the resolutions at which down_block_types has it")
     return attends
 
 
-def _resampling(values: Mapping[str, Any]) -> Any:
-    """conv, conv-symmetric or residual."""
-    down = [_kind(name, values["downsample_type"]) for name in values["down_block_types"][:-1]]
-    up = [_kind(name, values["upsample_type"]) for name in values["up_block_types"][:-1]]
-    kinds = {*down, *up}
-    if len(kinds) > 1 or not kinds <= {"conv", "resnet"}:
+def _resampling(theirs: UNet2D) -> Literal["conv", "conv-symmetric", "residual"]:
+    kinds = {_kind(name, theirs.downsample_type) for name in theirs.down_block_types[:-1]}
+    kinds |= {_kind(name, theirs.upsample_type) for name in theirs.up_block_types[:-1]}
+    if len(kinds) > 1:
         raise ValueError(
             "down_block_types, up_block_types: expected one way of resampling, conv or resnet, at all resolutions"
         )
     if kinds == {"resnet"}:
         return "residual"
-    if values["downsample_padding"] not in (0, 1):
-        raise ValueError(f"downsample_padding: found {values['downsample_padding']}, expected 0 or 1")
-    return "conv-symmetric" if values["downsample_padding"] else "conv"
+    return "conv-symmetric" if theirs.downsample_padding else "conv"
 
 
 def _kind(block_type: str, of_attention: str) -> str:
@@ -284,7 +256,7 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> d
     """
     try:
         return _to_weights(theirs, config)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: the parts of attention do not go together
         raise UnveilError(
             f"{name}: {error}, by the config.json beside it; take both files from one source, or save the pipeline "
             "again with diffusers"

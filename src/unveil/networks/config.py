@@ -1,12 +1,16 @@
 """What determines a network."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from unveil import ranges
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """All that determines a U-Net.
+    """All that determines a U-Net. The ranges hold for what is read from a file.
 
     Attributes:
         image_size: height and width of the images in pixels.
@@ -39,15 +43,16 @@ class UNetConfig:
         augment_labels: numbers that tell how an image was augmented, beside the noise level; 0 = it is not told.
     """
 
-    image_size: int
-    channels: int
-    channel_multipliers: tuple[int, ...]
-    blocks: int
-    attention_resolutions: tuple[int, ...]
-    attention_head_channels: int = 0
-    dropout: float = 0.0
-    stem: int = 1
-    image_channels: int = 3
+    __pydantic_config__ = ranges.NO_OTHERS
+    image_size: ranges.Side
+    channels: ranges.Width
+    channel_multipliers: ranges.Multipliers
+    blocks: ranges.Blocks
+    attention_resolutions: tuple[ranges.Count, ...]
+    attention_head_channels: ranges.Amount = 0
+    dropout: ranges.HalfOpenShare = 0.0
+    stem: ranges.Stem = 1
+    image_channels: Annotated[int, Ge(1), Le(16)] = 3
     middle_attention: bool = True
     noise_conditioning: Literal["all", "bottleneck", "none"] = "all"
     architecture: Literal["residual", "plain"] = "residual"
@@ -58,11 +63,11 @@ class UNetConfig:
     resampling_filter: Literal["box", "binomial"] = "box"
     progressive_input: bool = False
     skip_rescale: bool = False
-    norm_groups: int = 32
-    norm_eps: float = 1e-6
-    refinement_channels: int = 0
-    augment_labels: int = 0
-    attention_heads: int = 0
+    norm_groups: ranges.Count = 32
+    norm_eps: ranges.NormEps = 1e-6
+    refinement_channels: ranges.RefinementChannels = 0
+    augment_labels: Annotated[int, Ge(0), Le(256)] = 0
+    attention_heads: ranges.Amount = 0
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):  # lists come in from JSON and YAML

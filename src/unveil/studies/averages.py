@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.pixels import to_uint8
@@ -25,7 +26,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, frechet_distance, significant, statistics
 from unveil.evaluation.features import FEATURE_SETS, Extractor, extract, load_extractor
 from unveil.evaluation.sets import real_parts
-from unveil.files import atomic_path, file_digest, write_json, write_text
+from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
 from unveil.params import Params
 from unveil.training.averages import FOLDER, Averages
 from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig, load_denoiser
@@ -133,9 +134,9 @@ class Search:
         self.model = ModelConfig.load(self.models)
         self.averages = Averages.beside(self.models / WEIGHTS_FILE)
         self.index = ShardIndex.load(self.shards)
-        if self.model.data["shards"] != self.index.digest():
+        if self.model.data.get("shards") != self.index.digest():
             raise UnveilError(
-                f"{self.models}/config.json: trained on shards {str(self.model.data['shards'])[:12]}, but "
+                f"{self.models}/config.json: trained on shards {str(self.model.data.get('shards'))[:12]}, but "
                 f"{self.shards}/index.json has {self.index.digest()[:12]}; a distance between the two means nothing"
             )
         self.device = resolve_device(self.settings.device)
@@ -289,18 +290,21 @@ def half_life_deviation(half_life: float | None, rampup: float, images: int) -> 
         return None
 
 
+class _PointsFile(BaseModel):
+    """Points, and beside them the facts that they were measured with."""
+
+    model_config = ConfigDict(extra="allow")
+    points: tuple[Point, ...]
+
+
 def read_points(path: Path) -> tuple[dict[str, Any], list[Point]]:
     """The facts and the points of a ``points.json``.
 
     Raises:
         UnveilError: if it is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        points = [Point(**entry) for entry in content.pop("points")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnveilError(f"{path}: not what this search writes ({error}); remove it, and run again") from None
-    return content, points
+    found = read_json(path, _PointsFile, "remove it, and run again")
+    return found.model_extra or {}, list(found.points)
 
 
 def choices_of(text: str) -> list[WeightsChoice]:

@@ -5,7 +5,6 @@ were prepared, of their number, or of their split. Features of each set are extr
 folder, and each distance as soon as it is measured: a study that was stopped goes on.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.celeba import ZIP_NAME
@@ -37,7 +35,8 @@ from unveil.evaluation.controls import blur, check_archive, jpeg, noise, png, re
 from unveil.evaluation.distances import Statistics, frechet_distance, significant, statistics
 from unveil.evaluation.features import Extractor, extract, load_extractor
 from unveil.evaluation.sets import load_real, spread, uniform_noise
-from unveil.files import atomic_path, write_json, write_text
+from unveil.files import atomic_path, read_json, write_json, write_text
+from unveil.tensors import open_tensors, save_tensors
 from unveil.training.precision import resolve_device
 
 SIZES = (250, 500, 1000, 2000, 4000, 8000, 16_000)  # images a set, of the curve; as many as there are come last
@@ -147,6 +146,13 @@ class Pair:
     other: str
     rows: NDArray[np.int64] | None = field(default=None, compare=False)
     other_rows: NDArray[np.int64] | None = field(default=None, compare=False)
+
+
+class _Known(BaseModel):
+    """Distances, and beside them the facts that they were measured with."""
+
+    model_config = ConfigDict(extra="allow")
+    distances: dict[str, float]
 
 
 @dataclass
@@ -290,14 +296,12 @@ class Study:
     def features(self, name: str) -> Tensor:
         """Features of a set, float32 [n, D], from the study's folder or anew."""
         path = self.out / "features" / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}.safetensors"
-        try:
-            if path.is_file():
-                return load_file(path)["features"]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise UnveilError(f"{path}: cannot be read ({error}); remove it, and run the command again") from None
+        if path.exists():
+            with open_tensors(path, "remove it, and run the command again") as file:
+                kept: Tensor = file.get_tensor("features")
+                return kept
         found = extract(self.sets[name](), self.extractor, self.settings.batch_size, self.device)
-        with atomic_path(path) as temporary:
-            save_file({"features": found}, temporary)
+        save_tensors(path, {"features": found})
         return found
 
     def pairs(self) -> Iterator[Pair]:
@@ -384,15 +388,12 @@ class Study:
         path = self.out / "distances.json"
         if not path.exists():
             return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            measured = {str(key): float(value) for key, value in found.pop("distances").items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnveilError(f"{path}: not what this study writes ({error}); remove it, and run again") from None
+        known = read_json(path, _Known, "remove it, and run again")
+        found = known.model_extra or {}
         if found != self.facts:
             different = ", ".join(sorted(key for key in self.facts if found.get(key) != self.facts[key]))
             raise UnveilError(f"{path}: measured with another {different}; choose another --out, or remove that folder")
-        return measured
+        return known.distances
 
     @property
     def floor(self) -> float:

@@ -5,7 +5,6 @@ otherwise, the same ends of the grid, so that only the sampler and its number of
 DDPM with 1000 steps. Each point is kept as soon as it is measured: a study that was stopped goes on.
 """
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, get_args
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.pixels import to_uint8
@@ -28,7 +28,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.distances import Statistics, frechet_distance, significant, statistics
 from unveil.evaluation.features import Extractor, extract, load_extractor
 from unveil.evaluation.sets import real_parts
-from unveil.files import atomic_path, file_digest, write_json, write_text
+from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
 
@@ -151,9 +151,9 @@ class Study:
     def __post_init__(self) -> None:
         self.model = ModelConfig.load(self.models)
         self.index = ShardIndex.load(self.shards)
-        if self.model.data["shards"] != self.index.digest():
+        if self.model.data.get("shards") != self.index.digest():
             raise UnveilError(
-                f"{self.models}/config.json: trained on shards {str(self.model.data['shards'])[:12]}, but "
+                f"{self.models}/config.json: trained on shards {str(self.model.data.get('shards'))[:12]}, but "
                 f"{self.shards}/index.json has {self.index.digest()[:12]}; a distance between the two means nothing"
             )
         if self.settings.reference_images > (there := self.index.num_images("train")):
@@ -280,18 +280,21 @@ class Study:
         return found[1]
 
 
+class _PointsFile(BaseModel):
+    """Points, and beside them the facts that they were measured with."""
+
+    model_config = ConfigDict(extra="allow")
+    points: tuple[Point, ...]
+
+
 def read_points(path: Path) -> tuple[dict[str, Any], list[Point]]:
     """The facts and the points of a ``points.json``.
 
     Raises:
         UnveilError: if it is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        points = [Point(**{**entry, "config": SamplerConfig(**entry["config"])}) for entry in content.pop("points")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnveilError(f"{path}: not what this study writes ({error}); remove it, and run again") from None
-    return content, points
+    found = read_json(path, _PointsFile, "remove it, and run again")
+    return found.model_extra or {}, list(found.points)
 
 
 def reference_of(points: Sequence[Point]) -> Point | None:

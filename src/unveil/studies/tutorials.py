@@ -6,7 +6,6 @@ everything in which the runs differ, and a mistake replaces one field of it. Wha
 built here, of the library's own parts put together wrongly. Every finished run is kept, and is not made again.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,7 +21,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -40,9 +38,10 @@ from unveil.evaluation.distances import Statistics, frechet_distance, significan
 from unveil.evaluation.features import extract, load_extractor
 from unveil.evaluation.sets import load_real, uniform_noise
 from unveil.figures import image_grid
-from unveil.files import atomic_directory, atomic_path, write_json, write_text
+from unveil.files import atomic_directory, atomic_path, read_json, read_text, write_json, write_text
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
+from unveil.tensors import load_tensors, save_tensors
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.loop import Trainer, TrainingConfig
 from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
@@ -52,6 +51,7 @@ ADDITIVE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Noise levels of the autoencoder: a handful of equal steps, the last of which leaves every face in plain sight."""
 SAMPLE_BATCH = 100
 SHRUNK_AT_ONCE = 1000
+AGAIN = "remove it, and run the command again"
 SHOWN = 8  # images of a run in the figures
 ZOOM = 2  # pixels of the figures a pixel
 COLORS = 128  # of the figures' palettes
@@ -417,9 +417,8 @@ class Judge:
     def _reference(self) -> Statistics:
         if not self.features.is_file():
             found = self._extract(self.real("train", self.budget.reference_images))
-            with atomic_path(self.features) as temporary:
-                save_file({"features": found}, temporary)
-        return statistics(load_file(self.features)["features"])
+            save_tensors(self.features, {"features": found})
+        return statistics(load_tensors(self.features, AGAIN)["features"])
 
     def _statistics(self, images: Tensor) -> Statistics:
         return statistics(self._extract(images))
@@ -536,9 +535,9 @@ class Study:
                 f"{point.images_per_second:.0f} images/s  {round(point.seconds_left)} s left of it"
             )
         with atomic_directory(folder) as temporary:
-            save_file(_weights(trainer.network), temporary / "raw.safetensors")
+            save_tensors(temporary / "raw.safetensors", trainer.network.state_dict())
             with trainer.averaged() as network:
-                save_file(_weights(network), temporary / "averaged.safetensors")
+                save_tensors(temporary / "averaged.safetensors", network.state_dict())
             write_json(
                 temporary / "training.json",
                 {
@@ -555,10 +554,10 @@ class Study:
         setup = case.setup
         folder = self.training_folder(setup.training)
         network = build_network(self.budget.network_of(setup)).to(self.device)
-        network.load_state_dict(load_file(folder / f"{setup.weights}.safetensors"))
+        network.load_state_dict(load_tensors(folder / f"{setup.weights}.safetensors", AGAIN))
         network.eval()
         images = torch.cat(list(sample(network, setup, self.budget, self.precision, self.device)))
-        training = read_json(folder / "training.json")
+        training = read_json(folder / "training.json", dict[str, Any], AGAIN)
         result = Result(
             name=case.name,
             frechet=self.judge.frechet(images),
@@ -566,21 +565,20 @@ class Study:
             parameters=training["parameters"],
             nfe=len(visited(setup, VPLinear(setup.timesteps), self.budget.steps)) - 1,
         )
-        with atomic_path(self.pictures_file(case)) as temporary:
-            save_file({"images": images[:SHOWN].contiguous()}, temporary)
+        save_tensors(self.pictures_file(case), {"images": images[:SHOWN]})
         # Last, since it says that all is there.
         write_json(self.result_file(case), {"changes": setup.changes, **asdict(result)})
         return result
 
     def result(self, case: Case) -> Result:
         """The result of a run that is there."""
-        values = read_json(self.result_file(case))
+        values = read_json(self.result_file(case), dict[str, Any], AGAIN)
         values.pop("changes")
         return Result(**values)
 
     def pictures(self, case: Case) -> Tensor:
         """The first samples of a run that is there: uint8 [SHOWN, 3, size, size]."""
-        return load_file(self.pictures_file(case))["images"]
+        return load_tensors(self.pictures_file(case), AGAIN)["images"]
 
     @property
     def controls_file(self) -> Path:
@@ -612,7 +610,7 @@ class Study:
         if not path.is_file():
             write_json(path, mine)
             return
-        theirs = read_json(path)
+        theirs = read_json(path, dict[str, Any], AGAIN)
         for key, value in mine.items():
             if theirs.get(key) != value:
                 raise UnveilError(
@@ -677,10 +675,6 @@ def shrunk(images: Tensor, size: int) -> Tensor:
     return torch.cat(means)
 
 
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
 # ---------------------------------------------------------------------------------------- what the study shows
 
 
@@ -738,7 +732,7 @@ def write_report(study: Study, results: Sequence[Result], figures: Path) -> str:
     Returns:
         The table.
     """
-    controls = read_json(study.controls_file)
+    controls = read_json(study.controls_file, dict[str, Any], AGAIN)
     mean, spread = seeds_of(results)
     text = table(results, controls, study.budget)
     cases = {case.name: case for case in CASES}
@@ -767,7 +761,7 @@ def fill_report(path: Path, text: str) -> None:
     """
     before, after = "<!-- tutorials -->", "<!-- /tutorials -->"
     try:
-        old = path.read_text(encoding="utf-8")
+        old = read_text(path)
     except OSError as error:
         raise UnveilError(f"--report: {path} cannot be read ({error})") from None
     head, found, rest = old.partition(before)
@@ -822,19 +816,6 @@ def save_palette(image: Image.Image, path: Path) -> None:
         image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
             temporary, "PNG", optimize=True
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of the study's folder.
-
-    Raises:
-        UnveilError: if it is damaged.
-    """
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnveilError(f"{path}: cannot be read ({error}); remove it, and run the command again") from None
-    return values
 
 
 def chosen(names: Sequence[str]) -> list[Case]:

@@ -14,16 +14,17 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unveil import ranges
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory, atomic_path, file_digest, write_json
-from unveil.training.choices import GREATEST_DEVIATION, LEAST_DEVIATION, WeightsChoice
+from unveil.files import atomic_directory, file_digest, parse_json, read_json, regular, write_json
+from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION, NO_OTHERS
+from unveil.tensors import load_tensors, open_tensors, save_tensors
+from unveil.training.choices import WeightsChoice
 from unveil.training.posthoc import (
     STEEPEST_RAMP,
     ExponentialProfile,
@@ -42,24 +43,64 @@ LARGEST_ERROR = 0.1  # of a reconstruction
 ROUNDING = 2e-3
 SCAN = 40  # deviations, evenly spaced in the logarithm, among which the range that can be reconstructed ends
 BISECTIONS = 4  # of the step in which it ends
+MEND = "run `dvc checkout --force`, or train again"
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A file of power-function averages: which weights they averaged, and the bytes that it should have."""
 
-    images: int
-    file: str
-    sha256: str
+    __pydantic_config__ = NO_OTHERS
+    images: ranges.Images
+    file: ranges.FileName
+    sha256: ranges.Sha256
 
 
 @dataclass(frozen=True)
 class HalfLife:
     """A file of exponentially averaged weights."""
 
-    half_life_images: int
-    file: str
-    sha256: str
+    __pydantic_config__ = NO_OTHERS
+    half_life_images: ranges.Images
+    file: ranges.FileName
+    sha256: ranges.Sha256
+
+
+@dataclass(frozen=True)
+class _Profile:
+    __pydantic_config__ = NO_OTHERS
+    sigma_rel: ranges.RelativeDeviation
+    gamma: ranges.NonNegative
+
+
+@dataclass(frozen=True)
+class _IndexFile:
+    """The layout of ``index.json``. Raises ValueError for snapshots that cannot be of one training."""
+
+    __pydantic_config__ = NO_OTHERS
+    format: Literal[1]
+    images: ranges.Images
+    ema_rampup: ranges.Share
+    half_lives: tuple[HalfLife, ...]
+    profiles: tuple[_Profile, ...]
+    snapshots: tuple[Snapshot, ...]
+    model: ranges.Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        times = [0, *(snapshot.images for snapshot in self.snapshots)]
+        if times != sorted(set(times)) or times[-1] > self.images:
+            raise ValueError(f"expected snapshots at rising numbers of images, from 1 to {self.images}")
+        profiles = {profile.sigma_rel for profile in self.profiles}
+        if len(profiles) != len(self.profiles) or (self.snapshots and not profiles):
+            raise ValueError("expected different profiles, and some where there are snapshots")
+
+
+@dataclass(frozen=True)
+class _SnapshotFacts:
+    """The metadata of a snapshot."""
+
+    images: ranges.Images
+    profiles: tuple[_Profile, ...]
 
 
 @dataclass(frozen=True)
@@ -91,24 +132,10 @@ class Averages:
         Raises:
             UnveilError: if it is missing, damaged or of another format.
         """
-        path = folder / INDEX_FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise UnveilError(f"{path}: format is {values['format']!r}, expected {FORMAT}; train again")
-            return cls(
-                folder,
-                values["images"],
-                values["ema_rampup"],
-                tuple(HalfLife(**entry) for entry in values["half_lives"]),
-                tuple(entry["sigma_rel"] for entry in values["profiles"]),
-                tuple(Snapshot(**entry) for entry in values["snapshots"]),
-                values.get("model"),
-            )
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, expected the averages of a model; run the train stage") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UnveilError(f"{path}: not an index of averages ({error}); run the train stage again") from None
+        index = read_json(folder / INDEX_FILE, _IndexFile, MEND)
+        profiles = tuple(profile.sigma_rel for profile in index.profiles)
+        facts = (index.images, index.ema_rampup, index.half_lives, profiles, index.snapshots)
+        return cls(folder, *facts, index.model)
 
     @classmethod
     def beside(cls, weights: Path) -> "Averages":
@@ -151,7 +178,7 @@ class Averages:
             raise ValueError("found ema, expected half-life:N or power:S")
         for entry in self.half_lives:
             if choice == WeightsChoice("half-life", entry.half_life_images):
-                return load_file(self._whole(entry))
+                return load_tensors(self._whole(entry), MEND)
         return self._combine(self.reconstruction(choice).coefficients)
 
     def reconstruction(self, choice: WeightsChoice) -> Reconstruction:
@@ -166,7 +193,7 @@ class Averages:
                 f"train.ema_{'more_half_lives' if choice.kind == 'half-life' else 'profiles'}, or choose another"
             )
         found = self._reconstruction(choice)
-        if found.error > LARGEST_ERROR:
+        if not found.error <= LARGEST_ERROR:  # nor is it where it is not a number
             least, greatest = self.deviations()
             raise UnveilError(
                 f"{self.folder}: {choice} can be reconstructed from these {len(self.snapshots)} snapshots only with an "
@@ -226,8 +253,7 @@ class Averages:
         total: dict[str, Tensor] = {}
         remaining = iter(coefficients)
         for snapshot in self.snapshots:
-            path = self._whole(snapshot)
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(self._whole(snapshot), MEND) as file:
                 for sigma_rel in self.profiles:
                     coefficient, prefix = next(remaining), _prefix(sigma_rel)
                     for name in (key for key in file.keys() if key.startswith(prefix)):  # noqa: SIM118, no mapping
@@ -241,29 +267,26 @@ class Averages:
     def _whole(self, entry: Snapshot | HalfLife) -> Path:
         """The path of a file whose bytes are those that the index has."""
         path = self.folder / entry.file
-        if not path.is_file():
-            raise UnveilError(
-                f"{path}: not there, expected what {INDEX_FILE} names; run `dvc checkout`, or train again"
-            )
-        if file_digest(path) != entry.sha256:
-            raise UnveilError(
-                f"{path}: damaged, its sha256 is not that of {INDEX_FILE}; run `dvc checkout --force`, or train again"
-            )
+        try:
+            whole = file_digest(path) == entry.sha256
+        except FileNotFoundError:
+            raise UnveilError(f"{path}: not there, expected what {INDEX_FILE} names; {MEND}") from None
+        if not whole:
+            raise UnveilError(f"{path}: damaged, its sha256 is not that of {INDEX_FILE}; {MEND}")
         return path
 
 
 def save_snapshot(path: Path, images: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
     """Write averages of one moment of training, by relative standard deviation and parameter, as fp16."""
     tensors = {
-        f"{_prefix(sigma_rel)}{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+        f"{_prefix(sigma_rel)}{name}": tensor.to("cpu", torch.float16)
         for sigma_rel, named in averages.items()
         for name, tensor in named.items()
     }
     profiles = [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in averages]
     # One key: safetensors writes several in random order, and equal averages must be equal bytes.
     metadata = {"facts": json.dumps({"images": images, "profiles": profiles})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_tensors(path, tensors, metadata)
 
 
 def write_averages(
@@ -293,12 +316,12 @@ def write_averages(
         entries = []
         for half_life, state in half_lives:
             path = temporary / f"half-life-{half_life}.safetensors"
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+            save_tensors(path, state)
             entries.append({"half_life_images": half_life, "file": path.name, "sha256": file_digest(path)})
         copies = []
         for snapshot in snapshots:
             path = temporary / snapshot.name
-            shutil.copyfile(snapshot, path)
+            shutil.copyfile(regular(snapshot), path)
             copies.append({"images": _images(snapshot, profiles), "file": path.name, "sha256": file_digest(path)})
         index: dict[str, Any] = {
             "format": FORMAT,
@@ -315,15 +338,13 @@ def write_averages(
 
 def _images(snapshot: Path, profiles: Sequence[float]) -> int:
     """Images of a snapshot, which must hold these profiles."""
-    try:
-        with safe_open(snapshot, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-        images, found = facts["images"], [entry["sigma_rel"] for entry in facts["profiles"]]
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise UnveilError(f"{snapshot}: damaged ({error}); remove its folder and train again") from None
-    if found != list(profiles):
+    mend = "remove its folder and train again"
+    with open_tensors(snapshot, mend) as file:
+        text = (file.metadata() or {}).get("facts", "")
+    facts = parse_json(text, _SnapshotFacts, f"{snapshot}: metadata", mend)
+    if (found := [profile.sigma_rel for profile in facts.profiles]) != list(profiles):
         raise UnveilError(f"{snapshot}: found profiles {found}, expected {list(profiles)}; remove it and train again")
-    return int(images)
+    return facts.images
 
 
 def _prefix(sigma_rel: float) -> str:

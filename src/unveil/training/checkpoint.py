@@ -3,37 +3,52 @@
 import hashlib
 import json
 import shutil
-import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.design import DiffusionConfig, build_denoiser
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory, atomic_path, file_digest, write_json
+from unveil.files import atomic_directory, file_digest, read_json, write_json
 from unveil.networks.config import UNetConfig
-from unveil.networks.design import build_network
+from unveil.networks.design import build_network, misfit
+from unveil.ranges import NO_OTHERS, Amount, FileName, Sha256
+from unveil.tensors import load_shapes, load_tensors, save_tensors
 from unveil.training.averages import FOLDER, Averages, save_snapshot
 from unveil.training.choices import WeightsChoice
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-LONGEST_REASON = 200  # characters of a library's own message that ours repeats
 STATE_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
 RUN_FILE = "run.json"
 SNAPSHOTS = "snapshots"
+MEND = "run the train stage again"
+
+
+def _of_shards(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse what a sample's facts could not say."""
+    if not all(type(value) in (str, int) for value in facts.values()):
+        raise ValueError("expected texts and whole numbers")
+    return facts
+
+
+def _of_a_training(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse a half-life that is no number of images."""
+    half_life = facts.get("ema_half_life_images", 0)
+    if type(half_life) not in (int, float) or half_life < 0:
+        raise ValueError("expected a number of at least 0 as ema_half_life_images")
+    return facts
 
 
 @dataclass(frozen=True)
@@ -45,17 +60,20 @@ class ModelConfig:
         diffusion: path, parameterization and objective.
         data: source, protocol, image_size and the digest of the shards.
         training: how the weights came about: images, batch_size, lr, the averages' half-life, precision, ...
+        format: of config.json.
     """
 
+    __pydantic_config__ = NO_OTHERS
     network: UNetConfig
     diffusion: DiffusionConfig
-    data: Mapping[str, Any]
-    training: Mapping[str, Any]
+    data: Annotated[Mapping[str, Any], AfterValidator(_of_shards)]
+    training: Annotated[Mapping[str, Any], AfterValidator(_of_a_training)]
+    format: Literal[1] = field(default=FORMAT, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            "format": FORMAT,
+            "format": self.format,
             "network": self.network.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "data": dict(self.data),
@@ -69,21 +87,7 @@ class ModelConfig:
         Raises:
             UnveilError: if it is missing, damaged or of another format.
         """
-        path = folder / CONFIG_FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise UnveilError(f"{path}: format is {values['format']!r}, expected {FORMAT}; train again")
-            return cls(
-                UNetConfig(**values["network"]),
-                DiffusionConfig(**values["diffusion"]),
-                values["data"],
-                values["training"],
-            )
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, expected a trained model's; run the train stage") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UnveilError(f"{path}: not a model's configuration ({error}); run the train stage again") from None
+        return read_json(folder / CONFIG_FILE, cls, MEND)
 
     def build(self) -> Denoiser:
         """The denoiser with fresh weights."""
@@ -92,9 +96,7 @@ class ModelConfig:
 
 def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
     """Write ``model.safetensors`` (the network's weights) and ``config.json``."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(weights, temporary)
+    save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_json(folder / CONFIG_FILE, config.to_dict())
 
 
@@ -113,21 +115,15 @@ def load_denoiser(
             average.
     """
     config = ModelConfig.load(folder)
-    try:
-        denoiser = config.build()
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise UnveilError(
-            f"{folder / CONFIG_FILE}: describes a model that cannot be built ({_reason(error)}); train again"
-        ) from None
     path = folder / WEIGHTS_FILE
     try:
-        denoiser.network.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: not there, expected a trained model's weights; run the train stage") from None
-    except SafetensorError as error:
-        raise UnveilError(f"{path}: damaged ({error}); run the train stage again") from None
-    except RuntimeError as error:
-        raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {_reason(error)}; run the train stage again") from None
+        wrong = misfit(config.network, load_shapes(path, MEND))  # before there is memory for the network
+        if wrong is not None:
+            raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {wrong}; {MEND}")
+        denoiser = config.build()
+    except ValueError as error:
+        raise UnveilError(f"{folder / CONFIG_FILE}: describes a model that cannot be built ({error}); {MEND}") from None
+    denoiser.network.load_state_dict(load_tensors(path, MEND))
     own = WeightsChoice("half-life", config.training.get("ema_half_life_images", 0))
     if weights not in (WeightsChoice(), own):
         _load_average(denoiser.network, folder, weights)
@@ -168,6 +164,15 @@ def claimed_folder(root: Path, name: str) -> Iterator[Path]:
             return
 
 
+class _Facts(BaseModel):
+    """The part of ``state.json`` by which a checkpoint is known to be whole."""
+
+    model_config = ConfigDict(extra="allow")
+    step: Amount
+    sha256: Sha256
+    snapshots: dict[FileName, Sha256] = {}
+
+
 class Checkpoints:
     """Scratch checkpoints of one run: ``<root>/<fingerprint>/step-00000500/``; the newest few are kept.
 
@@ -186,7 +191,7 @@ class Checkpoints:
         """Write the state after ``step`` steps, whole or not at all, and remove the oldest."""
         path = self.folder / f"step-{step:08d}"
         with atomic_directory(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / STATE_FILE)
+            save_tensors(temporary / STATE_FILE, tensors)
             write_json(temporary / FACTS_FILE, {**facts, "step": step, "sha256": file_digest(temporary / STATE_FILE)})
         for old in self._paths()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -220,7 +225,7 @@ class Checkpoints:
         """
         for path, facts in self._whole():
             if before is None or facts["step"] < before:
-                return load_file(path / STATE_FILE), facts
+                return load_tensors(path / STATE_FILE, "remove its folder and train again"), facts
         return None
 
     def newest(self) -> Path | None:
@@ -234,10 +239,9 @@ class Checkpoints:
     def noted(self) -> str | None:
         """What ``note`` kept, or None."""
         try:
-            run_id = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))["run_id"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_json(self.folder / RUN_FILE, dict[str, str | None], "it is written anew").get("run_id")
+        except (OSError, UnveilError):
             return None
-        return run_id if isinstance(run_id, str) else None
 
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: of a longer training, if this one begins anew or further back."""
@@ -257,17 +261,11 @@ class Checkpoints:
         """Whole checkpoints with their facts, the newest first."""
         for path in reversed(self._paths()):
             try:
-                facts = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
-                whole = isinstance(facts["step"], int) and file_digest(path / STATE_FILE) == facts["sha256"]
-                for name, digest in facts.get("snapshots", {}).items():
+                facts = read_json(path / FACTS_FILE, _Facts, "remove it", finite=False)
+                whole = file_digest(path / STATE_FILE) == facts.sha256
+                for name, digest in facts.snapshots.items():
                     whole = whole and file_digest(self.folder / SNAPSHOTS / name) == digest
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, UnveilError):
                 continue
             if whole:
-                yield path, facts
-
-
-def _reason(error: Exception) -> str:
-    """What a library's error says, in one line: PyTorch heads a list of several with a line that says nothing."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[min(1, len(lines) - 1)].strip(), LONGEST_REASON, placeholder=" ...")
+                yield path, facts.model_dump()

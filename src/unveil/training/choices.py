@@ -3,10 +3,11 @@
 import re
 from typing import Literal, NamedTuple
 
+from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION
+
 OptimizerName = Literal["adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "inverse-sqrt"]
 
-LEAST_DEVIATION, GREATEST_DEVIATION = 0.005, 0.28  # relative, of power functions; at 12 ** -0.5 all times weigh alike
 WEIGHTS = "ema | half-life:N | power:S"
 """How the weights to sample with are named."""
 

@@ -22,6 +22,7 @@ scatter. A spike that passes is in ``largest``, and in no verdict.
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.errors import UnveilError
+from unveil.files import read_text
 
 FALSE_ALARMS = 1e-3
 """So many of the pairs of runs that differ in their seeds alone are found to differ, at most.
@@ -167,9 +169,8 @@ def read_curve(path: Path) -> LossCurve:
     """
     how = "expected a curves.csv of the train stage, with the columns images and loss"
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error):
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error:
         raise UnveilError(f"{path}: found something other than a table in text, {how}; give another file") from None
     if not rows:
         raise UnveilError(f"{path}: found no points, {how}; let training run to its end")

@@ -111,8 +111,29 @@ def test_a_record_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None
         SourceRecord.load(tmp_path)
     for text in ("{", "[]", "{}", '{"files": 3}'):
         (tmp_path / "source.json").write_text(text)
-        with pytest.raises(UnveilError, match="not what download writes"):
+        with pytest.raises(UnveilError, match="run the download stage again"):
             SourceRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": "10"}, "images: found"),
+        ({"source": "web"}, "source: found"),
+        ({"canvas": [178]}, "canvas.1 is missing"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, 'files."../x"'),
+        ({"published": "no"}, "published: found"),
+        ({"more": 1}, "more: unknown key"),
+    ],
+)
+def test_a_value_of_the_record_that_cannot_be_is_named(
+    own: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    record = get(tmp_path / "raw", own).to_json()
+    (tmp_path / "source.json").write_text(json.dumps(record | changes))
+    with pytest.raises(UnveilError) as caught:
+        SourceRecord.load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'source.json'}: {said}") and str(caught.value).isprintable()
 
 
 def test_workers() -> None:

@@ -1,6 +1,5 @@
 """What every source tells about itself, and what stands in ``source.json``."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 
 from unveil.data.celeba import CANVAS
 from unveil.errors import UnveilError
+from unveil.files import read_json
+from unveil.ranges import NO_OTHERS, Amount, Count, FileName, Sha256, SourceName
 
 SOURCE_FILE = "source.json"
 
@@ -35,21 +36,23 @@ class SourceFacts:
 class FileFacts:
     """Size and hash of one file."""
 
-    bytes: int
-    sha256: str
+    __pydantic_config__ = NO_OTHERS
+    bytes: Amount
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """The content of ``source.json``: the same input gives the same record."""
 
-    source: str
+    __pydantic_config__ = NO_OTHERS
+    source: SourceName
     origin: str
     licence: str
     credit: str
-    images: int
-    files: Mapping[str, FileFacts]
-    canvas: tuple[int, int] | None
+    images: Count
+    files: Mapping[FileName, FileFacts]
+    canvas: tuple[Count, Count] | None
     published: bool
 
     def to_json(self) -> dict[str, object]:
@@ -58,17 +61,8 @@ class SourceRecord:
 
     @classmethod
     def load(cls, folder: Path) -> "SourceRecord":
-        """Read ``source.json`` in the raw folder."""
-        path = folder / SOURCE_FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            files = {name: FileFacts(**facts) for name, facts in values.pop("files").items()}
-            canvas = values.pop("canvas")
-            return cls(**values, files=files, canvas=None if canvas is None else (canvas[0], canvas[1]))
-        except FileNotFoundError:
-            raise UnveilError(f"{path}: not there, expected what download writes; run the download stage") from None
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-            raise UnveilError(f"{path}: not what download writes; run the download stage again") from None
+        """Read ``source.json`` in the raw folder. Raises UnveilError if it is missing or damaged."""
+        return read_json(folder / SOURCE_FILE, cls, "run the download stage again")
 
 
 def worker_count(workers: int) -> int:
