@@ -1,40 +1,23 @@
-"""How fast preprocess is, as ratios to peers that are timed in the same run.
+"""How long preprocess takes for all of CelebA: images a second, and minutes for 202,599 of them.
 
-    python tests/benchmarks/bench_preprocess.py [--images N] [--rounds R] [--protocol NAME]
+    python tests/benchmarks/bench_preprocess.py [--images N] [--workers N] [--protocol NAME]
 
 It makes an archive in CelebA's published format, with photograph-like JPEGs of 178 x 218 pixels, quality 92, 4:2:0,
-of about the published size. Each round times, one after the other, for every protocol:
-
-- preprocess as a whole: annotations, decoding, resizing, writing and hashing the shards;
-- Pillow, which only decodes the same JPEGs, from memory, in processes, as many as there are cores;
-- an ordinary loop over torchvision's ``ImageFolder`` with the protocol's crop and resize, in one process on one core;
-- on that core too: preprocess with one worker, and Pillow.
-
-Required are preprocess on all cores against Pillow on all cores, and against the loop. The ratios on one core are
-shown beside them.
-
-A machine that does other work too changes from second to second. So each round yields one ratio to what was timed
-beside it, and the table shows the median and the range of the rounds' ratios. Exit status 1 if a median misses.
+of about the published size. Timed is preprocess as a whole: annotations, decoding, resizing, writing and hashing the
+shards. The processor's seconds stand beside those of the clock, which other work on the machine prolongs.
 """
 
 import argparse
 import io
-import os
-import statistics
+import resource
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision import datasets, transforms
 
 from unveil.data import celeba
 from unveil.data.preprocess import preprocess
@@ -42,10 +25,9 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.data.sources.facts import worker_count
 from unveil.files import write_json
 
-REQUIRED = {"pillow": 0.8, "torchvision": 3.0}
 DISTINCT = 200
 SIZE = 64
-TASK = 64
+SHARD = 5000
 
 
 def photograph(random: np.random.Generator) -> Image.Image:
@@ -101,142 +83,43 @@ def make_raw(folder: Path, count: int) -> None:
     )
 
 
-def unpack(raw: Path, folder: Path, count: int) -> None:
-    """``ImageFolder``'s layout: one file an image, in a folder of its class."""
-    with zipfile.ZipFile(raw / celeba.ZIP_NAME) as archive:
-        archive.extractall(folder, archive.namelist()[:count])
-
-
-def run_preprocess(raw: Path, shards: Path, protocol: str, workers: int) -> float:
-    """Images a second of the whole of preprocess; those that adm-ip meets twice count twice."""
-    start = time.perf_counter()
-    index = preprocess(
-        raw,
-        shards,
-        protocol=protocol,
-        image_size=SIZE,
-        shard_size=20_000,
-        on_corrupt="error",
-        workers=workers,
-    )
-    return sum(index.num_images(split) for split in index.splits) / (time.perf_counter() - start)
-
-
-_encoded: list[bytes] = []
-
-
-def load_encoded(archive: Path) -> None:
-    """Once in each process: take all JPEGs into memory, so that nothing but decoding is timed."""
-    with zipfile.ZipFile(archive) as file:
-        _encoded.extend(file.read(name) for name in file.namelist())
-
-
-def decode_with_pillow(start: int) -> int:
-    part = _encoded[start : start + TASK]
-    for data in part:
-        Image.open(io.BytesIO(data)).load()
-    return len(part)
-
-
-def run_pillow(pool: ProcessPoolExecutor, count: int) -> float:
-    start = time.perf_counter()
-    done = sum(pool.map(decode_with_pillow, range(0, count, TASK)))
-    return done / (time.perf_counter() - start)
-
-
-def pillow_here(count: int) -> float:
-    """Pillow in this process alone."""
-    start = time.perf_counter()
-    done = sum(map(decode_with_pillow, range(0, count, TASK)))
-    return done / (time.perf_counter() - start)
-
-
-def usual_transforms(protocol: str) -> Callable[[Image.Image], torch.Tensor]:
-    """What one writes with torchvision for a protocol."""
-    box = PROTOCOLS[protocol].crop
-    steps: list[Callable[..., object]] = []
-    if protocol in ("score-sde", "gan") and box is not None:
-        steps.append(transforms.CenterCrop(box[2]))
-    elif box is not None:
-        left, top, width, height = box
-        steps.append(lambda image: image.crop((left, top, left + width, top + height)))
-    steps += [transforms.Resize((SIZE, SIZE)), transforms.ToTensor()]
-    return transforms.Compose(steps)
-
-
-def run_torchvision(folder: Path, protocol: str) -> float:
-    """Images a second of a loop that reads batches and does nothing with them."""
-    images = datasets.ImageFolder(str(folder), usual_transforms(protocol))
-    start = time.perf_counter()
-    done = sum(len(batch) for batch, _ in DataLoader(images, batch_size=64))
-    return done / (time.perf_counter() - start)
-
-
-def on_one_core(raw: Path, unpacked: Path, shards: Path, protocol: str, count: int) -> tuple[float, float, float]:
-    """Rates on one core: preprocess, Pillow, torchvision."""
-    torch.set_num_threads(1)
-    if not _encoded:
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        load_encoded(raw / celeba.ZIP_NAME)
-    return run_preprocess(raw, shards, protocol, 1), pillow_here(count), run_torchvision(unpacked, protocol)
-
-
-def measure(folder: Path, count: int, rounds: int, protocols: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Ratios of every round, by protocol and kind."""
-    raw, small, unpacked = folder / "raw", folder / "small", folder / "unpacked"
-    one_core_count = max(500, count // 4)
-    make_raw(raw, count)
-    make_raw(small, one_core_count)
-    unpack(small, unpacked, one_core_count)
-    cores = worker_count(0)
-    kinds = (*REQUIRED, "pillow, one core", "torchvision, one core")
-    ratios: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in protocols}
-    spawn = get_context("spawn")
-    with (
-        ProcessPoolExecutor(cores, spawn, load_encoded, (raw / celeba.ZIP_NAME,)) as pillow,
-        ProcessPoolExecutor(1, spawn) as alone,
-    ):
-        run_pillow(pillow, count)
-        for round_number in range(-1, rounds):
-            for name in protocols:
-                before = run_pillow(pillow, count)
-                ours = run_preprocess(raw, folder / "shards", name, 0)
-                after = run_pillow(pillow, count)
-                rates = alone.submit(on_one_core, small, unpacked, folder / "shards", name, one_core_count).result()
-                if round_number < 0:  # files and code are not in the caches yet
-                    continue
-                ratios[name]["pillow"].append(2 * ours / (before + after))
-                ratios[name]["torchvision"].append(ours / rates[2])
-                ratios[name]["pillow, one core"].append(rates[0] / rates[1])
-                ratios[name]["torchvision, one core"].append(rates[0] / rates[2])
-    return ratios
+def processor_seconds() -> float:
+    """Of this process, all its threads together."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> int:
-    """Measure and print the table; 1 if a required ratio is missed."""
-    parser = argparse.ArgumentParser(description="Ratios of preprocess's speed to Pillow's and torchvision's.")
-    parser.add_argument("--images", type=int, default=6000, help="images in the archive")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved repeats")
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description="How long preprocess takes for all of CelebA.")
+    parser.add_argument("--images", type=int, default=10_000, help="images in the archive")
+    parser.add_argument("--workers", type=int, default=0, help="threads, 0 = one for each core")
     parser.add_argument("--protocol", action="append", choices=list(PROTOCOLS), help="only this one; may be repeated")
     options = parser.parse_args()
+    print(f"{options.images} images, {worker_count(options.workers)} threads, {SIZE} x {SIZE}")
+    print("protocol      images/s   CelebA, minutes   of the processor   memory, MiB")
     with tempfile.TemporaryDirectory() as folder:
-        ratios = measure(Path(folder), options.images, options.rounds, options.protocol or list(PROTOCOLS))
-    print(
-        f"{options.images} images, {options.rounds} rounds, {worker_count(0)} cores; "
-        f"required: {REQUIRED['pillow']} of Pillow's decoding, {REQUIRED['torchvision']} times torchvision's loop"
-    )
-    print("preprocess / peer: median [lowest .. highest] of the rounds")
-    met = True
-    for name, kinds in ratios.items():
-        cells = []
-        for kind, values in kinds.items():
-            median = statistics.median(values)
-            missed = median < REQUIRED.get(kind, 0)
-            met &= not missed
-            mark = "!" if missed else " "
-            cells.append(f"{kind} {median:5.2f}{mark}[{min(values):5.2f} .. {max(values):5.2f}]")
-        print(f"{name:10s}", "   ".join(cells))
-    return 0 if met else 1
+        raw = Path(folder) / "raw"
+        make_raw(raw, options.images)
+        for name in options.protocol or PROTOCOLS:
+            start, busy = time.perf_counter(), processor_seconds()
+            preprocess(
+                raw,
+                Path(folder) / "shards",
+                protocol=name,
+                image_size=SIZE,
+                shard_size=SHARD,
+                on_corrupt="error",
+                workers=options.workers,
+            )
+            seconds, busy = time.perf_counter() - start, processor_seconds() - busy
+            times = celeba.PUBLISHED_IMAGES / options.images
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(
+                f"{name:12s}{options.images / seconds:10.0f}{times * seconds / 60:18.1f}{times * busy / 60:19.1f}"
+                f"{memory:14.0f}"
+            )
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import hashlib
 import io
 import json
+import time
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.data.archives import face, make_celeba
 from unveil.data import preprocess as module
 from unveil.data.celeba import read_attributes, read_partition
 from unveil.data.preprocess import decode, preprocess
-from unveil.data.shards import ShardIndex, load_images, load_tensor
+from unveil.data.shards import ShardIndex, load_images, load_tensor, write_shard
 from unveil.data.sources import fetch
 from unveil.errors import UnveilError
 
@@ -244,10 +244,7 @@ def test_a_missing_file_is_named(raw: Path, name: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["ddim", "adm-ip"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_holes_at_the_ends_of_tasks_and_shards_leave_the_rest_in_its_place(
-    raw: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, workers: int
-) -> None:
-    monkeypatch.setattr(module, "IMAGES_PER_TASK", 4)
+def test_holes_at_the_ends_of_shards_leave_the_rest_in_its_place(raw: Path, protocol: str, workers: int) -> None:
     whole = run(raw, protocol=protocol, shard_size=7)
     folder = raw.parent / "shards"
     before = {split: (load_tensor(folder, split, "ids"), load_images(folder, split)) for split in whole.splits}
@@ -261,22 +258,40 @@ def test_holes_at_the_ends_of_tasks_and_shards_leave_the_rest_in_its_place(
         assert torch.equal(load_images(folder, split), images[kept])
 
 
-def test_decodes_only_a_little_ahead_of_the_writing(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is decoded and not yet taken is bounded by the workers, not by the data set."""
-    started = 0
+def test_one_shard_at_a_time_is_in_memory(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decoded and not yet written is bounded by the shard, not by the data set."""
+    decoded, ahead = 0, []
 
-    def work(room: Any, part: slice) -> list[Any]:
-        nonlocal started
-        started += 1
-        return []
+    def counting(data: bytes, fast_dct: bool) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return decode(data, fast_dct)
 
-    ahead = []
-    with ThreadPoolExecutor(2) as pool:
-        rooms = module._rooms("train", np.arange(100 * module.IMAGES_PER_TASK), 10 * module.IMAGES_PER_TASK, 8)
-        for taken, _ in enumerate(module._in_order(pool, work, module._parts(rooms), 8), start=1):
-            ahead.append(started - taken)
-    assert len(ahead) == 100
-    assert max(ahead) <= 8
+    def write(*arguments: Any) -> Any:
+        nonlocal decoded
+        ahead.append(decoded)
+        decoded = 0
+        return write_shard(*arguments)
+
+    monkeypatch.setattr(module, "decode", counting)
+    monkeypatch.setattr(module, "write_shard", write)
+    index = run(raw, shard_size=4)
+    assert ahead == [shard.images for split in index.splits for shard in index.splits[split]]
+
+
+def test_after_the_first_unreadable_image_the_rest_is_not_decoded(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse(data: bytes, fast_dct: bool) -> Any:
+        tried.append(data)
+        if len(tried) > 1:
+            time.sleep(0.2)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(module, "decode", refuse)
+    with pytest.raises(UnveilError, match="000001"):
+        run(raw)
+    assert len(tried) < 10
 
 
 @pytest.mark.parametrize("number", ["9" * 25, "9" * 5000, "portrait"])

@@ -1,7 +1,6 @@
 """Every protocol against somebody else's crop and resize."""
 
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +32,7 @@ def canvas(seed: int) -> np.ndarray:
 
 
 def ours(image: np.ndarray, protocol: Protocol, size: int) -> np.ndarray:
-    result = resize([crop(image, protocol)], size, protocol.resize)[0]
+    result = resize(crop(image, protocol), size, protocol.resize)
     assert result.dtype == np.uint8
     assert result.shape == (3, size, size)
     return result.transpose(1, 2, 0)
@@ -116,23 +115,12 @@ ODD_SHAPES = [(1, 1), (1, 300), (500, 3), (31, 64), (64, 31), (1000, 900), (80, 
 def test_any_shape_is_pillows_too(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(resize([image], 32, "pil")[0].transpose(1, 2, 0), theirs)
+    np.testing.assert_array_equal(resize(image, 32, "pil").transpose(1, 2, 0), theirs)
     exact = triangle_filter(triangle_filter(image.astype(float), 32).swapaxes(0, 1), 32).swapaxes(0, 1)
-    assert np.abs(resize([image], 32, "float")[0].transpose(1, 2, 0) - exact).max() < 0.5 + 1e-3
+    assert np.abs(resize(image, 32, "float").transpose(1, 2, 0) - exact).max() < 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("name", ["ddim", "score-sde", "gan"])
 def test_another_canvas_is_refused_with_both_sizes(name: str) -> None:
     with pytest.raises(ValueError, match="found 64 x 65 pixels, expected 178 x 218"):
         crop(np.zeros((65, 64, 3), np.uint8), PROTOCOLS[name])
-
-
-@pytest.mark.parametrize("how", ["pil", "float", "aliased"])
-def test_many_images_at_once_give_what_each_gives_alone(how: Any) -> None:
-    random = np.random.default_rng(0)
-    shapes = [(40, 50), (40, 50), (60, 30), (218, 178), (218, 178), (218, 178), (9, 9), (200, 40)]
-    images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    together = resize(images, 32, how)
-    assert together.shape == (8, 3, 32, 32)
-    for image, result in zip(images, together, strict=True):
-        np.testing.assert_array_equal(result, resize([image], 32, how)[0])

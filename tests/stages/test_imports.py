@@ -10,7 +10,7 @@ from unveil.stage import STAGES
 
 # MLflow waits until a run opens, the others until a network or a conversion needs them.
 LATER = {"diffusers", "mlflow", "pandas", "torch._dynamo", "torch_fidelity", "torchvision"}
-NEVER_TO_DOWNLOAD = {"matplotlib", "numba", "torch"}
+NEVER_TO_DOWNLOAD = {"matplotlib", "torch"}
 
 
 @pytest.mark.parametrize("name", STAGES)

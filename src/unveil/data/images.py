@@ -11,18 +11,15 @@ from collections import Counter, deque
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 from PIL import Image, UnidentifiedImageError
-from zlib_ng import zlib_ng
 
 from unveil.errors import UnveilError
 from unveil.files import regular
 
 MOST_BYTES = 1 << 28  # of an encoded image, in a file or an archive
 MOST_PIXELS = 89_478_484  # of an image: 9,459 x 9,459
-ZLIB_NG = cast(type[Exception], zlib_ng.error)  # its type hints call it a value
-BROKEN = (zipfile.BadZipFile, zlib.error, ZLIB_NG, lzma.LZMAError, struct.error, EOFError, OverflowError, ValueError)
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OverflowError, ValueError)
 DAMAGE = (*BROKEN, RuntimeError, OSError)  # what reading an archive may raise: it is encrypted, or a place is not there
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many, in frames and tiles too, before it decodes

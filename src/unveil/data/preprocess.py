@@ -1,22 +1,14 @@
 """From the raw archive to shards: decode, crop, resize and pack, without unpacking the archive."""
 
-import mmap
-import struct
-import sys
-import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from zlib_ng import zlib_ng
 
 from unveil.data.celeba import (
     ATTRIBUTES,
@@ -30,31 +22,15 @@ from unveil.data.celeba import (
     read_attributes,
     read_partition,
 )
-from unveil.data.compiled import compiled
-from unveil.data.images import DAMAGE, MOST_BYTES, MOST_PIXELS, open_image, open_zip, read_member
+from unveil.data.images import MOST_PIXELS, open_image, open_zip, read_member
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
-from unveil.data.shards import Shard, ShardIndex, read_shard, write_shard
+from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
-from unveil.files import LONGEST_SHOWN, atomic_directory, regular
+from unveil.files import LONGEST_SHOWN, atomic_directory
 
-IMAGES_PER_TASK = 128
-SWITCH_SECONDS = 1e-3
-PIXELS_AT_ONCE = 160_000  # through a resize: more do not fit into a core's cache
-TASKS_AHEAD = 4  # for each worker
 JPEG_MAGIC = b"\xff\xd8\xff"
-_Corrupt = tuple[int, str]  # its position in the shard, and the reason
-
-
-@dataclass(frozen=True)
-class _Room:
-    """A shard that is being filled, in place, by many threads: uint8 [n, 3, S, S] and the n rows in the annotations."""
-
-    split: str
-    rows: NDArray[np.int64]
-    images: NDArray[np.uint8]
-    corrupt: list[int] = field(default_factory=list)  # positions of the unreadable ones
 
 
 def decode(data: bytes, fast_dct: bool = False) -> NDArray[np.uint8]:
@@ -93,15 +69,15 @@ def preprocess(
 ) -> ShardIndex:
     """Turn CelebA's layout in ``raw`` into shards in ``destination``, which is replaced when all is done.
 
-    Each image is decoded once, also where it belongs to two splits. A shard holds ``shard_size`` images of its split
-    in the order of the annotations, less those that are unreadable.
+    A shard holds ``shard_size`` images of its split in the order of the annotations, less those that are unreadable.
+    One shard at a time is in memory.
 
     Args:
         raw: folder that download wrote.
         destination: folder for the shards and ``index.json``.
         protocol: name of the crop and resize.
         image_size: height and width of the results in pixels.
-        shard_size: images a shard. One that is being filled and one that is being written are in memory.
+        shard_size: images a shard.
         on_corrupt: ``error`` stops at the first unreadable image; ``skip`` leaves it out and lists it.
         workers: threads that decode, 0 = one for each core. The bytes written do not depend on it.
         say: receives lines of progress.
@@ -114,43 +90,27 @@ def preprocess(
     names, attributes, partition = _read_annotations(raw)
     ids = np.array([_image_id(raw, name) for name in names])
     members = {split: _members(raw, partition, number, chosen) for number, split in enumerate(SPLITS)}
-    with (
-        _quick_switching(),
-        atomic_directory(destination) as folder,
-        _Archive(raw / ZIP_NAME) as archive,
-        ThreadPoolExecutor(worker_count(workers)) as pool,
-        ThreadPoolExecutor(1) as background,
-    ):
-        writer = _Writer(folder, attributes, ids, background)
-
-        def work(room: _Room, part: slice) -> list[_Corrupt]:
-            return _decode_some(archive, names, room, part, chosen)
-
-        def written(split: str, images: int) -> None:
-            say(f"{split}: {images} of {len(members[split])} images")
-
-        decoded = ("train",) if chosen.images == "all" else SPLITS
-        rooms = (room for split in decoded for room in _rooms(split, members[split], shard_size, image_size))
-        for room, part, corrupt in _in_order(pool, work, _parts(rooms), TASKS_AHEAD * worker_count(workers)):
-            if corrupt and on_corrupt == "error":
-                position, reason = corrupt[0]
-                raise UnveilError(
-                    f"{raw / ZIP_NAME}: {names[room.rows[position]]} cannot be used ({reason}); "
-                    "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
-                )
-            room.corrupt.extend(position for position, _ in corrupt)
-            if part.stop == len(room.rows):
-                written(room.split, writer.write(room))
-        if chosen.images == "all":  # the others lie in train's shards already
-            for split in SPLITS[1:]:
-                for room in _rooms(split, members[split], shard_size, image_size):
-                    writer.copy_from("train", room)
-                    written(room.split, writer.write(room))
-        splits = writer.finish()
-        for split in SPLITS:
-            if not splits[split]:
+    splits: dict[str, tuple[Shard, ...]] = {}
+    corrupt: set[int] = set()
+    sums = np.zeros((3, 3), np.int64)
+    with atomic_directory(destination) as folder, _Images(raw / ZIP_NAME, names, chosen, image_size, workers) as source:
+        for split, wanted in members.items():
+            shards: list[Shard] = []
+            for start in range(0, len(wanted), shard_size):
+                rows = wanted[start : start + shard_size]
+                images, good = source.load(rows, on_corrupt)
+                corrupt.update(rows[~good].tolist())
+                rows = rows[good]
+                if len(rows):
+                    tensors = map(torch.from_numpy, (images, attributes[rows], ids[rows]))
+                    shards.append(write_shard(folder, split, len(shards), *tensors))
+                if split == "train":
+                    sums += _power_sums(images)
+                say(f"{split}: {sum(shard.images for shard in shards)} of {len(wanted)} images")
+            if not shards:
                 raise UnveilError(f"{raw / ZIP_NAME}: no image of split {split!r} is readable, at least one is needed")
-        mean, std = writer.moments.mean_and_std()
+            splits[split] = tuple(shards)
+        mean, std = _mean_and_std(sums)
         index = ShardIndex(
             source=record.source,
             protocol=protocol,
@@ -159,7 +119,7 @@ def preprocess(
             splits=splits,
             mean=mean,
             std=std,
-            corrupt=tuple(names[row] for row in sorted(writer.corrupt)),
+            corrupt=tuple(names[row] for row in sorted(corrupt)),
             train_holds=chosen.images,
         )
         index.save(folder)
@@ -202,198 +162,72 @@ def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) 
     return np.flatnonzero(partition == number)
 
 
-class _Moments:
-    """Mean and standard deviation of each channel in [-1, 1], from exact sums."""
+class _Images:
+    """The archive's images as a protocol has them, prepared by many threads.
 
-    def __init__(self) -> None:
-        self.sums = np.zeros((3, 3), np.int64)
+    Args:
+        path: of the archive.
+        names: of its images.
+        protocol: the crop and resize.
+        size: height and width of the results in pixels.
+        workers: threads, 0 = one for each core.
+    """
 
-    def add(self, images: NDArray[np.uint8]) -> None:
-        self.sums += _power_sums(images)
+    def __init__(self, path: Path, names: Sequence[str], protocol: Protocol, size: int, workers: int) -> None:
+        self._path, self._names, self._protocol, self._size = path, names, protocol, size
+        self._archive = open_zip(path, "run the download stage")
+        self._reading = Lock()  # one thread at a time reads; all decode
+        self._pool = ThreadPoolExecutor(worker_count(workers))
 
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        count, total, squares = self.sums
-        mean = total / count
-        std = np.sqrt((squares / count - mean**2).clip(0))
-        return tuple(round(x / 127.5 - 1, 6) for x in mean.tolist()), tuple(round(x / 127.5, 6) for x in std.tolist())
-
-
-@compiled
-def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:  # pragma: no cover - compiled
-    """Of the levels of each channel, how many there are, their sum and that of their squares: int64 [3, channels]."""
-    sums = np.zeros((3, images.shape[1]), np.int64)
-    for image in images:
-        for channel in range(len(image)):
-            for row in image[channel]:
-                total, squares = np.uint32(0), np.uint32(0)
-                for level in row:
-                    total += np.uint32(level)
-                    squares += np.uint32(level) * np.uint32(level)
-                sums[0, channel] += len(row)
-                sums[1, channel] += total
-                sums[2, channel] += squares
-    return sums
-
-
-@contextmanager
-def _quick_switching() -> Iterator[None]:
-    """Let threads that wait for Python's lock ask for it sooner: ours hold it for moments between long calls."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SWITCH_SECONDS))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-class _Archive:
-    """The zip, for reading by many threads: ``zipfile`` has one lock for all, and more to do for each member."""
-
-    def __init__(self, path: Path) -> None:
-        self._zip = open_zip(path, "run the download stage")
-        with regular(path).open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __enter__(self) -> "_Archive":
+    def __enter__(self) -> "_Images":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bytes.close()
-        self._zip.close()
+        self._pool.shutdown(cancel_futures=True)
+        self._archive.close()
 
-    def read(self, member: str) -> bytes:
-        """The content of a member.
+    def load(self, rows: NDArray[np.int64], on_corrupt: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Images by their rows in the annotations: those that are readable, and which of the ``n`` rows are.
+
+        Returns:
+            uint8 [m, 3, size, size] and bool [n].
 
         Raises:
-            ValueError: if it is not there, or not whole.
+            UnveilError: at the first that is unreadable, unless ``on_corrupt`` is ``skip``.
         """
-        info = self._zip.NameToInfo.get(member)
-        plain = info and not info.flag_bits & 1 and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if not info or not plain or info.file_size > MOST_BYTES:
-            return read_member(self._zip, member)
-        try:
-            # A local header: 30 bytes, the last four of which are the lengths of the name and of an extra field.
-            start = info.header_offset + 30 + sum(struct.unpack_from("<HH", self._bytes, info.header_offset + 26))
-            content = self._bytes[start : start + info.compress_size]
-            if info.compress_type == zipfile.ZIP_DEFLATED:
-                # A byte more than there should be, so that a longer one is found without inflating all of it.
-                content = zlib_ng.decompressobj(-zlib_ng.MAX_WBITS).decompress(content, info.file_size + 1)
-        except DAMAGE as error:
-            raise ValueError(f"cannot be taken from the archive: {error}") from None
-        if len(content) != info.file_size or zlib_ng.crc32(content) != info.CRC:
-            raise ValueError("damaged in the archive: another checksum (CRC-32) than written there")
-        return content
+        images = np.empty((len(rows), 3, self._size, self._size), np.uint8)
+        good = np.ones(len(rows), dtype=bool)
+        for position, reason in enumerate(self._pool.map(self._prepare, rows.tolist(), images)):
+            if reason is not None and on_corrupt == "error":
+                raise UnveilError(
+                    f"{self._path}: {self._names[rows[position]]} cannot be used ({reason}); "
+                    "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
+                )
+            good[position] = reason is None
+        return images if good.all() else images[good], good
 
-
-def _decode_some(archive: _Archive, names: list[str], room: _Room, part: slice, protocol: Protocol) -> list[_Corrupt]:
-    """Fill a part of a shard."""
-    corrupt: list[_Corrupt] = []
-    positions: list[int] = []
-    images: list[NDArray[np.uint8]] = []
-    pixels = 0
-    for position, row in enumerate(room.rows[part].tolist(), start=part.start):
+    def _prepare(self, row: int, room: NDArray[np.uint8]) -> str | None:
+        """Put one image into ``room``, uint8 [3, size, size], or say why it cannot be used."""
         try:
-            image = crop(decode(archive.read(image_member(names[row])), protocol.fast_dct), protocol)
+            with self._reading:
+                content = read_member(self._archive, image_member(self._names[row]))
+            image = crop(decode(content, self._protocol.fast_dct), self._protocol)
+            room[:] = resize(image, self._size, self._protocol.resize)
         except ValueError as error:
-            corrupt.append((position, str(error)))
-            continue
-        pixels += image.shape[0] * image.shape[1]
-        if images and pixels > PIXELS_AT_ONCE:
-            room.images[positions] = resize(images, room.images.shape[-1], protocol.resize)
-            positions, images, pixels = [], [], image.shape[0] * image.shape[1]
-        positions.append(position)
-        images.append(image)
-    if images:
-        room.images[positions] = resize(images, room.images.shape[-1], protocol.resize)
-    return corrupt
+            return str(error)
+        return None
 
 
-def _rooms(split: str, rows: NDArray[np.int64], shard_size: int, image_size: int) -> Iterator[_Room]:
-    """Room for each shard of a split, made when it is asked for."""
-    for start in range(0, len(rows), shard_size):
-        some = rows[start : start + shard_size]
-        yield _Room(split, some, np.empty((len(some), 3, image_size, image_size), np.uint8))
+def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many levels each channel has, their sum and that of their squares: [n, 3, h, w] -> int64 [3, 3]."""
+    count = images[:, 0].size
+    squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64)
+    return np.stack([np.full_like(squares, count), images.sum(axis=(0, 2, 3), dtype=np.int64), squares])
 
 
-def _parts(rooms: Iterable[_Room]) -> Iterator[tuple[_Room, slice]]:
-    for room in rooms:
-        for start in range(0, len(room.rows), IMAGES_PER_TASK):
-            yield room, slice(start, min(start + IMAGES_PER_TASK, len(room.rows)))
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[_Room, slice], list[_Corrupt]],
-    parts: Iterator[tuple[_Room, slice]],
-    ahead: int,
-) -> Iterator[tuple[_Room, slice, list[_Corrupt]]]:
-    """Parts in order, each when its work is done. Work goes at most ``ahead`` parts further."""
-    pending = deque((*part, pool.submit(work, *part)) for part in islice(parts, ahead))
-    try:
-        while pending:
-            room, part, future = pending.popleft()
-            corrupt = future.result()
-            pending.extend((*part, pool.submit(work, *part)) for part in islice(parts, 1))
-            yield room, part, corrupt
-    finally:
-        for *_, future in pending:
-            future.cancel()
-
-
-class _Writer:
-    """Writes shards in a thread, one at a time, while the next one is filled.
-
-    Args:
-        folder: where to.
-        attributes: bool [N, 40], of all images.
-        ids: int64 [N], of all images.
-        thread: the one that writes.
-    """
-
-    def __init__(
-        self, folder: Path, attributes: np.ndarray, ids: NDArray[np.int64], thread: ThreadPoolExecutor
-    ) -> None:
-        self.moments = _Moments()
-        self.corrupt: set[int] = set()  # rows
-        self._folder, self._attributes, self._ids, self._thread = folder, attributes, ids, thread
-        self._shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-        self._rows: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
-        self._under_way: Future[None] | None = None
-
-    def write(self, room: _Room) -> int:
-        """Begin to write the next shard of a split. Returns how many images of the split there are by now."""
-        self._wait()
-        self.corrupt.update(room.rows[room.corrupt].tolist())
-        rows = np.delete(room.rows, room.corrupt)
-        images = np.delete(room.images, room.corrupt, axis=0) if room.corrupt else room.images
-        if len(rows):
-            self._under_way = self._thread.submit(self._write, room.split, len(self._rows[room.split]), images, rows)
-            self._rows[room.split].append(rows)
-        return sum(map(len, self._rows[room.split]))
-
-    def copy_from(self, split: str, room: _Room) -> None:
-        """Fill a shard with images that lie in the shards of another split."""
-        self._wait()
-        found = np.zeros(len(room.rows), dtype=bool)
-        for shard, rows in zip(self._shards[split], self._rows[split], strict=True):
-            here = np.isin(room.rows, rows)
-            if here.any():
-                positions = torch.from_numpy(np.searchsorted(rows, room.rows[here]))
-                room.images[here] = read_shard(self._folder, shard, "images")[positions].numpy()
-                found |= here
-        room.corrupt.extend(np.flatnonzero(~found).tolist())
-
-    def finish(self) -> dict[str, tuple[Shard, ...]]:
-        """The shards of each split, when all are written."""
-        self._wait()
-        return {split: tuple(shards) for split, shards in self._shards.items()}
-
-    def _wait(self) -> None:
-        if self._under_way is not None:
-            self._under_way.result()
-
-    def _write(self, split: str, number: int, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        tensors = (torch.from_numpy(values) for values in (images, self._attributes[rows], self._ids[rows]))
-        self._shards[split].append(write_shard(self._folder, split, number, *tensors))
-        if split == "train":
-            self.moments.add(images)
+def _mean_and_std(sums: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [-1, 1], from ``_power_sums``."""
+    count, total, squares = sums
+    mean = total / count
+    std = np.sqrt((squares / count - mean**2).clip(0))
+    return tuple(round(x / 127.5 - 1, 6) for x in mean.tolist()), tuple(round(x / 127.5, 6) for x in std.tolist())

@@ -9,7 +9,6 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -191,10 +190,11 @@ def reread(raw: Path, index: ShardIndex, ids: Tensor, protocol: str) -> Tensor:
             takes, or is damaged.
     """
     chosen = PROTOCOLS[protocol]
-    crops = read_crops(raw, index, ids, chosen)
     size = index.image_size
-    parts = [torch.from_numpy(resize(part, size, chosen.resize).copy()) for part in _parts(crops)]
-    return torch.cat(parts) if parts else torch.empty((0, 3, size, size), dtype=torch.uint8)
+    images = np.empty((len(ids), 3, size, size), np.uint8)
+    for image, part in zip(images, read_crops(raw, index, ids, chosen), strict=True):
+        image[:] = resize(part, size, chosen.resize)
+    return torch.from_numpy(images)
 
 
 def check_archive(raw: Path, index: ShardIndex, ids: Tensor, images: Tensor) -> None:
@@ -257,8 +257,3 @@ def _decoded(path: Path, archive: zipfile.ZipFile, name: str, fast_dct: bool) ->
         return decode(read_member(archive, image_member(name)), fast_dct)
     except ValueError as error:
         raise UnveilError(f"{path}: {name} cannot be used ({error}); run the download stage again") from None
-
-
-def _parts(crops: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
-    while part := list(islice(crops, AT_ONCE)):
-        yield part

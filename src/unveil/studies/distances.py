@@ -75,12 +75,11 @@ PIXEL_CHANGES: Mapping[str, Callable[[Tensor, int], Tensor]] = MappingProxyType(
 """What is done to the small images."""
 
 
-def _pillow(crops: Sequence[Crop], size: int, how: Image.Resampling) -> NDArray[np.uint8]:
-    small = [np.asarray(Image.fromarray(crop).resize((size, size), how)) for crop in crops]
-    return np.stack(small).transpose(0, 3, 1, 2)
+def _pillow(crop: Crop, size: int, how: Image.Resampling) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(crop).resize((size, size), how)).transpose(2, 0, 1)
 
 
-RESIZES: Mapping[str, Callable[[Sequence[Crop], int], NDArray[np.uint8]]] = MappingProxyType(
+RESIZES: Mapping[str, Callable[[Crop, int], NDArray[np.uint8]]] = MappingProxyType(
     {
         "bilinear, antialiased, in 8 bit (Pillow)": partial(resize, how="pil"),
         "bilinear, antialiased, in float": partial(resize, how="float"),
@@ -288,8 +287,7 @@ class Study:
     def resized(self, ids: Tensor, how: str) -> Tensor:
         """Images of the archive, cropped as the shards are and shrunk in another way."""
         crops = read_crops(self.raw, self.index, ids, PROTOCOLS[self.index.protocol])
-        small = [RESIZES[how]([crop], self.index.image_size) for crop in crops]
-        return torch.from_numpy(np.concatenate(small))
+        return torch.from_numpy(np.stack([RESIZES[how](crop, self.index.image_size) for crop in crops]))
 
     # ----------------------------------------------------------------------------------------- features
 
