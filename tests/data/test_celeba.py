@@ -240,22 +240,6 @@ def test_the_nearest_attribute_is_named(name: str, meant: str) -> None:
     assert "did you mean" not in celeba.unknown_attribute("xyzzy")
 
 
-@settings(deadline=None, max_examples=150)
-@given(changes=st.lists(st.tuples(st.integers(0, 199), st.sampled_from(b" -01\n\r23a.\t\xff")), max_size=3))
-def test_the_fast_reader_agrees_with_the_plain_one_or_leaves_it_the_file(changes: list[tuple[int, int]]) -> None:
-    content = bytearray(b"".join(b"%06d.jpg -1  1  1 -1\n" % number for number in range(9)))
-    for place, byte in changes:
-        content[place] = byte
-    allowed = {"-1": -1, "1": 1}
-    fast = celeba._read_aligned(bytes(content), 0, 4, allowed)
-    assert fast is not None or changes
-    if fast is not None:
-        lines = celeba._lines(content.decode())
-        names, values = celeba._read_rows(Path("rows.txt"), lines, ["a", "b", "c", "d"], "-1 or 1", allowed)
-        assert fast[0] == names
-        np.testing.assert_array_equal(fast[1], values)
-
-
 @pytest.mark.parametrize("rows", ["000001.jpg 0", "", "000001.jpg 0\n000002.jpg 1"])
 def test_a_file_without_a_last_line_end_is_read_or_named(tmp_path: Path, rows: str) -> None:
     (tmp_path / celeba.PARTITION_FILE).write_text(rows)

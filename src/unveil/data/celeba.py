@@ -261,8 +261,7 @@ def _read(
         raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
     lines = _lines(text)
     count = _read_heading(path, lines, columns) if heading else None
-    aligned = _read_aligned(text.encode(), 2 * heading, len(columns), allowed) if allowed is not None else None
-    names, values = aligned or _read_rows(path, lines, columns, expected, allowed)
+    names, values = _read_rows(path, lines, columns, expected, allowed)
     if count is not None and count != len(names):
         raise UnveilError(
             f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
@@ -301,48 +300,19 @@ def _read_rows(
     return names, np.frombuffer(values, dtype=np.int64).reshape(len(names), len(columns))
 
 
-def _read_aligned(
-    content: bytes, heading: int, columns: int, allowed: Mapping[str, int]
-) -> tuple[list[str], NDArray[np.int64]] | None:
-    """As ``_read_rows``, many times faster, where names ascend and all rows are as wide, their values to the right.
-
-    That is how the published files of attributes and of the partition are; others, faulty ones among them, are None.
-    """
-    rows = content.split(b"\n", heading)[-1]
-    length, name_width = rows.find(b"\n") + 1, rows.find(b" ")
-    if name_width < 1 or not length or len(rows) % length or (length - 1 - name_width) % columns:
-        return None
-    table = np.frombuffer(rows, np.uint8).reshape(-1, length)
-    width = (length - 1 - name_width) // columns
-    if width <= max(map(len, allowed)):  # no room for a space between values
-        return None
-    cells = table[:, name_width:-1].reshape(len(table), columns, width)
-    values = np.zeros((len(table), columns), np.int64)
-    known = np.zeros(values.shape, dtype=bool)
-    for text, value in allowed.items():
-        here = (cells == np.frombuffer(b" " + text.encode().rjust(width - 1), np.uint8)).all(axis=2)
-        values[here] = value
-        known |= here
-    letters = np.ascontiguousarray(table[:, :name_width])
-    names = letters.view(f"S{name_width}")[:, 0]
-    are_names = ((letters > ord(" ")) & (letters < 127)).all() and (names[1:] > names[:-1]).all()
-    if not (known.all() and are_names and (table[:, -1] == ord("\n")).all()):
-        return None
-    return names.astype(str).tolist(), values
-
-
 def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:
     number, line = next(lines, (1, ""))
-    count = _whole_numbers(line.split())
-    if count is None or len(count) != 1:
-        raise _broken(path, number, line, "the number of images alone")
+    try:
+        count = int(line)
+    except ValueError:
+        raise _broken(path, number, line, "the number of images alone") from None
     number, line = next(lines, (2, ""))
     names = line.split()
     if names[:1] == ["image_id"]:  # as the published boxes have it
         names = names[1:]
     if names != list(columns):
         raise _broken(path, number, line, _heading_difference(names, columns))
-    return count[0]
+    return count
 
 
 def _heading_difference(names: Sequence[str], columns: Sequence[str]) -> str:
@@ -357,13 +327,6 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line.strip():
             yield number, line
-
-
-def _whole_numbers(fields: Sequence[str]) -> list[int] | None:
-    try:
-        return list(map(int, fields))
-    except ValueError:
-        return None
 
 
 def _broken(path: Path, number: int, line: str, expected: str) -> UnveilError:
