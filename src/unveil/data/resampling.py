@@ -48,9 +48,9 @@ def resize(image: NDArray[np.uint8], size: int, how: Resize) -> NDArray[np.uint8
 def _mix(rows: NDArray[np.uint8] | NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """The antialiased filter along the first axis: [h, w, 3] -> float32 [size, w, 3].
 
-    Pillow's mode F and torch's ``interpolate`` have the same filter. They add in another order, and a few pixels in a
-    million, which lie next to half a level, are then rounded to the other side. This order is that of all shards so
-    far: four products at a time, then one at a time.
+    Pillow's mode F and torch's ``interpolate`` have the same filter, but sum otherwise. So a few pixels in a million,
+    which lie next to half a level, are rounded the other way. The order here is that of all shards so far: four
+    products at a time, then one at a time.
     """
     first, weights = _triangles(len(rows), size)
     taps = weights.shape[1]
