@@ -1,5 +1,6 @@
 """Every protocol against somebody else's crop and resize."""
 
+import hashlib
 from dataclasses import replace
 
 import cv2
@@ -81,6 +82,22 @@ def test_score_sde_is_the_triangle_filter_rounded_once(size: int) -> None:
         exact = triangle_filter(triangle_filter(part, size).swapaxes(0, 1), size).swapaxes(0, 1)
         # Half a level is the rounding itself; float32 adds next to nothing.
         assert np.abs(ours(image, PROTOCOLS["score-sde"], size) - exact).max() < 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "recorded"),
+    [
+        (64, "0e67a831cf2a8481f198605a1d32fcad2e5de20b2bef127c3bff36a3fcc78149"),
+        (32, "4c894d9147fc9bf74995d0d4c704017482624136a39d2ecf138ca1deec0ebd45"),
+    ],
+)
+def test_score_sde_has_the_pixels_of_all_shards_so_far(size: int, recorded: str) -> None:
+    """Sums in another order differ in some of the 2,457,600 levels of size 64."""
+    images = np.random.default_rng(0).integers(0, 256, (200, 140, 140, 3), dtype=np.uint8)
+    found = hashlib.sha256()
+    for image in images:
+        found.update(resize(image, size, "float").tobytes())
+    assert found.hexdigest() == recorded
 
 
 def two_neighbours(values: np.ndarray, size: int) -> np.ndarray:
