@@ -109,15 +109,6 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path: Path) ->
     assert "cannot be written" in said[0] and "not kept" in said[0]
 
 
-def test_half_written_files_of_killed_runs_are_cleared(tmp_path: Path) -> None:
-    old, new = tmp_path / ".a.safetensors.1.tmp", tmp_path / ".b.safetensors.2.tmp"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (1000, 1000))
-    FeatureCache(tmp_path).get_or(FACTS, _Counted())
-    assert not old.exists() and new.exists()
-
-
 def test_an_error_while_computing_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> dict[str, Tensor]:
         raise ValueError("no")

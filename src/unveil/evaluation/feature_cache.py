@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
 MEND = "its features are computed again"
-LEFT_OVER = 86_400  # seconds after which a half-written file is nobody's any more
 
 
 def facts_key(facts: Mapping[str, Any]) -> str:
@@ -110,10 +108,7 @@ class FeatureCache:
             self.say(f"{path}: cannot be written ({error}); the features are used, but not kept")
 
     def _make_room(self, newest: Path) -> None:
-        """Delete what was not used for longest until all fits, and what a killed run left."""
-        for temporary in self.folder.glob(".*.tmp"):
-            if time.time() - temporary.stat().st_mtime > LEFT_OVER:
-                temporary.unlink(missing_ok=True)
+        """Delete what was not used for longest until all fits."""
         if self.limit is None:
             return
         files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
