@@ -23,9 +23,8 @@ from unveil.data.preprocess import _Images, decode
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import Shard, ShardRows, read_shard
 from unveil.data.sources import fetch
-from unveil.data.sources.archive import archived_images
+from unveil.data.sources.archive import archived_images, copy_file
 from unveil.data.sources.folder import encode_image, read_table
-from unveil.data.sources.transfer import copy_file
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.sample_sources import MOST_SIDE, read_folder, read_npz, read_safetensors
 from unveil.params import Preprocess

@@ -9,7 +9,7 @@ import pytest
 from unveil.stage import STAGES
 
 # MLflow waits until a run opens, the others until a network or a conversion needs them.
-LATER = {"diffusers", "mlflow", "pandas", "torch._dynamo", "torch_fidelity", "torchvision"}
+LATER = {"diffusers", "gdown", "huggingface_hub", "mlflow", "pandas", "torch._dynamo", "torch_fidelity", "torchvision"}
 NEVER_TO_DOWNLOAD = {"matplotlib", "torch"}
 
 

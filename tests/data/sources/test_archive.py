@@ -1,5 +1,6 @@
 """The stored zip, and what files that should be archives really are."""
 
+import hashlib
 import io
 import shutil
 import time
@@ -12,6 +13,7 @@ from tests.data.local_server import QUOTA_PAGE, SIGN_IN_PAGE, scan_page
 
 from unveil.data.sources.archive import (
     archived_images,
+    copy_file,
     describe_page,
     is_image,
     refuse_page,
@@ -127,3 +129,9 @@ def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.
     require_space(tmp_path, 900_000_000, "img_align_celeba.zip")
     with pytest.raises(UnveilError, match=r"disk full: found 1,000 MB free, img_align_celeba\.zip needs 1,507 MB"):
         require_space(tmp_path, 1_443_490_838, "img_align_celeba.zip")
+
+
+def test_copying_gives_the_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(QUOTA_PAGE * 10_000)
+    assert copy_file(tmp_path / "a", tmp_path / "b", print) == hashlib.md5(QUOTA_PAGE * 10_000).hexdigest()
+    assert (tmp_path / "b").read_bytes() == QUOTA_PAGE * 10_000

@@ -1,200 +1,188 @@
-"""Fetching over HTTP against a server on this machine: resumed, checked, and each failure by its name."""
+"""Published files from stand-ins and, by the real libraries, from a server on this machine that plays both hosts."""
 
+import errno
 import hashlib
-import socket
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
-from tests.data.local_server import QUOTA_PAGE, SIGN_IN_PAGE, LocalServer, closed_address, scan_page, serving
+import requests
+from huggingface_hub import constants
+from tests.data.local_server import QUOTA_PAGE, LocalServer, closed_address, scan_page, serving
 
 from unveil.data.celeba import PublishedFile
 from unveil.data.sources import transfer
-from unveil.data.sources.transfer import Host, HostFailed, copy_file, fetch_file, part_path
+from unveil.data.sources.progress import Say
+from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file
 
 NAME = "file.zip"
 CONTENT = b"PK" + bytes(range(256)) * 20_000
 EXPECTED = PublishedFile(hashlib.md5(CONTENT).hexdigest(), len(CONTENT), "abc")
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
+DRIVE_PATH = "/uc?id=abc"
+MIRROR_PATH = f"/datasets/{transfer.MIRROR_REPOSITORY}/resolve/main/{NAME}"
+PART = NAME + "abcdefgh.part"  # as gdown names what is not complete
 
 
 @pytest.fixture
-def server() -> Iterator[LocalServer]:
-    with serving(files={"/" + NAME: CONTENT}) as running:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """A server to which both hosts' addresses lead."""
+    with serving(files={DRIVE_PATH: CONTENT, MIRROR_PATH: CONTENT}) as running:
+        lead_to(running.address, monkeypatch)
         yield running
 
 
-def host(server: LocalServer) -> Host:
-    return Host("the test host", lambda name: f"{server.address}/{name}")
+def lead_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = requests.Session.get
+
+    def get_here(session: requests.Session, url: str, **options: object) -> requests.Response:
+        return get(session, url.replace("https://drive.google.com", address), **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "get", get_here)
+    monkeypatch.setattr(transfer, "RETRIES", 0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    path = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "ENDPOINT", address)  # HF_ENDPOINT, which is read at the first import
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
-def fetch(server: LocalServer, folder: Path) -> list[str]:
+def fetch(host: Host, folder: Path) -> list[str]:
     """Fetch the file; return what was said."""
     said: list[str] = []
-    fetch_file(host(server), folder / NAME, EXPECTED, said.append)
+    fetch_file(host, folder / NAME, EXPECTED, said.append)
     assert (folder / NAME).read_bytes() == CONTENT
-    assert not part_path(folder / NAME).exists()
+    assert [path.name for path in folder.iterdir()] == [NAME]
     return said
 
 
-def failure(server: LocalServer, folder: Path) -> str:
+def failure(host: Host, folder: Path) -> str:
     """Fetch a file that cannot be had; return the line."""
     with pytest.raises(HostFailed) as caught:
-        fetch(server, folder)
+        fetch(host, folder)
     assert not (folder / NAME).exists()
     line = str(caught.value)
     assert "\n" not in line
-    assert NAME in line
-    assert "the test host" in line
+    assert line.startswith(f"{NAME}: {host.name}: ")
     return line
 
 
-def test_a_file_arrives_whole(server: LocalServer, tmp_path: Path) -> None:
-    fetch(server, tmp_path)
-    assert server.asked("/" + NAME) == [0]
+def delivering(content: bytes) -> Host:
+    def bring(target: Path, published: PublishedFile, say: Say) -> None:
+        target.write_bytes(content)
+
+    return Host("the test host", bring)
 
 
-@pytest.mark.parametrize("have", [1, 70_000, len(CONTENT) - 1])
-def test_a_partial_download_goes_on(server: LocalServer, tmp_path: Path, have: int) -> None:
-    part_path(tmp_path / NAME).write_bytes(CONTENT[:have])
-    said = fetch(server, tmp_path)
-    assert server.asked("/" + NAME) == [have]
-    assert any("going on" in line for line in said)
+# --- any host ---------------------------------------------------------------------------------------------
 
 
-def test_a_complete_part_needs_no_request(server: LocalServer, tmp_path: Path) -> None:
-    part_path(tmp_path / NAME).write_bytes(CONTENT)
-    fetch(server, tmp_path)
-    assert server.requests == []
+@pytest.mark.parametrize(
+    "content",
+    [b"PK" + b"x" * (len(CONTENT) - 2), CONTENT[:-1], CONTENT + b"x", b""],
+    ids=["other", "shorter", "longer", "empty"],
+)
+def test_a_changed_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    line = failure(delivering(content), tmp_path)
+    assert f"found MD5 {hashlib.md5(content).hexdigest()} ({len(content):,} bytes)" in line
+    assert f"published is {EXPECTED.md5} ({len(CONTENT):,} bytes)" in line
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_ranges_it_starts_over(server: LocalServer, tmp_path: Path) -> None:
-    server.ranges = False
-    part_path(tmp_path / NAME).write_bytes(CONTENT[:1000])
-    said = fetch(server, tmp_path)
-    assert server.asked("/" + NAME) == [1000]
-    assert any("starting over" in line for line in said)
+def test_what_another_host_began_goes_when_the_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / PART).write_bytes(CONTENT[:1000])
+    fetch(delivering(CONTENT), tmp_path)
 
 
-@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * len(CONTENT)], ids=["begun", "whole"])
-def test_a_corrupt_part_is_discarded(server: LocalServer, tmp_path: Path, part: bytes) -> None:
-    part_path(tmp_path / NAME).write_bytes(part)
-    said = fetch(server, tmp_path)
-    assert server.asked("/" + NAME)[-1] == 0
-    assert any("damaged" in line for line in said)
+# --- Google Drive, by gdown -------------------------------------------------------------------------------
 
 
-def test_a_part_that_is_too_long_is_discarded(server: LocalServer, tmp_path: Path) -> None:
-    part_path(tmp_path / NAME).write_bytes(CONTENT + b"x")
-    fetch(server, tmp_path)
-    assert server.asked("/" + NAME) == [0]
+def test_a_file_arrives_from_the_drive(server: LocalServer, tmp_path: Path) -> None:
+    fetch(DRIVE, tmp_path)
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o644
 
 
-def test_a_connection_that_breaks_is_taken_up(server: LocalServer, tmp_path: Path) -> None:
-    server.break_after["/" + NAME] = [1_000_000, 2_000_000]
-    said = fetch(server, tmp_path)
-    assert server.asked("/" + NAME) == [0, 1_000_000, 3_000_000]
-    assert sum("broke off" in line for line in said) == 2
+def test_the_virus_scan_page_is_confirmed(server: LocalServer, tmp_path: Path) -> None:
+    server.answers[DRIVE_PATH] = (200, "text/html", scan_page(f"{server.address}/confirmed"))
+    server.files["/confirmed?id=abc&confirm=t&uuid=1-2+3"] = CONTENT
+    fetch(DRIVE, tmp_path)
 
 
-def test_a_connection_that_always_breaks_keeps_what_arrived(server: LocalServer, tmp_path: Path) -> None:
-    server.break_after["/" + NAME] = [1_000_000] + [0] * 100
-    assert "the next run goes on" in failure(server, tmp_path)
-    assert part_path(tmp_path / NAME).read_bytes() == CONTENT[:1_000_000]
-    server.break_after.clear()
-    fetch(server, tmp_path)
-    assert server.asked("/" + NAME)[-1] == 1_000_000
+def test_what_arrived_before_a_break_serves_the_next_run(server: LocalServer, tmp_path: Path) -> None:
+    server.break_after[DRIVE_PATH] = [1_000_000]
+    assert "IncompleteRead" in failure(DRIVE, tmp_path)
+    assert fetch(DRIVE, tmp_path) == []
+    assert 0 < server.asked(DRIVE_PATH)[-1] <= 1_000_000
 
 
-def test_a_changed_file_is_refused(server: LocalServer, tmp_path: Path) -> None:
-    other = b"PK" + b"x" * (len(CONTENT) - 2)
-    server.files["/" + NAME] = other
-    line = failure(server, tmp_path)
-    assert "changed checksum" in line
-    assert hashlib.md5(other).hexdigest() in line
-    assert EXPECTED.md5 in line
-    assert not part_path(tmp_path / NAME).exists()
+def test_a_damaged_beginning_is_discarded(server: LocalServer, tmp_path: Path) -> None:
+    (tmp_path / PART).write_bytes(b"x" * 1000)
+    assert any("damaged; starting over" in line for line in fetch(DRIVE, tmp_path))
 
 
-@pytest.mark.parametrize("content", [CONTENT + b"x", CONTENT[:-1]], ids=["longer", "shorter"])
-def test_another_length_is_refused_before_the_bytes(server: LocalServer, tmp_path: Path, content: bytes) -> None:
-    server.files["/" + NAME] = content
-    assert f"offers {len(content):,} bytes" in failure(server, tmp_path)
-    assert not part_path(tmp_path / NAME).exists()
+@pytest.mark.parametrize("parts", [[CONTENT], [CONTENT + b"x"], [b"PK", b"P"]], ids=["whole", "longer", "two"])
+def test_a_beginning_that_gdown_cannot_use_is_discarded(
+    server: LocalServer, tmp_path: Path, parts: list[bytes]
+) -> None:
+    for number, content in enumerate(parts):
+        (tmp_path / f"{NAME}abcdefg{number}.part").write_bytes(content)
+    fetch(DRIVE, tmp_path)
+    assert server.asked(DRIVE_PATH) == [0]
 
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_the_quota_page_is_named(server: LocalServer, tmp_path: Path, status: int) -> None:
-    server.answers["/" + NAME] = (status, "text/html; charset=utf-8", QUOTA_PAGE)
-    part_path(tmp_path / NAME).write_bytes(CONTENT[:1000])
-    assert "Quota exceeded" in failure(server, tmp_path)
-    assert part_path(tmp_path / NAME).read_bytes() == CONTENT[:1000]  # what was there is not lost
+    server.answers[DRIVE_PATH] = (status, "text/html; charset=utf-8", QUOTA_PAGE)
+    (tmp_path / PART).write_bytes(CONTENT[:1000])
+    assert "quota exceeded" in failure(DRIVE, tmp_path)
+    assert (tmp_path / PART).read_bytes() == CONTENT[:1000]  # what was there is not lost
 
 
-def test_a_page_that_calls_itself_data_is_named(server: LocalServer, tmp_path: Path) -> None:
-    page = QUOTA_PAGE + b" " * (len(CONTENT) - len(QUOTA_PAGE))
-    server.answers["/" + NAME] = (200, "application/octet-stream", page)
-    assert "Quota exceeded" in failure(server, tmp_path)
+# --- the mirror, by huggingface_hub -----------------------------------------------------------------------
 
 
-def test_the_virus_scan_page_is_confirmed(server: LocalServer, tmp_path: Path) -> None:
-    address = "/confirmed?id=abc&confirm=t&uuid=1-2+3"
-    server.answers["/" + NAME] = (200, "text/html", scan_page("/confirmed"))
-    server.files[address] = CONTENT
-    part_path(tmp_path / NAME).write_bytes(CONTENT[:1000])
-    fetch(server, tmp_path)
-    assert server.asked(address) == [1000]
+def test_a_file_arrives_from_the_mirror_and_nobody_else_is_asked(server: LocalServer, tmp_path: Path) -> None:
+    fetch(MIRROR, tmp_path)
+    assert {request.path for request in server.requests} == {MIRROR_PATH}
 
 
-def test_a_virus_scan_page_without_end_is_named(server: LocalServer, tmp_path: Path) -> None:
-    page = (200, "text/html", scan_page("/confirmed"))
-    server.answers |= {"/" + NAME: page, "/confirmed?id=abc&confirm=t&uuid=1-2+3": page}
-    assert "virus scan" in failure(server, tmp_path)
+def test_the_mirror_goes_on_after_a_break(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # else the whole file is one
+    server.break_after[MIRROR_PATH] = [1_000_000]
+    fetch(MIRROR, tmp_path)
+    assert server.asked(MIRROR_PATH)[-1] == 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [(401, "login"), (403, "refuses"), (404, "no longer"), (429, "refuses more"), (410, "refuses")],
-)
-def test_a_refusal_is_named(server: LocalServer, tmp_path: Path, status: int, words: str) -> None:
-    server.answers["/" + NAME] = (status, "text/plain", b"no")
-    line = failure(server, tmp_path)
-    assert words in line
-    assert f"status {status}" in line
-    assert len(server.requests) == 1
+def test_an_offline_hub_is_not_asked(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in failure(MIRROR, tmp_path)
+    assert server.requests == []
 
 
-def test_a_sign_in_page_is_named(server: LocalServer, tmp_path: Path) -> None:
-    server.answers["/" + NAME] = (200, "text/html", SIGN_IN_PAGE)
-    assert "sign in" in failure(server, tmp_path)
+def test_a_full_disk_is_not_the_hosts_failure(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(MIRROR, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_down_is_asked_again(server: LocalServer, tmp_path: Path) -> None:
-    server.answers["/" + NAME] = (503, "text/plain", b"later")
-    failure(server, tmp_path)
-    assert len(server.requests) == transfer.ATTEMPTS
+# --- both -------------------------------------------------------------------------------------------------
 
 
-def test_no_network_is_named(tmp_path: Path) -> None:
-    assert "no network" in failure(LocalServer(closed_address()), tmp_path)
+@pytest.mark.parametrize(("host", "words"), [(DRIVE, "public link"), (MIRROR, "404")], ids=["drive", "mirror"])
+def test_a_file_that_is_gone_is_named(server: LocalServer, tmp_path: Path, host: Host, words: str) -> None:
+    server.files.clear()
+    assert words in failure(host, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_does_not_resolve_is_no_network(tmp_path: Path) -> None:
-    def offline(request: object, timeout: float) -> transfer.Response:
-        raise URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
-
-    nowhere = Host("the test host", lambda name: f"https://drive.example/{name}")
-    with pytest.raises(HostFailed, match=r"no network: the test host at drive\.example") as caught:
-        fetch_file(nowhere, tmp_path / NAME, EXPECTED, print, opener=offline)
-    assert "name resolution" in str(caught.value)
-
-
-def test_copying_gives_the_digest(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(CONTENT)
-    assert copy_file(tmp_path / "a", tmp_path / "b", print) == EXPECTED.md5
-    assert (tmp_path / "b").read_bytes() == CONTENT
+@pytest.mark.parametrize("host", [DRIVE, MIRROR], ids=["drive", "mirror"])
+def test_no_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    lead_to(closed_address(), monkeypatch)
+    assert "no network" in failure(host, tmp_path)

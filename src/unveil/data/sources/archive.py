@@ -1,5 +1,6 @@
 """Archives: writing the stored zip of a raw folder, and telling what a file really is that should be one."""
 
+import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -7,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from unveil.data.celeba import image_member
 from unveil.data.images import is_hidden, open_zip
-from unveil.data.sources.progress import megabytes
+from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
-from unveil.files import regular
+from unveil.files import CHUNK_BYTES, regular
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """Suffixes, in lower case, of the files that are taken for images."""
@@ -101,6 +102,18 @@ def describe_page(head: bytes) -> str | None:
     if b"accounts.google.com" in text or b"sign in" in text or b"log in" in text:
         return "a web page that asks to sign in"
     return "a web page"
+
+
+def copy_file(source: Path, target: Path, say: Say) -> str:
+    """Copy a file and return the MD5 of its bytes, in one pass."""
+    digest = hashlib.md5(usedforsecurity=False)
+    progress = Progress(target.name, source.stat().st_size, say, describe=megabytes)
+    with regular(source).open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+            progress.add(len(chunk))
+    return digest.hexdigest()
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -17,10 +17,17 @@ from pathlib import Path, PurePosixPath
 from unveil.data import celeba as layout
 from unveil.data.celeba import ANNOTATION_FILES, CANVAS, IMAGE_FOLDER, ZIP_NAME
 from unveil.data.images import DAMAGE, MOST_BYTES, open_image, open_zip
-from unveil.data.sources.archive import archived_images, is_image, refuse_page, require_space, write_stored_zip
+from unveil.data.sources.archive import (
+    archived_images,
+    copy_file,
+    is_image,
+    refuse_page,
+    require_space,
+    write_stored_zip,
+)
 from unveil.data.sources.facts import SourceFacts
 from unveil.data.sources.progress import Progress, Say, images, megabytes
-from unveil.data.sources.transfer import Host, HostFailed, copy_file, fetch_file, part_path
+from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file, partial_files
 from unveil.errors import UnveilError
 from unveil.files import expanded, file_digest, read_bytes, read_text, regular, write_text
 
@@ -33,30 +40,12 @@ BY_HAND = f"get the files by hand from {HOME} and name their folder in download.
 
 ROOT_VARIABLE = "CELEBA_ROOT"
 DOWNLOADS = Path(".unveil/downloads")
-MIRROR_REPOSITORY = "Yuehao/celeba"
 
 BASES = ("", "Img", "celeba", "celeba/Img", "CelebA", "CelebA/Img", IMAGE_FOLDER)
 """Where the zip or the folder of images lies below the folder that is named: as published, or as torchvision
 and Kaggle unpack it."""
 ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 HEAD_BYTES = 1 << 20  # of an image, in which its size stands
-
-
-def drive_address(name: str) -> str:
-    """URL of a published file on Google Drive, with the confirmation that large files ask for."""
-    drive_id = layout.PUBLISHED[name].drive_id
-    return f"https://drive.usercontent.google.com/download?id={drive_id}&export=download&confirm=t"
-
-
-def mirror_address(name: str) -> str:
-    """URL of a published file in the mirror; the environment variable HF_ENDPOINT names another hub."""
-    from huggingface_hub import hf_hub_url  # takes long to import and is rarely needed
-
-    return hf_hub_url(MIRROR_REPOSITORY, name, repo_type="dataset")
-
-
-DRIVE = Host("Google Drive (torchvision's list)", drive_address)
-MIRROR = Host(f"the Hugging Face mirror {MIRROR_REPOSITORY}", mirror_address)
 
 
 def write(
@@ -331,34 +320,20 @@ def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads:
     downloads.mkdir(parents=True, exist_ok=True)
     names = sorted(layout.PUBLISHED, key=lambda name: layout.PUBLISHED[name].bytes)  # the zip comes last
     require_space(downloads, sum(_missing_bytes(downloads / name) for name in names), "CelebA")
-    hosts = [DRIVE, *_mirrors(mirror, say)]
+    hosts = [DRIVE, MIRROR] if mirror else [DRIVE]
     failures: list[str] = []
     for name in names:
         _gather(name, downloads, hosts, failures, say)
     origin = _describe_origin(downloads, names)
     for name in names:
         shutil.move(downloads / name, destination / name)
-        _origin_note(downloads, name).unlink(missing_ok=True)
+    shutil.rmtree(downloads)
     return SourceFacts(origin=origin, licence=LICENCE, credit=CREDIT, published=True)
 
 
-def _mirrors(allowed: bool, say: Say) -> list[Host]:
-    if not allowed:
-        return []
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        say(f"HF_HUB_OFFLINE is set: {MIRROR.name} will not be asked")
-        return []
-    return [MIRROR]
-
-
 def _missing_bytes(target: Path) -> int:
-    size = layout.PUBLISHED[target.name].bytes
-    for path in (target, part_path(target)):
-        if path.exists():
-            return max(0, size - path.stat().st_size)
-    return size
+    there = [path.stat().st_size for path in (target, *partial_files(target)) if path.exists()]
+    return max(0, layout.PUBLISHED[target.name].bytes - max(there, default=0))
 
 
 def _gather(name: str, downloads: Path, hosts: list[Host], failures: list[str], say: Say) -> None:

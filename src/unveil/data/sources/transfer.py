@@ -1,55 +1,23 @@
-"""Fetching one published file over HTTP: resumed where it broke off, checked, and with named failures."""
+"""Fetching a published file with the libraries of its two hosts; size and MD5 judge what arrived."""
 
-import hashlib
-import http.client
 import os
-import ssl
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Protocol
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urljoin, urlsplit
-from urllib.request import Request, urlopen
 
 from unveil.data.celeba import PublishedFile
-from unveil.data.sources.archive import describe_page
 from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
-from unveil.files import CHUNK_BYTES, file_digest, regular
+from unveil.files import file_digest
 
-ATTEMPTS = 5
-PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
+RETRIES = 5
 TIMEOUT_S = 30.0
-PAGE_BYTES = 1 << 20
-USER_AGENT = "unveil"
+MIRROR_REPOSITORY = "Yuehao/celeba"
 
 
 class HostFailed(UnveilError):
     """A host did not deliver a file; another one may."""
-
-
-class Response(Protocol):
-    """What is used of an HTTP response."""
-
-    status: int
-    headers: http.client.HTTPMessage
-
-    def read(self, amount: int, /) -> bytes:
-        """At most ``amount`` bytes of the body."""
-
-    def geturl(self) -> str:
-        """Address after all redirections."""
-
-    def close(self) -> None:
-        """End the connection."""
-
-
-Opener = Callable[..., Response]
-"""As ``urllib.request.urlopen``: takes a Request and ``timeout`` in seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,225 +26,112 @@ class Host:
 
     Args:
         name: for messages and ``source.json``.
-        address: URL of a published file, given its name.
+        bring: writes a published file to the path, whose name is the file's, or raises HostFailed with the reason.
     """
 
     name: str
-    address: Callable[[str], str]
+    bring: Callable[[Path, PublishedFile, Say], None]
 
 
-class _ConnectionLost(Exception):
-    """The body ended before its time; what arrived is kept."""
-
-
-def part_path(target: Path) -> Path:
-    """Where the bytes of a file wait until all have arrived."""
-    return target.with_name(target.name + ".part")
-
-
-def fetch_file(
-    host: Host,
-    target: Path,
-    expected: PublishedFile,
-    say: Say,
-    *,
-    opener: Opener = urlopen,
-) -> None:
+def fetch_file(host: Host, target: Path, published: PublishedFile, say: Say) -> None:
     """Bring one published file to ``target``, whose name is the file's.
 
-    The bytes gather in ``<target>.part``. A later call goes on where this one stopped (HTTP Range); a server
-    that cannot do that starts over. Only a file with the published size and MD5 gets its name.
-
-    Args:
-        host: from where.
-        target: where to; its folder exists.
-        expected: published size and MD5.
-        say: takes lines of progress.
-        opener: opens requests, ``urllib.request.urlopen`` or a stand-in.
+    Only a file with the published MD5 stays. If it was begun by an earlier run, its beginning may be what is wrong:
+    then it is fetched once more, from the start.
 
     Raises:
         HostFailed: no network, quota used up, refused, not there, changed; the line says which.
     """
-    part = part_path(target)
-    attempt = 0
-    while attempt < ATTEMPTS:
-        start = _usable_bytes(part, expected)
-        try:
-            start = _receive(host, target.name, part, start, expected, say, opener)
-        except _ConnectionLost as error:
-            kept = part.stat().st_size if part.exists() else 0
-            attempt = 1 if kept > start else attempt + 1
-            say(f"{target.name}: {host.name} broke off at {megabytes(kept)} ({error}); going on from there")
-            time.sleep(min(PAUSE_S * 2**attempt, LONGEST_PAUSE_S))
-            continue
-        found = file_digest(part, "md5")
-        if found == expected.md5:
-            os.replace(part, target)
-            return
-        part.unlink()
-        if start == 0:
-            raise HostFailed(
-                f"{target.name}: changed checksum: {host.name} delivered MD5 {found}, published is {expected.md5}"
-            )
+    begun = _usable_bytes(target, published)
+    try:
+        host.bring(target, published, say)
+    except HostFailed as error:
+        raise HostFailed(f"{target.name}: {host.name}: {error}") from None
+    _discard(partial_files(target))
+    md5, size = file_digest(target, "md5"), target.stat().st_size
+    if md5 == published.md5:
+        return
+    target.unlink()
+    if begun:
         say(f"{target.name}: the partial download of an earlier run was damaged; starting over")
-        attempt += 1
+        fetch_file(host, target, published, say)
+        return
     raise HostFailed(
-        f"{target.name}: {host.name} broke off {ATTEMPTS} times without a further byte; what arrived is "
-        "kept, the next run goes on from there"
+        f"{target.name}: {host.name}: changed checksum: found MD5 {md5} ({size:,} bytes), "
+        f"published is {published.md5} ({published.bytes:,} bytes)"
     )
 
 
-def _usable_bytes(part: Path, expected: PublishedFile) -> int:
-    """Bytes of an earlier attempt to go on from; too many of them are no beginning of the file."""
-    have = part.stat().st_size if part.exists() else 0
-    if have > expected.bytes:
-        part.unlink()
-        return 0
-    return have
+def partial_files(target: Path) -> list[Path]:
+    """What gdown has of a file that is not complete; it names it with eight random characters."""
+    return list(target.parent.glob(f"{target.name}{'?' * 8}.part"))
 
 
-def _receive(host: Host, name: str, part: Path, start: int, expected: PublishedFile, say: Say, opener: Opener) -> int:
-    """Complete ``part``; return how many of its bytes are from before."""
-    if start == expected.bytes:
-        return start
-    response = _open(host, name, host.address(name), start, opener)
+def _usable_bytes(target: Path, published: PublishedFile) -> int:
+    """How many bytes gdown can go on from: it takes one partial file, and asks for at least one more byte."""
+    sizes = [path.stat().st_size for path in partial_files(target)]
+    if len(sizes) == 1 and sizes[0] < published.bytes:
+        return sizes[0]
+    _discard(partial_files(target))
+    return 0
+
+
+def _discard(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
+def from_drive(target: Path, published: PublishedFile, say: Say) -> None:
+    """Fetch a file from Google Drive; what arrives of it stays for the next run."""
+    import gdown  # both take long to import and are rarely needed
+    import requests
+
+    start = _usable_bytes(target, published)
+    progress = Progress(target.name, published.bytes, say, describe=megabytes, done=start)
     try:
-        if start and (response.status != 206 or _range_start(response) != start):
-            say(f"{name}: {host.name} cannot go on at {megabytes(start)}; starting over")
-            start = 0
-            if response.status == 206:  # neither the whole nor what was asked for
-                response.close()
-                response = _open(host, name, host.address(name), 0, opener)
-        elif start:
-            say(f"{name}: going on at {megabytes(start)} of {megabytes(expected.bytes)}")
-        _check_length(host, name, response, start, expected)
-        _store(host, name, response, part, start, expected, say)
-    finally:
-        response.close()
-    return start
-
-
-def _store(
-    host: Host, name: str, response: Response, part: Path, start: int, expected: PublishedFile, say: Say
-) -> None:
-    progress = Progress(name, expected.bytes, say, describe=megabytes, done=start)
-    with part.open("ab" if start else "wb") as stream:
-        while chunk := _read(response, CHUNK_BYTES):
-            page = describe_page(chunk) if progress.done == 0 else None
-            if page is not None:
-                raise HostFailed(f"{name}: {host.name} answered with {page}")
-            if progress.done + len(chunk) > expected.bytes:
-                stream.truncate(0)
-                raise HostFailed(f"{name}: changed: {host.name} sends more than the published {expected.bytes:,} bytes")
-            stream.write(chunk)
-            progress.add(len(chunk))
-    if progress.done < expected.bytes:
-        raise _ConnectionLost("the body ended early")
-
-
-def _read(response: Response, amount: int) -> bytes:
-    try:
-        return response.read(amount)
-    except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        raise _ConnectionLost(str(error) or type(error).__name__) from None
-
-
-def _open(host: Host, name: str, address: str, start: int, opener: Opener, *, confirm: bool = True) -> Response:
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        response = opener(Request(address, headers=headers), timeout=TIMEOUT_S)
-    except HTTPError as error:
-        with error:
-            if error.code == 416 and start:  # the file is shorter than what is here
-                return _open(host, name, address, 0, opener)
-            raise _refusal(host, name, error) from None
-    except URLError as error:
-        raise _unreachable(host, name, address, error.reason) from None
-    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise _ConnectionLost(str(error) or type(error).__name__) from None
-    if response.headers.get_content_type() != "text/html":
-        return response
-    page = _read(response, PAGE_BYTES)
-    base = response.geturl()
-    response.close()
-    form = _download_form(page, base) if confirm else None
-    if form is None:
-        raise HostFailed(f"{name}: {host.name} answered with {describe_page(page) or 'a web page'}")
-    return _open(host, name, form, start, opener, confirm=False)
-
-
-def _refusal(host: Host, name: str, error: HTTPError) -> Exception:
-    page = describe_page(error.read(PAGE_BYTES))
-    if page is not None and "Quota" in page:
-        return HostFailed(f"{name}: {host.name} answered with {page}")
-    if error.code >= 500:
-        return _ConnectionLost(f"status {error.code} {error.reason}")
-    reasons = {
-        401: "wants a login",
-        403: "refuses the file",
-        404: "no longer has the file",
-        429: "refuses more downloads for now",
-    }
-    what = reasons.get(error.code, "refuses")
-    return HostFailed(f"{name}: {host.name} {what} (status {error.code} {error.reason})")
-
-
-def _unreachable(host: Host, name: str, address: str, reason: object) -> HostFailed:
-    where = urlsplit(address).hostname
-    if isinstance(reason, ssl.SSLError):
-        return HostFailed(f"{name}: no secure connection to {host.name} at {where} ({reason})")
-    return HostFailed(f"{name}: no network: {host.name} at {where} cannot be reached ({reason})")
-
-
-def _range_start(response: Response) -> int | None:
-    """First byte of a part of a file, from a header such as ``Content-Range: bytes 100-199/200``."""
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    first = rest.partition("-")[0]
-    return int(first) if unit == "bytes" and first.isdigit() else None
-
-
-def _check_length(host: Host, name: str, response: Response, start: int, expected: PublishedFile) -> None:
-    length = response.headers.get("Content-Length", "")
-    if length.isdigit() and start + int(length) != expected.bytes:
-        raise HostFailed(
-            f"{name}: changed: {host.name} offers {start + int(length):,} bytes, published are {expected.bytes:,}"
+        gdown.download(
+            id=published.drive_id,
+            output=str(target),
+            quiet=True,
+            use_cookies=False,  # which would lie in the user's home
+            resume=True,
+            progress=lambda done, _: progress.add(done - progress.done),
+            timeout=TIMEOUT_S,
+            retries=RETRIES,
         )
+    except (gdown.DownloadError, requests.RequestException) as error:
+        raise HostFailed(_reason(error, requests.ConnectionError)) from None
+    target.chmod(0o644)  # gdown makes it readable to its owner alone
 
 
-class _FormReader(HTMLParser):
-    """Finds the form by which Google Drive lets one confirm the download of a file too large to scan."""
+def from_mirror(target: Path, published: PublishedFile, say: Say) -> None:
+    """Fetch a file from the mirror; the variables HF_ENDPOINT and HF_HUB_OFFLINE hold.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.action: str | None = None
-        self.fields: dict[str, str] = {}
+    After a break it goes on where it was, but what arrived does not outlast the run.
+    """
+    import httpx2
+    from huggingface_hub import hf_hub_download
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {key: value or "" for key, value in attrs}
-        if tag == "form" and values.get("id") == "download-form":
-            self.action = values.get("action")
-        elif tag == "input" and self.action is not None and "name" in values:
-            self.fields[values["name"]] = values.get("value", "")
-
-
-def _download_form(page: bytes, base: str) -> str | None:
-    """Address behind the button "Download anyway" of Google Drive's page; None if there is no such button."""
-    reader = _FormReader()
-    reader.feed(page.decode("utf-8", errors="replace"))
-    if not reader.action:
-        return None
-    return f"{urljoin(base, reader.action)}?{urlencode(reader.fields)}"
+    folder = target.with_name(f"{target.name}.mirror")
+    try:
+        path = hf_hub_download(MIRROR_REPOSITORY, target.name, repo_type="dataset", local_dir=folder)
+        os.replace(path, target)
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+        if getattr(error, "errno", None) is not None:  # a full disk, say: no other host mends that
+            raise
+        raise HostFailed(_reason(error, httpx2.TransportError)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy_file(source: Path, target: Path, say: Say) -> str:
-    """Copy a file and return the MD5 of its bytes, in one pass."""
-    digest = hashlib.md5(usedforsecurity=False)
-    progress = Progress(target.name, source.stat().st_size, say, describe=megabytes)
-    with regular(source).open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(CHUNK_BYTES):
-            digest.update(chunk)
-            writer.write(chunk)
-            progress.add(len(chunk))
-    return digest.hexdigest()
+def _reason(error: Exception, unreachable: type[Exception]) -> str:
+    """One line on why a library gave up; ``unreachable`` is its error where no server answers."""
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())
+    if "Too many users have viewed or downloaded" in text:
+        return "quota exceeded (too many downloads of this file today; try tomorrow)"
+    return f"no network ({text})" if isinstance(cause, unreachable) else text
+
+
+DRIVE = Host("Google Drive (torchvision's list)", from_drive)
+MIRROR = Host(f"the Hugging Face mirror {MIRROR_REPOSITORY}", from_mirror)
