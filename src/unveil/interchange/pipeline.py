@@ -129,30 +129,16 @@ def _replacing(models: Path) -> Iterator[Path]:
     The configuration goes first and comes last: killed between, there is no model, rather than two halves of two.
     Other files in ``models`` stay.
     """
-    with _system_errors(models):
-        models.mkdir(parents=True, exist_ok=True)
-        temporary = models / f".import.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            (models / CONFIG_FILE).unlink(missing_ok=True)
-            shutil.rmtree(models / FOLDER, ignore_errors=True)  # a folder is not replaced in one step
-            for file in (WEIGHTS_FILE, FOLDER, RECORD, CONFIG_FILE):
-                os.replace(temporary / file, models / file)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    """What the system refuses, in one line."""
+    whole = models / ".import"
     try:
-        yield
-    except OSError as error:
-        raise UnveilError(
-            f"{path}: cannot be written ({error.strerror or error}), expected a folder that can; give another"
-        ) from None
+        with atomic_directory(whole) as temporary:
+            yield temporary
+        (models / CONFIG_FILE).unlink(missing_ok=True)
+        shutil.rmtree(models / FOLDER, ignore_errors=True)  # a folder is not replaced in one step
+        for file in (WEIGHTS_FILE, FOLDER, RECORD, CONFIG_FILE):
+            os.replace(whole / file, models / file)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
 
 
 def export_pipeline(
@@ -187,7 +173,7 @@ def export_pipeline(
     weights = unet2d.from_weights(denoiser.network.state_dict(), model.network)
     version = {"_diffusers_version": WRITTEN_FOR}
     pipeline_class = schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline")
-    with _system_errors(folder), atomic_directory(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         (temporary / "unet").mkdir()
         (temporary / "scheduler").mkdir()
         write_json(
