@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The file of parameters.", readable=False)] = Path("params.yaml"),
 ) -> None:
     """Bring the images to data/raw: draw them, copy them or download them."""
     with stage("download", params) as run:

@@ -95,7 +95,7 @@ class Outputs:
 
 @app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="The parameters of all stages.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The parameters of all stages.", readable=False)] = Path("params.yaml"),
     samples: Annotated[
         Path,
         typer.Option(help="Samples of any generator: .safetensors, .npz, or a folder of images."),

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The file of parameters.", readable=False)] = Path("params.yaml"),
 ) -> None:
     """Crop, resize and pack the images into tensor shards, by the named protocol."""
     with stage("preprocess", params) as run:

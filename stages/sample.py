@@ -134,7 +134,7 @@ def save_samples(images: Tensor, facts: dict[str, object]) -> None:
 
 @app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The file of parameters.", readable=False)] = Path("params.yaml"),
 ) -> None:
     """Draw samples from the model, with a grid of them and a strip of faces emerging from noise."""
     start_processes(__file__, params)

@@ -216,9 +216,16 @@ def report(run: Run, point: Progress) -> None:
     )
 
 
+def tell_failures(run: Run, trainer: Trainer) -> None:
+    """Say what of the scratch could not be written since the last time."""
+    for error in trainer.failures:
+        run.say(f"not kept: {line_for_user(error) or error}; the training goes on")
+    trainer.failures.clear()
+
+
 @app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The file of parameters.", readable=False)] = Path("params.yaml"),
 ) -> None:
     """Train the denoiser on the train split."""
     start_processes(__file__, params)
@@ -299,7 +306,6 @@ def main(
         if processes.is_main:
             checkpoints.note(run.record["run_id"])
 
-        told: OSError | None = None
         with signals_noted() as noted:
             for point in trainer.run(stop=lambda: bool(noted)):
                 if not processes.is_main:
@@ -308,20 +314,19 @@ def main(
                     run.hurry()
                 report(run, point)
                 run.log_metrics(usage(device), step=point.images)
-                if trainer.unsaved not in (None, told):
-                    told = trainer.unsaved
-                    run.say(f"no checkpoint: {line_for_user(told)}; the training goes on")
+                tell_failures(run, trainer)
                 if point.preview:
                     preview = PLOTS / "previews" / f"{point.images:09d}.png"
                     try:
                         draw_preview(trainer, index.image_size, precision, preview)
                         run.log_artifact(preview, folder="previews")
                     except OSError as error:
-                        run.say(f"no preview: {line_for_user(error)}; the training goes on")
+                        run.say(f"no preview: {line_for_user(error) or error}; the training goes on")
         if not trainer.finished:
+            tell_failures(run, trainer)
             saved = f"{trainer.saved} has all {trainer.images_seen:,} images so far: run the same command to go on"
-            if trainer.unsaved is not None:
-                saved = f"no checkpoint of now: {line_for_user(trainer.unsaved)}; the last is {trainer.saved}"
+            if trainer.saved_step != trainer.step and processes.is_main:
+                saved = f"the last checkpoint is {trainer.saved}, of step {trainer.saved_step:,} of {trainer.step:,}"
             raise Terminated(noted[0] if noted else signal.SIGTERM, f"; {saved}")  # a signal of another process
         if not processes.is_main:
             return

@@ -91,6 +91,7 @@ def test_json_is_read_as_exactly_what_is_declared(tmp_path: Path) -> None:
         '{"images": 3.5, "names": []}': "images: found 3.5, expected a valid integer",
         '{"images": 3, "names": [1]}': "names.0: found 1, expected a valid string",
         '{"images": NaN, "names": []}': "not valid JSON",
+        '{"images": 3, "names": ["a", 1e999]}': "names.1: found Infinity, expected a number of at most 64 bits",
         '{"images": 3}': "names is missing",
         "[" * 100_000: "not valid JSON",
         "": "not valid JSON",
@@ -133,7 +134,7 @@ def test_what_cannot_be_written_to_is_refused_by_name_and_stays(tmp_path: Path) 
         "gone": "gone: a link to .*disk, which is not there",
         "gone/a/b": "gone: a link to .*disk, which is not there",
         "loop": "loop: a link to loop, which is not there",
-        "file/raw": "file: found a file, expected a folder",
+        "file/raw": "file: found a file, expected a folder; name another",
         "file": "file: found a file, expected a folder",
     }.items():
         with pytest.raises(UnveilError, match=words), atomic_directory(tmp_path / name):
@@ -147,16 +148,18 @@ def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path: Path) -> No
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         gone = process.pid
     here, long_ago = platform.node().partition(".")[0], time.time() - 2 * 24 * 3600
-    kept = {f".raw.{os.getppid()}.tmp", f".raw.{here}-{os.getppid()}.tmp", f".raw.other-{gone}.tmp", ".own.1x.tmp"}
-    left = {f".raw.{gone}.tmp", f".raw.{here}-{gone}.tmp", f".shards.{here}-{gone}.old", f".old.other-{gone}.tmp"}
-    for name in kept | left:
+    kept = {f".raw.{here}-{os.getppid()}.tmp", f".raw.other-{gone}.tmp"}
+    theirs = {f".raw.{gone}.old", f".env.{here}-{gone}.old", f".rawer.{here}-{gone}.tmp", f"raw.{here}-{gone}.tmp"}
+    left = {f".raw.{here}-{gone}.tmp", f".raw.old-{gone}.tmp"}
+    for name in kept | theirs | left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    os.utime(tmp_path / f".old.other-{gone}.tmp", (long_ago, long_ago))
-    (tmp_path / f".index.json.{gone}.tmp").touch()
-    destination(tmp_path / "other")
-    assert {path.name for path in tmp_path.iterdir()} == {"shards", *kept}
-    assert (tmp_path / "shards" / "file").exists()
+    os.utime(tmp_path / f".raw.old-{gone}.tmp", (long_ago, long_ago))
+    destination(tmp_path / "raw")
+    assert {path.name for path in tmp_path.iterdir()} == kept | theirs
+    (tmp_path / f".raw.{here}-{gone}.old").mkdir()  # killed between moving the old one aside and putting the new one
+    destination(tmp_path / "raw")
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", *kept, *theirs}
 
 
 def test_a_full_disk_is_named_by_what_was_written(tmp_path: Path) -> None:
@@ -173,5 +176,7 @@ def test_a_full_disk_is_named_by_what_was_written(tmp_path: Path) -> None:
 
 def test_a_home_folder_that_nobody_has_is_one_line() -> None:
     assert expanded(Path("~/x")) == Path.home() / "x"
+    with pytest.raises(UnveilError, match="found a character that no path has"):
+        expanded(Path("a\0b"))
     with pytest.raises(UnveilError, match=r"~no-such-user/x: .*; write the whole path"):
         expanded(Path("~no-such-user/x"))

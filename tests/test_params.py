@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -1018,6 +1019,14 @@ def test_a_file_of_parameters_that_is_none_is_refused_by_name(tmp_path: Path) ->
     os.mkfifo(path)
     with pytest.raises(UnveilError, match=r"params.yaml: found a pipe, expected a regular file"):
         load_params(path)
+
+
+def test_numbers_that_no_file_between_the_stages_could_hold_are_refused(repository: Path) -> None:
+    text = (repository / "params.yaml").read_text(encoding="utf-8")
+    for key, number in (("max_minutes", "1e308"), ("log_every_images", str(2**64))):
+        changed = re.sub(rf"^(  {key}:) \S+", rf"\g<1> {number}", text, flags=re.MULTILINE)
+        with pytest.raises(UnveilError, match=rf"p: train\.{key}: found .*, expected a number of at most 64 bits"):
+            parse_params(changed, "p")
 
 
 def test_anchors_that_stay_small_are_read(repository: Path) -> None:

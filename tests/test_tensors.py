@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unveil.errors import UnveilError
-from unveil.tensors import load_tensors, open_tensors, save_tensors
+from unveil.tensors import load_shapes, load_tensors, open_tensors, save_tensors
 
 
 def test_tensors_of_any_layout_come_back(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_what_is_no_such_file_is_one_line_that_says_how_to_mend_it(tmp_path: Pat
         path.write_bytes(content)
         with pytest.raises(UnveilError, match=r"x.safetensors: damaged or not a safetensors file .*; train again$"):
             load_tensors(path, "train again")
+    header = b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UnveilError, match=r"a is F32 \[9223372036854775808, 0\], expected weights .*; train again$"):
+        load_shapes(path, "train again")
+    path.write_bytes((2**24 + 1).to_bytes(8, "little") + b" " * 100)
+    with pytest.raises(UnveilError, match=r"a header of 16,777,217 bytes, expected at most 16,777,216"):
+        load_tensors(path, "train again")
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UnveilError, match="found a pipe"):

@@ -13,10 +13,11 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
@@ -24,7 +25,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from tests.conftest import git
 from unveil import tracking
 from unveil.errors import UnveilError
-from unveil.tracking import Store, TrackedRun, git_tags, main_checkout, refuse_lost_experiment, ui_command
+from unveil.tracking import Store, TrackedRun, _Batch, git_tags, main_checkout, refuse_lost_experiment, ui_command
 
 
 class KnownRun(TrackedRun):
@@ -238,7 +239,7 @@ def test_an_address_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_a_store_that_cannot_be_created_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///file/mlflow.db")
-    with pytest.raises(UnveilError, match="cannot be opened"):
+    with pytest.raises(UnveilError, match="file: found a file, expected a folder"):
         Store.locate(tmp_path).open()
 
 
@@ -258,6 +259,7 @@ def test_the_id_of_an_experiment_is_followed(project: Path, monkeypatch: pytest.
         (other, "by id", other),
         (own, "by id", f"MLFLOW_EXPERIMENT_ID={own} is 'unveil', MLFLOW_EXPERIMENT_NAME 'by id'; unset one of them"),
         ("777", "", "MLFLOW_EXPERIMENT_ID=777: .* has none of this id"),
+        ("9" * 40, "", "MLFLOW_EXPERIMENT_ID=9+: .* has none of this id"),
         ("words", "", "MLFLOW_EXPERIMENT_ID=words: .* has none of this id"),
     ):
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
@@ -522,11 +524,43 @@ def test_what_a_store_does_not_take_till_the_end_is_named(
     run.finish("FINISHED")
     assert time.monotonic() - started < 8
     *_, last = capsys.readouterr().err.splitlines()
-    named = r"\d+ metric values, 1 tags, artifact weights, model denoiser, end of the run FINISHED"
+    named = r"\d+ metric values, 1 tags, artifact weights, model denoiser, end of the run \(FINISHED\)"
     assert re.fullmatch(f"warning: MLflow's store did not answer, and is without: {named}", last)
 
 
 @pytest.mark.slow
+def test_a_model_whose_files_find_no_room_at_first_is_whole_in_the_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(project)
+    log, refusals = run.client.log_model_artifact, iter([True, False, True, False])
+
+    def full_now_and_then(*arguments: str) -> None:
+        if next(refusals, False):
+            raise OSError(28, "No space left on device")
+        log(*arguments)
+
+    monkeypatch.setattr(run.client, "log_model_artifact", full_now_and_then)
+    files = [project / name for name in ("config.json", "model.safetensors")]
+    for file in files:
+        file.write_text("{}")
+    assert run.log_model("denoiser", files[0], files[1], {}) is not None
+    run.finish("FINISHED")
+    (model,) = client_of(project).search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
+    assert model.status == "READY"
+    assert {path.name for path in Path(unquote(urlsplit(model.artifact_location).path)).iterdir()} == {
+        file.name for file in files
+    }
+
+
+def test_a_row_that_is_refused_takes_no_other_with_it(project: Path) -> None:
+    run = start(project)
+    with pytest.raises(MlflowException):
+        _Batch(run.client, run.run_id, "tags")([RunTag("a", "1"), RunTag("no*name", "2"), RunTag("b", "3")])
+    run.finish("FINISHED")
+    assert {"a": "1", "b": "3"}.items() <= client_of(project).get_run(run.run_id).data.tags.items()
+
+
 def test_a_database_that_somebody_holds_is_not_waited_for(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

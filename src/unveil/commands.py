@@ -18,5 +18,5 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         except Exception as error:
             if (line := line_for_user(error)) is None:
                 raise
-            typer.echo(" ".join(line.split()), err=True)
+            typer.echo(line, err=True)
             raise typer.Exit(status) from None

@@ -32,11 +32,16 @@ def line_for_user(error: BaseException) -> str | None:
     user's only where it says that something has run out.
     """
     if isinstance(error, UnveilError):
-        return str(error)
+        return printable(" ".join(str(error).split()))
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO):
         return None
     place = "" if error.filename is None else f"{error.filename}: "
     mend = MENDS.get(error.errno, "mend it, or choose another place")
-    return f"{place}the system says: {error.strerror}; {mend}"
+    return printable(f"{place}the system says: {error.strerror}; {mend}")
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and control characters escaped, which a file's name may hold."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

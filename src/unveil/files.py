@@ -1,5 +1,6 @@
 """Reading regular files only, and writing so that a reader never sees half of a file or folder."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -38,7 +39,9 @@ Record = TypeVar("Record")
 
 
 def expanded(path: Path) -> Path:
-    """The path with the home folder in the place of ``~``. Raises UnveilError if there is no such user."""
+    """The path with the home folder in the place of ``~``. Raises UnveilError if there is no such user, or path."""
+    if "\0" in str(path):
+        raise UnveilError(f"{str(path)!r}: found a character that no path has; remove it")
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -107,8 +110,8 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str, f
     """``read_json`` of a text that was read already, which messages call ``name``."""
     try:
         values = from_json(content, allow_inf_nan=not finite)
-        if finite:
-            _check_numbers(values)  # also where any value may stand
+        if finite and (wrong := excessive_number(values)):  # also where any value may stand
+            raise UnveilError(f"{name}: {wrong}; {mend}")
         record: Record = _adapter(kind).validate_json(content, strict=True)  # type: ignore[arg-type]
         return record
     except ValidationError as error:
@@ -117,13 +120,15 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str, f
         raise UnveilError(f"{name}: not valid JSON ({error}); {mend}") from None
 
 
-def _check_numbers(value: Any) -> None:
-    """Raise ValueError for a number that is infinite, as 1e999 is, or that overflows where it is squared."""
+def excessive_number(value: Any, key: str = "") -> str | None:
+    """What is wrong with the first number that is infinite, as 1e999 is, or that overflows where it is squared."""
     if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_numbers(item)
-    elif isinstance(value, int | float) and abs(value) >= (GREATEST_INTEGER if isinstance(value, int) else GREATEST):
-        raise ValueError(f"found {_shown(value)}, expected numbers of at most 64 bits, and below {GREATEST:g}")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (excessive_number(item, f"{key}.{name}" if key else str(name)) for name, item in items)
+        return next(filter(None, found), None)
+    if isinstance(value, int | float) and abs(value) >= (GREATEST_INTEGER if isinstance(value, int) else GREATEST):
+        return f"{_cut(key)}: found {_shown(value)}, expected a number of at most 64 bits, and below {GREATEST:g}"
+    return None
 
 
 @functools.cache
@@ -178,10 +183,10 @@ def destination(path: Path, folder: bool = False) -> Path:
             )
         wanted = folder or place != path
         if place.exists() and place.is_dir() != wanted:
-            found, expected = ("a file", "a folder") if wanted else ("a folder", "a file")
-            raise UnveilError(f"{place}: found {found}, expected {expected}; move it away")
+            found = KINDS.get(stat.S_IFMT(place.stat().st_mode), "a file")
+            raise UnveilError(f"{place}: found {found}, expected a {'folder' if wanted else 'file'}; name another")
     path = path.resolve()
-    _sweep(path.parent)
+    _sweep(path)
     return path
 
 
@@ -194,21 +199,21 @@ def _machine() -> str:
     return platform.node().partition(".")[0] or "localhost"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files and folders of processes that are gone; put back what one had moved aside."""
-    for left in folder.glob(".*"):
-        match = re.fullmatch(r"\.(.+?)\.(?:([^.]+)-)?(\d{1,10})\.(tmp|old)", left.name, re.DOTALL)
+def _sweep(path: Path) -> None:
+    """Remove what processes that are gone left of writing ``path``; put back what one had moved aside."""
+    for left in path.parent.glob(".*"):
+        match = re.fullmatch(rf"\.{re.escape(path.name)}\.([^.]+)-(\d{{1,10}})\.(tmp|old)", left.name)
         if match is None:
             continue
         with suppress(OSError):  # another process may be at it too
-            if match[2] in (None, _machine()):
-                in_use = _is_alive(int(match[3]))
+            if match[1] == _machine():
+                in_use = _is_alive(int(match[2]))
             else:  # nobody can ask another machine
                 in_use = time.time() - left.stat().st_mtime < FOREIGN_SECONDS
             if in_use:
                 continue
-            if match[4] == "old" and not (folder / match[1]).exists():
-                os.replace(left, folder / match[1])
+            if match[3] == "old" and not path.exists():
+                os.replace(left, path)
             elif left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
@@ -226,12 +231,13 @@ def _is_alive(process: int) -> bool:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Within the block, a refusal that names no path, such as a full disk, names this one."""
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Within the block, a full disk, which names no path, names this one, and so does what the temporary is refused."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if is_full or str(error.filename).startswith(str(temporary)):
             error.filename = str(path)
         raise
 
@@ -247,9 +253,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with _naming(path):
+        with _naming(path, temporary):
             yield temporary
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -266,9 +272,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     aside = _temporary(path, "old")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        with _naming(path):
+        with _naming(path, temporary):
+            temporary.mkdir()
             yield temporary
         if path.exists():
             os.replace(path, aside)

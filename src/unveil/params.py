@@ -43,7 +43,7 @@ from unveil.diffusion.choices import (
     Variance,
     refusal,
 )
-from unveil.errors import UnveilError, line_for_user
+from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
 from unveil.ranges import (
     GREATEST_DEVIATION,
@@ -897,23 +897,26 @@ def read_text(path: Path) -> str:
         return files.read_text(path, MOST_BYTES)
     except FileNotFoundError:
         raise UnveilError(
-            _one_line(f"{path}: no such file; run in the project's folder, or say where it is with --params")
+            printable(f"{path}: no such file; run in the project's folder, or say where it is with --params")
         ) from None
     except (OSError, UnveilError) as error:
-        raise UnveilError(_one_line(line_for_user(error) or str(error))) from None
+        raise UnveilError(printable(line_for_user(error) or str(error))) from None
 
 
 def parse_params(text: str, name: str) -> Params:
     """Check the text of a params.yaml; ``name`` is what messages call the file. Raises UnveilError."""
     root, values = parse_mapping(text, name)
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
+        if wrong := files.excessive_number(values):
+            raise UnveilError(printable(f"{name}: {wrong}"))
+        return params
     except ValidationError as error:
         findings = _findings(error.errors(include_url=False), values)
     lines = {finding: _line(root, finding.key) for finding in findings}
     first = min(findings, key=lambda finding: lines[finding])
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    raise UnveilError(_one_line(f"{name}:{lines[first]}: {'.'.join(first.key)}: {first.text}{more}"))
+    raise UnveilError(printable(f"{name}:{lines[first]}: {'.'.join(first.key)}: {first.text}{more}"))
 
 
 def parse_mapping(text: str, name: str) -> tuple[MappingNode, dict[Any, Any]]:
@@ -940,9 +943,9 @@ def parse_mapping(text: str, name: str) -> tuple[MappingNode, dict[Any, Any]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise UnveilError(_one_line(f"{place}: not valid YAML: {error.problem or error.context}")) from None
+        raise UnveilError(printable(f"{place}: not valid YAML: {error.problem or error.context}")) from None
     except (YAMLError, ValueError, RecursionError) as error:  # such as !!int followed by a word
-        raise UnveilError(_one_line(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
+        raise UnveilError(printable(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
 
 
 def flatten(section: BaseModel) -> dict[str, Scalar]:
@@ -1163,7 +1166,7 @@ def _refuse_duplicates(node: Node, name: str, prefix: tuple[str, ...] = ()) -> N
         key, line = str(key_node.value), int(key_node.start_mark.line) + 1
         if key in seen:
             dotted = ".".join((*prefix, key))
-            raise UnveilError(_one_line(f"{name}:{line}: {dotted}: stands here and in line {seen[key]}; keep one"))
+            raise UnveilError(printable(f"{name}:{line}: {dotted}: stands here and in line {seen[key]}; keep one"))
         seen[key] = line
         _refuse_duplicates(value, name, (*prefix, key))
 
@@ -1185,8 +1188,3 @@ def _shown(value: object) -> str:
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return text if len(text) <= files.LONGEST_SHOWN else text[: files.LONGEST_SHOWN - 3] + "..."
-
-
-def _one_line(text: str) -> str:
-    """The text with every line break and control character escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,9 +1,11 @@
 """Printing that never ends the work: a closed pipe or terminal is not listened to, and any name can be shown."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -30,9 +32,10 @@ class Unheard:
     def _dropping(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
-            with suppress(OSError):  # what is left in buffers goes there too, also when Python ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except OSError as error:  # of a log on a full disk only this text is lost
+            if error.errno in (errno.EPIPE, errno.EIO, errno.EBADF):
+                with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -41,7 +44,8 @@ class Unheard:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Within the block, stdout and stderr may be closed by whoever read them."""
-    out: Any = Unheard(sys.stdout)
-    err: Any = Unheard(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err):
-        yield
+    with Path(os.devnull).open("w") as nowhere:  # for a stream that was closed before Python began
+        out: Any = Unheard(sys.stdout or nowhere)
+        err: Any = Unheard(sys.stderr or nowhere)
+        with redirect_stdout(out), redirect_stderr(err):
+            yield

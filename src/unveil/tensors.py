@@ -15,6 +15,10 @@ from torch import Tensor
 from unveil.errors import UnveilError
 from unveil.files import atomic_path, regular
 
+MOST_HEADER_BYTES = 1 << 24  # about 200,000 tensors
+FLOATS = ("F64", "F32", "F16", "BF16")  # the types of weights, as safetensors names them
+GREATEST_SIDE = 2**31 - 1  # of a tensor of weights
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors atomically, from whatever device they are on.
@@ -46,7 +50,10 @@ def open_tensors(path: Path, mend: str) -> Iterator[Any]:
         OSError: if the system refuses to open it; safetensors calls each refusal a missing file.
     """
     try:
-        regular(path).open("rb").close()
+        with regular(path).open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        if header > MOST_HEADER_BYTES:
+            raise SafetensorError(f"a header of {header:,} bytes, expected at most {MOST_HEADER_BYTES:,}")
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
@@ -69,4 +76,11 @@ def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
 def load_shapes(path: Path, mend: str) -> dict[str, Tensor]:
     """The tensors of a file as float32 without values, on the meta device: no memory. Raises as ``open_tensors``."""
     with open_tensors(path, mend) as file:
-        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+        shapes = {}
+        for name in file.keys():  # noqa: SIM118, no mapping
+            kind, shape = (part := file.get_slice(name)).get_dtype(), part.get_shape()
+            if kind not in FLOATS or max(shape, default=0) > GREATEST_SIDE:
+                expected = f"weights of type {', '.join(FLOATS)}"
+                raise UnveilError(f"{path}: {name} is {kind} {shape}, expected {expected}; {mend}")
+            shapes[name] = torch.empty(shape, device="meta")
+        return shapes

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 import unveil
 from unveil.errors import UnveilError
-from unveil.files import file_digest
+from unveil.files import destination, file_digest, regular
 from unveil.rank import is_main_process
 from unveil.writer import WAIT_SECONDS, Writer
 
@@ -71,6 +71,7 @@ KEY_LENGTH = 250
 TAG_LENGTH = 8000
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
+MOST_DIGITS = 18  # of an experiment's id
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 
 
@@ -169,7 +170,7 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI for people and records: without user and password."""
-        return without_secrets(self.uri)
+        return without_secrets(self.uri) if self.database is None else f"sqlite:///{self.database}"
 
     @property
     def _named(self) -> str:
@@ -259,7 +260,7 @@ class Store:
         if not number:
             return name or EXPERIMENT
         try:
-            found = client.get_experiment(number).name
+            found = client.get_experiment(number[:MOST_DIGITS]).name
         except _import_mlflow()[1] as error:
             if not _is_refusal(error):
                 raise
@@ -276,7 +277,9 @@ class Store:
             yield
             return
         try:
-            self.database.parent.mkdir(parents=True, exist_ok=True)
+            destination(self.database).parent.mkdir(parents=True, exist_ok=True)
+            if self.database.exists():
+                regular(self.database)
             with FileLock(f"{self.database}.lock", timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:
@@ -319,8 +322,13 @@ class Store:
                 f"{self.shown}: made by another version of MLflow; copy the file and run "
                 f"`mlflow db upgrade {self._named}`, or move it away to start a new store"
             )
+        if "database is locked" in str(error):
+            return UnveilError(f"{self.shown}: another process holds the database; end it, or wait until it has ended")
+        reason = one_line(error)
+        if "Max retries exceeded" in reason:  # of the four errors in each other only the last says something
+            reason = reason.rpartition(": ")[2].rstrip("\"')")
         return UnveilError(
-            f"MLflow's store {self.shown} cannot be opened: {one_line(error)}; mend MLFLOW_TRACKING_URI, "
+            f"MLflow's store {self.shown} cannot be opened: {reason}; mend MLFLOW_TRACKING_URI, "
             "or set UNVEIL_TRACKING=off to run without tracking"
         )
 
@@ -489,7 +497,10 @@ class TrackedRun:
         try:
             if opened := run._writer.ask(store.open, seconds):
                 client, run.experiment_id = opened
-                made = run._writer.ask(lambda: client.create_run(run.experiment_id, tags=_clipped(tags)))
+                made = run._writer.ask(
+                    lambda: client.create_run(run.experiment_id, tags=_clipped(tags)),
+                    undo=lambda made: run._delete(client, made.info.run_id),
+                )
                 run.client, run.run_id = client, made.info.run_id if made is not None else None
         except failures as error:
             raise store.cannot_open(error) from error
@@ -519,27 +530,31 @@ class TrackedRun:
             return None
         wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
 
-        def reopened() -> tuple[frozenset[int], int] | None:
+        def reopened() -> tuple[frozenset[int], Mapping[str, str]] | None:
             earlier = client.get_run(run_id)
             is_other = earlier.info.experiment_id != self.experiment_id or earlier.data.params != wanted
             if is_other or earlier.info.lifecycle_stage != "active" or earlier.info.status == "FINISHED":
                 return None
             steps = frozenset(point.step for point in client.get_metric_history(run_id, curve))
-            if "unveil.error" in earlier.data.tags:
-                client.delete_tag(run_id, "unveil.error")
             client.update_run(run_id, status="RUNNING")
-            return steps, int(earlier.data.tags.get("unveil.resumed", 0)) + 1
+            return steps, earlier.data.tags
+
+        def closed(found: object) -> None:
+            if found is not None:
+                client.set_terminated(run_id, "KILLED")
 
         try:
-            found = self._writer.ask(reopened)
+            found = self._writer.ask(reopened, undo=closed)
         except self._failures:
             found = None
         if found is None:
             return None
-        steps, resumed = found
+        steps, before = found
         self._write("deletion of an empty run", self.run_id, self._delete)
         self.run_id = run_id
-        self.set_tags({**tags, "unveil.resumed": str(resumed)})
+        if "unveil.error" in before:
+            self._write("deletion of a tag", "unveil.error", lambda c, r: c.delete_tag(r, "unveil.error"))
+        self.set_tags({**tags, "unveil.resumed": str(int(before.get("unveil.resumed", 0)) + 1)})
         return steps
 
     def _delete(self, client: "MlflowClient", run_id: str) -> None:
@@ -648,6 +663,11 @@ class TrackedRun:
         Returns:
             the model's id; None if tracking is off or the store did not take it in time.
         """
+        client, run_id = self.client, self.run_id
+        if client is None or run_id is None:
+            return None
+        from mlflow.entities import LoggedModelOutput
+
         made: list[str] = []
         digest, size = file_digest(weights), weights.stat().st_size
         tags = {
@@ -656,24 +676,29 @@ class TrackedRun:
             "unveil.weights.path": weights.as_posix(),
         }
 
-        def write(client: "MlflowClient", run_id: str) -> None:
-            from mlflow.entities import LoggedModelOutput
+        def create() -> None:
+            model = client.create_logged_model(
+                self.experiment_id,
+                name=re.sub(r"[^\w-]", "-", name),
+                source_run_id=run_id,
+                tags=tags,
+                params={key: str(value)[:KEY_LENGTH] for key, value in params.items()},
+                model_type="denoiser",
+            )
+            made.append(model.model_id)
 
-            if not made:
-                model = client.create_logged_model(
-                    self.experiment_id,
-                    name=re.sub(r"[^\w-]", "-", name),
-                    source_run_id=run_id,
-                    tags=tags,
-                    params={key: str(value)[:KEY_LENGTH] for key, value in params.items()},
-                    model_type="denoiser",
-                )
-                made.append(model.model_id)
-            client.log_outputs(run_id, [LoggedModelOutput(made[0], step)])
-            client.log_model_artifact(made[0], str(config))
-            if size <= WEIGHTS_COPY_BYTES:
-                client.log_model_artifact(made[0], str(weights))
-            client.finalize_logged_model(made[0], "READY")
+        left: list[Callable[[], object]] = [
+            create,
+            lambda: client.log_outputs(run_id, [LoggedModelOutput(made[0], step)]),
+            lambda: client.log_model_artifact(made[0], str(config)),
+            lambda: client.log_model_artifact(made[0], str(weights)) if size <= WEIGHTS_COPY_BYTES else None,
+            lambda: client.finalize_logged_model(made[0], "READY"),
+        ]
+
+        def write(*_: object) -> None:
+            while left:  # each once, also if a later one has to be tried again
+                left[0]()
+                del left[0]
 
         self._write("model", name, write)
         return made[0] if made else None
@@ -691,7 +716,7 @@ class TrackedRun:
         self._sampler.join(WAIT_SECONDS)  # it logs the interval that did not end, which for a short stage is all
         if error is not None:
             self.set_tags({"unveil.error": error}, wait=False)
-        self._write("end of the run", status, lambda c, r: c.set_terminated(r, status), wait=False)
+        self._write("end of the run", f"({status})", lambda c, r: c.set_terminated(r, status), wait=False)
         if lost := self._writer.close():
             _warn(f"MLflow's store did not answer, and is without: {', '.join(lost)}")
 
@@ -749,8 +774,30 @@ class _Batch:
     def __call__(self, rows: list[Any]) -> None:
         size = BATCH_ITEMS[self.kind]
         for first in range(0, len(rows), size):
-            batch: dict[str, Any] = {self.kind: rows[first : first + size]}
-            self.client.log_batch(self.run_id, **batch)
+            part = rows[first : first + size]
+            try:
+                self._log(part)
+            except Exception as error:
+                if len(part) == 1 or not _is_refusal(error):
+                    raise
+                self._log_singly(part)
+
+    def _log(self, rows: list[Any]) -> None:
+        batch: dict[str, Any] = {self.kind: rows}
+        self.client.log_batch(self.run_id, **batch)
+
+    def _log_singly(self, rows: list[Any]) -> None:
+        """Log the rows that the store takes; raises the refusal of another in the end."""
+        refusal: Exception | None = None
+        for row in rows:
+            try:
+                self._log([row])
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 WAIT_SECONDS = 5.0  # at a time
 TOTAL_SECONDS = 60.0  # of all waiting in one execution
 END_SECONDS = 10.0  # of these are kept for the end
+FILES = {"artifact", "model"}  # kinds that go to a disk, which may fail alone
 RETRY_SECONDS = 20.0  # from a failure to the next attempt; at the end one second
 T = TypeVar("T")
 
@@ -60,24 +62,39 @@ class Writer:
             if wait and not behind:
                 self._wait(lambda: made not in self._calls or bool(self._failing), WAIT_SECONDS)
 
-    def ask(self, question: Callable[[], T], seconds: float = WAIT_SECONDS) -> T | None:
-        """What ``question`` returns or raises; None if that takes too long, or earlier calls have failed."""
+    def ask(
+        self,
+        question: Callable[[], T],
+        seconds: float = WAIT_SECONDS,
+        undo: Callable[[T], object] = lambda _: None,
+    ) -> T | None:
+        """What ``question`` returns or raises; None if that takes too long, or earlier calls have failed.
+
+        An answer that comes too late is given to ``undo``.
+        """
         answer: Future[T] = Future()
 
         def call(_: list[Any]) -> None:
             try:
-                answer.set_result(question())
+                found = question()
             except Exception as error:  # noqa: BLE001 - raised where it was asked
-                answer.set_exception(error)
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(error)
+                return
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(found)
+            else:
+                with suppress(Exception):
+                    undo(found)
 
         with self._changed:
-            if self._failing:
+            if self._failing - FILES:
                 return None
             asked = self._add(_Call("question", call, []))
             self._wait(answer.done, seconds)
             if asked in self._calls and asked is not self._current:
                 self._calls.remove(asked)
-        return answer.result() if answer.done() else None
+        return None if answer.cancel() else answer.result()
 
     def hurry(self) -> None:
         """Wait no more before the end."""
@@ -135,8 +152,8 @@ class Writer:
             try:
                 call.call(call.rows)
                 again = False
-            except Exception as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
-                again = not self._is_final(call.kind, error)
+            except BaseException as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
+                again = isinstance(error, Exception) and not self._is_final(call.kind, error)
             with self._changed:
                 self._current = None
                 if again:

@@ -155,8 +155,8 @@ def test_refuses_metadata_that_say_too_little(tmp_path: Path) -> None:
     [
         ("eta", "NaN", "not valid JSON"),
         ("eta", "-Infinity", "not valid JSON"),
-        ("eta", "1e999", "found Infinity, expected numbers"),
-        ("eta", "9" * 400, "expected numbers of at most 64 bits"),
+        ("eta", "1e999", "found Infinity, expected a number"),
+        ("eta", "9" * 400, "expected a number of at most 64 bits"),
         ("sampler", '"\\ud800"', "not valid JSON"),
         ("config", '"text"', 'config: found "text", expected an object'),
         ("model", "3", "model: found 3, expected a valid string"),

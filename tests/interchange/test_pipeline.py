@@ -382,6 +382,22 @@ def test_an_import_that_is_cut_short_leaves_one_model_or_none(
         load_denoiser(models)
 
 
+def test_an_import_is_written_through_links(models: Path, theirs: Path, shards: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("averages", "model.safetensors"):
+        if (models / name).exists():
+            (models / name).rename(disk / name)
+        elif name == "averages":
+            (disk / name).mkdir()
+        (models / name).symlink_to(disk / name)
+    import_pipeline(theirs, models, shards, force=True)
+    assert (models / "averages").is_symlink()
+    assert (models / "model.safetensors").is_symlink()
+    load_denoiser(models)
+    assert not list(models.glob(".*"))
+
+
 def test_an_import_that_cannot_be_written_leaves_the_model_that_was_there(
     models: Path, theirs: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

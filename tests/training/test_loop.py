@@ -379,10 +379,11 @@ def test_a_full_scratch_disk_is_told_of_and_stops_no_training(tmp_path: Path, mo
 
     monkeypatch.setattr(Checkpoints, "save", full_at_first)
     trainer, without = _trainer(CONFIG, tmp_path), _trainer(replace(CONFIG, checkpoint_every_images=0))
-    reasons = [trainer.unsaved is not None for _ in trainer.run()]
+    told = [len(trainer.failures) for _ in trainer.run()]
     list(without.run())
     assert _same(trainer, without)
-    assert reasons == [False, False, True, True, False, False]  # every second step; the checkpoint of step 4 failed
+    assert told == [0, 0, 1, 1, 1, 1]  # every second step; the checkpoint of step 4 failed
+    assert trainer.saved_step == 8
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 

@@ -88,6 +88,7 @@ class Churn:
 
 
 NO_CHURN = Churn()
+GREATEST = 1e15  # of a noise level, and the least is one part of it: float32 can square both
 
 
 def ddim(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, eta: float = 0.0) -> Iterator[Step]:
@@ -254,11 +255,11 @@ def rk45(
 
     Of the grid only the two ends above 0 count: between them each image has steps of its own, as long as the
     tolerances allow, so that its result depends on no other image. Two steps are yielded, the state at the lower end
-    and the denoised image. Their NFE is that of the image that needed most.
+    and, of a grid that ends at 0, the denoised image. Their NFE is that of the image that needed most.
 
     Args:
         denoiser: see above.
-        sigmas: a grid of at least two intervals.
+        sigmas: a grid with two levels above 0.
         x: the start.
         noise: not used.
         rtol: error a step, relative to x.
@@ -269,19 +270,20 @@ def rk45(
         ArithmeticError: if the denoiser's estimates are not finite.
     """
     grid = intervals(sigmas)
-    if len(grid) < 2:
-        raise ValueError("rk45 goes from the largest to the smallest sigma of the grid, which needs 2 steps or more")
+    if len(grid) < 2 and not grid[0][1]:
+        raise ValueError("rk45 goes to the smallest sigma above 0, which needs 2 steps or more between unequal levels")
 
     def slope(sigma: Tensor, x: Tensor) -> Tensor:
         levels = sigma.to(x.dtype)
         return (x - denoiser(x, levels)) / expand(levels, x)
 
-    start, end = grid[0][0], grid[-1][0]
+    start, end = grid[0][0], grid[-1][1] or grid[-1][0]
     solution = ode.rk45(slope, x, start, end, rtol, atol)
     nfe = max(solution.nfe.tolist(), default=0) + 1
     denoised = denoiser(solution.y, _levels(x, end))
     yield Step(solution.y, denoised, end, nfe)
-    yield Step(denoised, denoised, 0.0, nfe)
+    if not grid[-1][1]:
+        yield Step(denoised, denoised, 0.0, nfe)
 
 
 def _extrapolated(
@@ -302,14 +304,16 @@ def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
     """The steps of a grid, from one noise level to the next, without those between levels that are equal to 1e-9.
 
     Raises:
-        ValueError: unless the levels are finite, never rise, fall at least once and stay at 0 or above.
+        ValueError: unless the levels never rise, fall at least once, and are 0 or of a size that float32 can square.
     """
     steps = list(pairwise(sigmas.tolist()))
-    wrong = [f"{a:g} before {b:g}" for a, b in steps if not math.inf > a >= b >= 0]  # no comparison holds for nan
+    wrong = [f"{a:g} before {b:g}" for a, b in steps if not (GREATEST >= a >= b >= 0 and (b >= 1 / GREATEST or b == 0))]
     falling = [(a, b) for a, b in steps if not math.isclose(a, b)]
     if wrong or not falling:
         found = wrong[0] if wrong else f"{len(sigmas)} that do not fall"
-        raise ValueError(f"sigmas: found {found}, expected finite levels that fall, from the largest to 0 or above")
+        raise ValueError(
+            f"sigmas: found {found}, expected finite levels that fall, from {GREATEST:g} at most to 0 or above"
+        )
     return falling
 
 

@@ -2,8 +2,8 @@
 
 A set's manifold is the union of balls, one around each vector, that reach to its k-th nearest other vector.
 Distances are Euclidean, in feature space, from products: far from 0 their squares lose digits, so the mean of
-the reference is taken away first. All four grow or shrink with the number of images, so only values at the same
-numbers compare.
+the reference is taken away first. Groups that lie far from each other still lose some. All four grow or shrink
+with the number of images, so only values at the same numbers compare.
 """
 
 from collections.abc import Callable

@@ -34,6 +34,8 @@ CHUNK_BYTES = 2**24
 FILES_AT_ONCE = 256  # of a folder
 HEADER_BYTES = 1 << 16  # of an array
 MOST_SIDE = 1024  # pixels, the greatest preprocess.image_size: larger samples fit no shards
+READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "BOOL")  # as safetensors names types
+MOST_WRONG = 1 << 24  # values of what is no uint8, read only to say whether they are numbers
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
 
@@ -65,10 +67,18 @@ def check_images(path: Path, images: Tensor, mend: str) -> None:
         raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
 
 
+def check_stored(path: Path, kind: str, shape: Sequence[int], mend: str) -> None:
+    """Raise UnveilError, before memory is taken, for a large stored tensor that is no images, or one of an odd type."""
+    if kind != "U8" and (kind not in READABLE or prod(shape) > MOST_WRONG):
+        raise UnveilError(f"{path}: images are {kind} {list(shape)}, expected uint8 [N, 3, size, size]; {mend}")
+
+
 def _check_side(path: Path, *sides: int) -> None:
     """Raise UnveilError, before any memory is taken, if images are too large to be compared with any shards."""
     if max(sides) > MOST_SIDE:
-        raise UnveilError(f"{path}: images of {max(sides):,} pixels a side, expected at most {MOST_SIDE:,}")
+        raise UnveilError(
+            f"{path}: images of {max(sides):,} pixels a side, expected at most {MOST_SIDE:,}; shrink them"
+        )
 
 
 def describe(tensor: Tensor) -> str:
@@ -102,6 +112,7 @@ def read_safetensors(path: Path, count: int) -> ImageSet:
         if len(shapes[name][1]) == 4:
             check_count(path, total, count)
             _check_side(path, *shapes[name][1][1:])
+        check_stored(path, *shapes[name], TO_UINT8)
         rows = slices[name][:count] if shapes[name][1] else file.get_tensor(name)
     if rows.dim() == 4 and rows.shape[1] != 3 and rows.shape[3] == 3:
         rows = rows.permute(0, 3, 1, 2).contiguous()
@@ -117,9 +128,8 @@ def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], uint
             return name
     fitting = [name for name, (kind, shape) in arrays.items() if kind == uint8 and len(shape) == 4]
     if len(fitting) != 1:
-        found = (
-            ", ".join(f"{name} ({kind} {list(shape)})" for name, (kind, shape) in sorted(arrays.items())) or "nothing"
-        )
+        first_few = [f"{name[:40]} ({kind} {list(shape)})" for name, (kind, shape) in sorted(arrays.items())[:4]]
+        found = ", ".join(first_few) + (" and others" if len(arrays) > 4 else "") or "nothing"
         raise UnveilError(
             f"{path}: found {found}, expected one array of images, uint8 [N, 3, H, W] or [N, H, W, 3]; name it images"
         )

@@ -20,6 +20,7 @@ from unveil.evaluation.sample_sources import (
     IMAGE_SUFFIXES,
     ImageSet,
     check_images,
+    check_stored,
     describe,
     read_folder,
     read_npz,
@@ -131,7 +132,9 @@ def _metadata(path: Path) -> tuple[dict[str, str], bool]:
 def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
     with open_tensors(path, MEND) as file:
         if missing := {"images", "ids"} - (found := set(file.keys())):
-            raise UnveilError(f"{path}: found {sorted(found)}, expected also {sorted(missing)}; {MEND}")
+            raise UnveilError(f"{path}: found {sorted(found)[:4]}, expected also {sorted(missing)}; {MEND}")
+        for name in ("images", "ids"):
+            check_stored(path, (part := file.get_slice(name)).get_dtype(), part.get_shape(), MEND)
         images, ids = file.get_tensor("images"), file.get_tensor("ids")
     check_images(path, images, MEND)
     if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):

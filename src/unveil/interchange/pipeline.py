@@ -1,6 +1,5 @@
 """diffusers' pipeline folders: ``model_index.json``, a U-Net and a scheduler, as JSON and safetensors."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import Variance
 from unveil.diffusion.design import DiffusionConfig
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory, file_digest, read_json, write_json
+from unveil.files import atomic_directory, atomic_path, destination, file_digest, read_json, write_json
 from unveil.interchange import scheduler as schedulers
 from unveil.interchange import unet2d
 from unveil.interchange.scheduler import Clipping, Sampling, Scheduler, SchedulerName
@@ -133,10 +132,14 @@ def _replacing(models: Path) -> Iterator[Path]:
     try:
         with atomic_directory(whole) as temporary:
             yield temporary
-        (models / CONFIG_FILE).unlink(missing_ok=True)
-        shutil.rmtree(models / FOLDER, ignore_errors=True)  # a folder is not replaced in one step
-        for file in (WEIGHTS_FILE, FOLDER, RECORD, CONFIG_FILE):
-            os.replace(whole / file, models / file)
+        averages = destination(models / FOLDER, folder=True)
+        files = {name: destination(models / name) for name in (WEIGHTS_FILE, RECORD, CONFIG_FILE)}
+        files[CONFIG_FILE].unlink(missing_ok=True)
+        with atomic_directory(averages) as temporary:
+            shutil.copytree(whole / FOLDER, temporary, dirs_exist_ok=True)
+        for name, file in files.items():
+            with atomic_path(file) as temporary:
+                shutil.copyfile(whole / name, temporary)
     finally:
         shutil.rmtree(whole, ignore_errors=True)
 

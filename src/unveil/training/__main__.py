@@ -53,7 +53,7 @@ def search(
     ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Samples of each; default: evaluate.num_images.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the samples; default: sample.seed.")] = None,
-    params: Annotated[Path, typer.Option(help="The file of parameters.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="The file of parameters.", readable=False)] = Path("params.yaml"),
     models: Models = Path("models"),
     shards: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("data/shards"),
     out: Annotated[Path, typer.Option(help="Folder of the search; points that are there are kept.")] = Path(

@@ -170,7 +170,8 @@ class Trainer:
         if workers.count > 1 and any(isinstance(part, nn.Dropout) and part.p > 0 for part in denoiser.modules()):
             raise ValueError(f"found {workers.count} threads for a network with dropout, expected one")
         self.saved: Path | None = None  # the last checkpoint that this process wrote
-        self.unsaved: OSError | None = None  # why the last one could not be written
+        self.saved_step = 0
+        self.failures: list[OSError] = []  # of writing scratch; whoever tells of them empties it
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
@@ -330,12 +331,11 @@ class Trainer:
         """Scratch that cannot be written, such as on a full disk, is no reason to stop."""
         try:
             yield
-            self.unsaved = None
         except OSError as error:
-            self.unsaved = error
+            self.failures.append(error)
 
     def save(self) -> None:
-        """Write a scratch checkpoint of everything that the next step depends on; else ``unsaved`` says why not."""
+        """Write a scratch checkpoint of everything that the next step depends on; else ``failures`` says why not."""
         if self.checkpoints is None or not self.processes.is_main:
             return
         tensors: dict[str, Tensor] = {}
@@ -353,6 +353,7 @@ class Trainer:
         }
         with self._going_on():
             self.saved = self.checkpoints.save(self.step, tensors, facts)
+            self.saved_step = self.step
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint from before the end; False if there is none.
