@@ -232,12 +232,13 @@ def _is_alive(process: int) -> bool:
 
 @contextmanager
 def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Within the block, a full disk, which names no path, names this one, and so does what the temporary is refused."""
+    """Within the block, a refusal without a path, such as of a full disk, names this path, and never the temporary."""
     try:
         yield
     except OSError as error:
-        is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if is_full or str(error.filename).startswith(str(temporary)):
+        if error.filename is not None:
+            error.filename = str(error.filename).replace(str(temporary), str(path))
+        elif error.errno not in (None, errno.EIO):  # which may be of a file that is read
             error.filename = str(path)
         raise
 

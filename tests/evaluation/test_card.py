@@ -117,7 +117,7 @@ def _changed(**changes: Any) -> str:
         ('{"format": 2, "metrics": [', "not valid JSON"),
         ("[" * 100_000, "not valid JSON (recursion limit exceeded"),
         ('{"format": 2, "metrics": [], "x": NaN}', "not valid JSON"),
-        ('{"format": 2, "metrics": [], "x": 1e999}', "found Infinity, expected numbers of at most 64 bits"),
+        ('{"format": 2, "metrics": [], "x": 1e999}', "found Infinity, expected a number of at most 64 bits"),
         ("[1, 2]", "found [1, 2], expected an object"),
         ('{"fid": 3.5}', "metrics is missing"),
         (_changed(format=1), "format: found 1, expected 2"),

@@ -248,7 +248,7 @@ def test_takes_all_of_the_reference_split_and_what_the_held_out_split_has(projec
         ("shard", "test-00000.safetensors: missing or not what index.json says"),
         ("weights", "evaluate.weights: nowhere.pth: no such file"),
         ("few", "evaluate.num_images: found 5, expected 6 or more for density-coverage"),
-        ("out", "afile: found a file, expected a folder; move it away"),
+        ("out", "afile: found a file, expected a folder; name another"),
         ("image", "found one image, expected .safetensors, .npz or a folder of images"),
         ("two", "evaluate.weights: found nowhere.pth, expected a folder with the weights of inception, vgg16"),
         ("foreign", "--samples samples/samples.safetensors.npz: found no --out"),

@@ -92,7 +92,7 @@ def test_a_training_outlives_its_server_and_names_what_is_lost(project: Project,
     assert time.monotonic() - begun < 90  # of which the training itself is a few seconds, or many on a busy machine
     first, last = said.splitlines()
     assert first.startswith("warning: MLflow did not take the ")
-    lost = r"\d+ metric values, artifact .*curves\.csv.*, model denoiser, .*end of the run FINISHED"
+    lost = r"\d+ metric values, artifact .*curves\.csv.*, model denoiser, .*end of the run \(FINISHED\)"
     assert re.search(lost, last)
     assert (project.root / "models" / "run.json").is_file()
 
@@ -108,5 +108,5 @@ def test_a_signal_is_obeyed_although_the_server_is_silent(project: Project, serv
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - begun < 40
-    assert "end of the run KILLED" in said
+    assert "end of the run (KILLED)" in said
     assert said.splitlines()[-1].startswith("error: train was stopped by SIGTERM; ")
