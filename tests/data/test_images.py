@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from unveil.params import Preprocess
 
 SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 SUFFIXES = {".png", ".jpg"}
+NOBODY = 65534  # a user without rights
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +114,21 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
-def test_permissions_are_asked_of_the_system(tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", "1.png", "closed/2.png")
-    (folder / "closed").chmod(0)
-    with pytest.raises(PermissionError):
-        found(folder)
-    (folder / "closed").chmod(0o700)
+def test_permissions_are_asked_of_the_system() -> None:
+    with TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        folder = pictures(Path(place) / "in", "1.png", "closed/2.png")
+        for path, mode in ((Path(place), 0o755), (folder / "closed", 0)):
+            path.chmod(mode)
+        user = os.geteuid()
+        if user == 0:  # whom permissions do not bind
+            os.seteuid(NOBODY)
+        try:
+            with pytest.raises(PermissionError) as caught:
+                found(folder)
+        finally:
+            os.seteuid(user)
+            (folder / "closed").chmod(0o700)
+    assert str(line_for_user(caught.value)).startswith(f"{folder / 'closed'}: the system says: Permission denied; ")
 
 
 def test_links_that_lead_to_each_other_are_named(tmp_path: Path) -> None:
