@@ -47,7 +47,7 @@ style: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 
 ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port PORT of this machine
-	$(BIN)/python -m unveil.tracking ui --port $(PORT)
+	$(BIN)/python -m unveil.run.tracking ui --port $(PORT)
 
 # A Python that was named is taken as it is, if it has what is needed; else .venv is.
 ifneq ($(filter gpu-check,$(MAKECMDGOALS)),)
@@ -61,7 +61,7 @@ gpu-check: $(if $(OWN),,$(VENV)/dev.stamp) ## Measure what a GPU does with this 
 
 clean: ## Remove what the tools cache; data, models and runs stay
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find src stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src stages studies tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) .

@@ -7,7 +7,7 @@ import typer
 
 from unveil.data.sources import fetch
 from unveil.data.sources.progress import megabytes
-from unveil.stage import stage
+from unveil.run.stage import stage
 
 RAW = Path("data/raw")
 app = typer.Typer(add_completion=False)

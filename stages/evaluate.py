@@ -17,11 +17,8 @@ from unveil.data.shards import ShardIndex, verify
 from unveil.diffusion.denoiser import Denoiser
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
-from unveil.evaluation.card import Card, notes_on
-from unveil.evaluation.choices import LEAST_IMAGES
-from unveil.evaluation.feature_cache import FeatureCache
-from unveil.evaluation.features import FEATURE_SETS, load_extractor
-from unveil.evaluation.figures import (
+from unveil.evaluation.card.card import Card, notes_on
+from unveil.evaluation.card.figures import (
     for_figure,
     neighbours_figure,
     summary,
@@ -31,26 +28,8 @@ from unveil.evaluation.figures import (
     write_distances,
     write_precision_recall,
 )
-from unveil.evaluation.image_sets import RealImages, damaged_sets, four_sets
-from unveil.evaluation.likelihood import measure_likelihood
-from unveil.evaluation.markdown import render
-from unveil.evaluation.measurement import (
-    LEAST_FOR_INTERVAL,
-    Asked,
-    extract_sets,
-    measure,
-)
-from unveil.evaluation.memorization import Copies, to_show
-from unveil.evaluation.sets import (
-    SampleFile,
-    check_same_data,
-    count_shared,
-    load_real,
-    load_samples,
-    real_parts,
-    set_sizes,
-)
-from unveil.evaluation.statement import (
+from unveil.evaluation.card.markdown import render
+from unveil.evaluation.card.statement import (
     by_size_of,
     data_choices,
     evaluation_choices,
@@ -61,13 +40,34 @@ from unveil.evaluation.statement import (
     sampling_choices,
     unknown_of,
 )
+from unveil.evaluation.choices import LEAST_IMAGES
+from unveil.evaluation.features.cache import FeatureCache
+from unveil.evaluation.features.extraction import FEATURE_SETS, load_extractor
+from unveil.evaluation.images.chosen import RealImages, damaged_sets, four_sets
+from unveil.evaluation.images.sets import (
+    SampleFile,
+    check_same_data,
+    count_shared,
+    load_real,
+    load_samples,
+    real_parts,
+    set_sizes,
+)
+from unveil.evaluation.metrics.likelihood import measure_likelihood
+from unveil.evaluation.metrics.measurement import (
+    LEAST_FOR_INTERVAL,
+    Asked,
+    extract_sets,
+    measure,
+)
+from unveil.evaluation.metrics.memorization import Copies, to_show
 from unveil.files import atomic_path, destination, file_digest, write_json, write_text
-from unveil.launch import start_processes
 from unveil.params import Evaluate
-from unveil.stage import Run, stage
+from unveil.precision import resolve_device, set_tf32
+from unveil.run.launch import start_processes
+from unveil.run.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.choices import WeightsChoice, parse_weights
-from unveil.training.precision import resolve_device, set_tf32
 
 RAW = Path("data/raw")
 SHARDS = Path("data/shards")

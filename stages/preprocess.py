@@ -8,7 +8,7 @@ import typer
 from unveil.data.preprocess import preprocess
 from unveil.data.shards import load_images
 from unveil.figures import save_grid
-from unveil.stage import stage
+from unveil.run.stage import stage
 
 RAW = Path("data/raw")
 SHARDS = Path("data/shards")

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from unveil.data.pixels import to_uint8
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import DiffusionConfig, denoiser_values
+from unveil.diffusion.design import Diffusion, denoiser_values
 from unveil.diffusion.samplers import Step
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
 from unveil.files import file_digest
-from unveil.launch import start_processes
 from unveil.params import Sample
-from unveil.stage import Run, stage
+from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.run.launch import start_processes
+from unveil.run.stage import Run, stage
 from unveil.tensors import save_tensors
 from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
-from unveil.training.precision import autocast, resolve_device, resolve_precision, set_tf32
 from unveil.workers import ALONE, Workers, workers
 
 MODELS = Path("models")
@@ -41,14 +41,14 @@ STEP_SECONDS = 15  # between two lines about the steps of one batch
 app = typer.Typer(add_completion=False)
 
 
-def sampler_config(settings: Sample) -> SamplerConfig:
+def sampler_config(settings: Sample) -> Sampler:
     """The sampler's part of the parameters."""
-    return SamplerConfig(**{field.name: getattr(settings, field.name) for field in fields(SamplerConfig)})
+    return Sampler(**{field.name: getattr(settings, field.name) for field in fields(Sampler)})
 
 
 def batches(
     denoiser: Denoiser,
-    config: SamplerConfig,
+    config: Sampler,
     settings: Sample,
     image_size: int,
     precision: str,
@@ -86,7 +86,7 @@ def _not_drawn(ids: Sequence[int], why: str, mend: str) -> UnveilError:
     return UnveilError(f"{MODELS}/model.safetensors: samples {ids[0]} to {ids[-1]} {why}; {mend}")
 
 
-def check_diffusion(model: DiffusionConfig, params: DiffusionConfig) -> None:
+def check_diffusion(model: Diffusion, params: Diffusion) -> None:
     """Raise UnveilError if the model's denoiser is another than train.diffusion says, against which grids were checked.
 
     Only the values that the model's path and parameterization read count.
@@ -142,7 +142,7 @@ def main(
         settings = run.params.sample
         run.follow(MODELS / "run.json")
         model = ModelConfig.load(MODELS)
-        check_diffusion(model.diffusion, DiffusionConfig(**run.params.train.diffusion.model_dump()))
+        check_diffusion(model.diffusion, Diffusion(**run.params.train.diffusion.model_dump()))
         device = local_device(resolve_device(settings.device))
         set_tf32(False, device)  # fp32 is meant as such; bf16 and fp16 are faster still
         processes = held.enter_context(joined(device))

@@ -16,22 +16,16 @@ from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, open_batches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
-from unveil.diffusion.design import DiffusionConfig, build_objective, build_penalty
+from unveil.diffusion.design import Diffusion, build_objective, build_penalty
 from unveil.diffusion.paths import NoisePath
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.distributed import Processes, joined, local_device
 from unveil.errors import UnveilError, line_for_user
 from unveil.figures import save_grid
 from unveil.files import atomic_path, file_digest
-from unveil.launch import start_processes
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
-from unveil.stage import Run, Terminated, signals_noted, stage
-from unveil.training.averages import FOLDER, write_averages
-from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
-from unveil.training.compilation import compile_network
-from unveil.training.loop import SIGMA_BINS, Progress, Trainer, TrainingConfig
-from unveil.training.precision import (
+from unveil.precision import (
     autocast,
     optimizer_precision,
     resolve_channels_last,
@@ -39,6 +33,12 @@ from unveil.training.precision import (
     resolve_precision,
     set_tf32,
 )
+from unveil.run.launch import start_processes
+from unveil.run.stage import Run, Terminated, signals_noted, stage
+from unveil.training.averages import FOLDER, write_averages
+from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
+from unveil.training.compilation import compile_network
+from unveil.training.loop import SIGMA_BINS, Progress, Trainer, Training
 from unveil.training.usage import usage
 from unveil.workers import workers
 
@@ -49,15 +49,13 @@ CHECKPOINTS = Path(".unveil/checkpoints")
 PREVIEW_FACES = 24
 # A preview need not be good, only quick and on any path: ten Heun steps from nearly pure noise, or from as much of
 # it as the path has.
-PREVIEW_SAMPLER = SamplerConfig("heun", steps=10, grid="karras", sigma_min=0.03, sigma_max=80.0)
+PREVIEW_SAMPLER = Sampler("heun", steps=10, grid="karras", sigma_min=0.03, sigma_max=80.0)
 app = typer.Typer(add_completion=False)
 
 
-def training_config(
-    settings: Train, diffusion: DiffusionConfig, precision: str, optimizer_precision: str
-) -> TrainingConfig:
+def training_config(settings: Train, diffusion: Diffusion, precision: str, optimizer_precision: str) -> Training:
     """The loop's part of the parameters, with the arithmetic that was chosen."""
-    return TrainingConfig(
+    return Training(
         seed=settings.seed,
         images=settings.images,
         lr=settings.lr,
@@ -96,7 +94,7 @@ def model_config(settings: Train, index: ShardIndex, arithmetic: Mapping[str, An
             **settings.network.model_dump(),
             augment_labels=LABELS if settings.augment else 0,
         ),
-        diffusion=DiffusionConfig(**settings.diffusion.model_dump()),
+        diffusion=Diffusion(**settings.diffusion.model_dump()),
         data={
             "source": index.source,
             "protocol": index.protocol,
@@ -116,7 +114,7 @@ def shared_images(settings: Train, processes: Processes) -> int:
     return 0 if alone else settings.batch_size // settings.gradient_accumulation
 
 
-def preview_sampler(path: NoisePath) -> SamplerConfig:
+def preview_sampler(path: NoisePath) -> Sampler:
     """The previews' sampler, within the noise levels that the path has and the network is trained on."""
     least, greatest = path.sigma_range()
     sigma_max = min(PREVIEW_SAMPLER.sigma_max, greatest)

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.evaluation.cards import card
+from tests.evaluation.card.cards import card
 from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.errors import UnveilError, line_for_user
-from unveil.evaluation.card import Card, Metric, read_card
-from unveil.evaluation.comparison import compare, describe
-from unveil.evaluation.markdown import render
-from unveil.evaluation.sets import check_same_data, load_samples
-from unveil.evaluation.statement import model_choices, sampling_choices, unknown_of
+from unveil.evaluation.card.card import Card, Metric, read_card
+from unveil.evaluation.card.comparison import compare, describe
+from unveil.evaluation.card.markdown import render
+from unveil.evaluation.card.statement import model_choices, sampling_choices, unknown_of
+from unveil.evaluation.images.sets import check_same_data, load_samples
 from unveil.files import file_digest, write_json
 from unveil.interchange.pipeline import export_pipeline, read_pipeline
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.stage import STAGES, stage
+from unveil.run.stage import STAGES, stage
 from unveil.training.__main__ import describe_averages
 from unveil.training.averages import FOLDER, Averages, save_snapshot, write_averages
 from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
@@ -101,7 +101,7 @@ def _folder(path: Path) -> Path:
     index.save(path / "shards")
     config = ModelConfig(
         UNetConfig(8, 32, (1, 2), 1, (4,), 16, norm_groups=16),
-        DiffusionConfig("vp-linear", "eps", "simple"),
+        Diffusion("vp-linear", "eps", "simple"),
         {"source": "cartoon", "protocol": "ddim", "image_size": 8, "shards": index.digest()},
         {"images": 800, "batch_size": 4, "lr": 1e-4, "ema_half_life_images": 50, "betas": [0.9, 0.99]},
     )

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
+from unveil import params as schema
 from unveil.data.celeba import SPLITS
 from unveil.data.sources.cartoon import split_counts
 from unveil.diffusion.choices import ObjectiveName, ParameterizationName, PathName
-from unveil.diffusion.design import DiffusionConfig, build_objective, build_parameterization, build_path
+from unveil.diffusion.design import Diffusion, build_objective, build_parameterization, build_path
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.params import Diffusion, Params, flatten, load_params, nearest, parse_params
+from unveil.params import Params, flatten, load_params, nearest, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -824,7 +825,7 @@ def test_the_sigmas_of_every_path_are_those_of_the_path_itself(
 ) -> None:
     changes = {"timesteps": timesteps, "cosine_offset": offset, "sigmoid_tau": tau, "beta_max": beta_max}
     diffusion = load_params(SHIPPED).train.diffusion.model_copy(update=changes | {"path": path, "sigma_max": sigma_max})
-    built = build_path(DiffusionConfig(**diffusion.model_dump()))
+    built = build_path(Diffusion(**diffusion.model_dump()))
     assert diffusion.sigma_range() == pytest.approx(built.sigma_range(), rel=1e-9)
 
 
@@ -837,9 +838,9 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         values = (
             VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0, "difference_weight": 0.0, "noise_candidates": 1}
         )
-        config = DiffusionConfig(**values)
+        config = Diffusion(**values)
         try:
-            Diffusion.model_validate(values)
+            schema.Diffusion.model_validate(values)
         except ValidationError as error:
             (problem,) = error.errors()[0]["ctx"]["problems"]
             reason = "which has no ends" if path == "edm" else "a few draws would decide every step"
@@ -889,7 +890,7 @@ def test_numbers_beyond_float32_are_refused(key: str, outside: tuple[float, ...]
 def test_the_widest_densities_give_finite_weights(objective: Any, mean: str, std: str, side: float) -> None:
     for sigma_data in (1e-3, 1e3):
         numbers: dict[str, Any] = {mean: side, std: 5.0, "sigma_data": sigma_data}
-        config = DiffusionConfig("edm", "edm", objective, **numbers)
+        config = Diffusion("edm", "edm", objective, **numbers)
         built = build_objective(config)
         sigma = built.sample_sigma(10_000, torch.Generator().manual_seed(0))
         assert (sigma > 0).all() and sigma.isfinite().all()
@@ -904,7 +905,7 @@ def test_any_sigmoid_is_taken_or_refused_in_one_line(start: float, end: float, t
     names = {"sigmoid_start": start, "sigmoid_end": end, "sigmoid_tau": tau, "timesteps": timesteps}
     values = VALUES["train"]["diffusion"] | {"path": "vp-sigmoid", "parameterization": "v"} | names
     try:
-        least, greatest = Diffusion.model_validate(values).sigma_range()
+        least, greatest = schema.Diffusion.model_validate(values).sigma_range()
     except ValidationError as error:
         assert {entry["type"] for entry in error.errors()} == {"combination"}
         return

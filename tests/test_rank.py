@@ -32,5 +32,5 @@ def test_where_something_is_missing_there_is_one_process(missing: str, monkeypat
 
 
 def test_the_frame_of_a_stage_starts_without_pytorch() -> None:
-    code = "import sys, unveil.stage; sys.exit('torch' in sys.modules)"
+    code = "import sys, unveil.run.stage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

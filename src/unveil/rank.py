@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 ERRORS = "UNVEIL_ERRORS"
-"""Variable that names the folder where each process leaves what it ended with, for :mod:`unveil.launch` to say once."""
+"""Variable that names the folder of what each process ended with; :mod:`unveil.run.launch` says it once."""
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -40,11 +40,11 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from unveil.evaluation import features
 from unveil.evaluation.choices import MetricName
-from unveil.evaluation.features import FEATURE_SETS, extract_layers, load_extractor
-from unveil.evaluation.measurement import Asked, measure
-from unveil.evaluation.sets import load_samples
+from unveil.evaluation.features import extraction
+from unveil.evaluation.features.extraction import FEATURE_SETS, extract_layers, load_extractor
+from unveil.evaluation.images.sets import load_samples
+from unveil.evaluation.metrics.measurement import Asked, measure
 from unveil.files import file_digest
 
 REQUIRED = 1.2
@@ -170,8 +170,8 @@ def in_memory(folder: Path, count: int, batch: int, metrics: Sequence[MetricName
     def one_of(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(rows.expand(len(images), -1).clone() for rows in forward(images[:1]))
 
-    extractor.network(make_images(features.CPU_BATCH))  # a whole batch, for its peak
-    features.CPU_BATCH = max(batch, features.CPU_BATCH)
+    extractor.network(make_images(extraction.CPU_BATCH))  # a whole batch, for its peak
+    extraction.CPU_BATCH = max(batch, extraction.CPU_BATCH)
     extractor.network.forward = one_of
     samples = load_samples(folder / "samples.safetensors", count)
     found = extract_layers(samples.images, extractor, batch, "cpu")

@@ -24,14 +24,14 @@ import torch
 
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective, build_penalty
-from unveil.evaluation import features
+from unveil.diffusion.design import Diffusion, build_denoiser, build_objective, build_penalty
+from unveil.evaluation.features import extraction
 from unveil.networks.design import build_network
 from unveil.networks.unet import UNetConfig
 from unveil.params import Params, load_params
+from unveil.precision import autocast, optimizer_precision, resolve_precision
 from unveil.training.compilation import compile_network
-from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import autocast, optimizer_precision, resolve_precision
+from unveil.training.loop import Trainer, Training
 from unveil.workers import Workers, workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +45,8 @@ Cell = Callable[[], object]
 def trainer(params: Params, threads: Workers, **changes: Any) -> Trainer:
     """The demo's training on random images, with ``changes`` to its configuration."""
     settings = params.train
-    diffusion = DiffusionConfig(**settings.diffusion.model_dump())
-    config = TrainingConfig(
+    diffusion = Diffusion(**settings.diffusion.model_dump())
+    config = Training(
         seed=0,
         images=10**9,
         lr=1e-4,
@@ -73,7 +73,7 @@ def denoiser_of(params: Params) -> Denoiser:
     """The demo's, with fresh weights."""
     torch.manual_seed(0)
     network = UNetConfig(image_size=params.preprocess.image_size, **params.train.network.model_dump())
-    return build_denoiser(build_network(network), DiffusionConfig(**params.train.diffusion.model_dump()))
+    return build_denoiser(build_network(network), Diffusion(**params.train.diffusion.model_dump()))
 
 
 def steps(params: Params, compiled: bool) -> Iterator[tuple[str, Cell]]:
@@ -125,18 +125,18 @@ def evaluations(params: Params) -> Iterator[tuple[str, Cell]]:
 
 def extractions() -> Iterator[tuple[str, Cell]]:
     """Features of images, as evaluate extracts them."""
-    extractor = features.load_extractor("efficientnet-lite0")
+    extractor = extraction.load_extractor("efficientnet-lite0")
     images = torch.randint(0, 256, (FEATURES, 3, 64, 64), dtype=torch.uint8)
 
     def extract() -> object:
-        return features.extract(images, extractor, FEATURES, CPU)
+        return extraction.extract(images, extractor, FEATURES, CPU)
 
     yield "auto", extract
-    shared, features.SHARED_IMAGES = features.SHARED_IMAGES, 0
+    shared, extraction.SHARED_IMAGES = extraction.SHARED_IMAGES, 0
     yield "threads share operations", extract
     with one_thread():
         yield "one thread", extract
-    features.SHARED_IMAGES = shared
+    extraction.SHARED_IMAGES = shared
 
 
 @contextmanager

@@ -58,16 +58,16 @@ from torch import Tensor, nn
 
 from unveil.data.batches import Batches, DeviceBatches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
-from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective
+from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import autocast
+from unveil.precision import autocast
+from unveil.training.loop import Trainer, Training
 
 TINY = UNetConfig(SIZE, 32, (1, 2, 2), 1, (8,), stem=4, norm_groups=16)
 BATCHES = {"tiny": 16, "demo": 32, "celeba64-ddpm": 128}  # as their recipes have it
 PARTS = ("loop", "overhead", "loader", "memory")
-DIFFUSION = DiffusionConfig("vp-linear", "eps", "simple")  # what both peers train
+DIFFUSION = Diffusion("vp-linear", "eps", "simple")  # what both peers train
 LOG_STEPS = 20
 WARM_UP = 3  # steps before anything is timed
 SETTLE = 1  # steps before each time
@@ -144,7 +144,7 @@ def images_of_a_loop(options: argparse.Namespace) -> int:
 
 def training(network: nn.Module, batches: Batches, options: argparse.Namespace, log: Path) -> Run:
     """Our loop, with the settings of train that matter to its speed."""
-    config = TrainingConfig(
+    config = Training(
         seed=0,
         images=1 << 40,
         lr=LR,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from unveil.interchange.unet2d import from_config, from_weights
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.training.precision import autocast
+from unveil.precision import autocast
 
 REQUIRED = {"forward": 1.2, "training step": 1.3, "memory": 1.0}
 NETWORKS = {

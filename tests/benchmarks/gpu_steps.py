@@ -42,22 +42,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from unveil.data.augmentation import LABELS
 from unveil.data.batches import open_batches
 from unveil.data.shards import verify
-from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective
+from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
 from unveil.diffusion.objectives import Penalty
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
+from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.training.checkpoint import Checkpoints
-from unveil.training.choices import OptimizerName
-from unveil.training.compilation import compile_network
-from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import (
+from unveil.precision import (
     autocast,
     optimizer_precision,
     resolve_channels_last,
     resolve_precision,
     set_tf32,
 )
+from unveil.training.checkpoint import Checkpoints
+from unveil.training.choices import OptimizerName
+from unveil.training.compilation import compile_network
+from unveil.training.loop import Trainer, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 5  # steps before anything is timed
@@ -76,11 +76,11 @@ class Shape:
 
     name: str
     network: UNetConfig
-    diffusion: DiffusionConfig
-    training: TrainingConfig
+    diffusion: Diffusion
+    training: Training
     batch: int
     horizontal_flip: bool
-    sampler: SamplerConfig
+    sampler: Sampler
     sample_batch: int
     feature_batch: int
 
@@ -102,8 +102,8 @@ class Shape:
 DDPM = Shape(
     "celeba64-ddpm",
     UNetConfig(SIZE, 128, (1, 2, 2, 2, 4), 2, (16,), dropout=0.1),
-    DiffusionConfig("vp-linear", "eps", "simple"),
-    TrainingConfig(
+    Diffusion("vp-linear", "eps", "simple"),
+    Training(
         seed=0,
         lr=2e-4,
         betas=(0.9, 0.999),
@@ -117,7 +117,7 @@ DDPM = Shape(
     ),
     batch=128,
     horizontal_flip=True,
-    sampler=SamplerConfig("ddim", 100, "ddim-leading"),
+    sampler=Sampler("ddim", 100, "ddim-leading"),
     sample_batch=500,
     feature_batch=256,
 )
@@ -135,8 +135,8 @@ EDM = Shape(
         skip_rescale=True,
         augment_labels=LABELS,
     ),
-    DiffusionConfig("edm", "edm", "edm"),
-    TrainingConfig(
+    Diffusion("edm", "edm", "edm"),
+    Training(
         seed=0,
         lr=2e-4,
         betas=(0.9, 0.999),
@@ -151,17 +151,17 @@ EDM = Shape(
     ),
     batch=256,
     horizontal_flip=False,
-    sampler=SamplerConfig("heun", 40, "karras"),
+    sampler=Sampler("heun", 40, "karras"),
     sample_batch=500,
     feature_batch=256,
 )
 DEMO = Shape(
     "demo",
     UNetConfig(SIZE, 64, (1, 2, 2), 2, (8,), attention_head_channels=64, stem=4, refinement_channels=8),
-    DiffusionConfig(
+    Diffusion(
         "flow", "x0", "flow", logit_mean=0.7, logit_std=0.9, huber_scale=0.1, difference_weight=4.0, noise_candidates=4
     ),
-    TrainingConfig(
+    Training(
         seed=0,
         images=52_000,
         max_minutes=9,
@@ -181,7 +181,7 @@ DEMO = Shape(
     ),
     batch=32,
     horizontal_flip=False,
-    sampler=SamplerConfig("dpmpp-2m", 10, "karras", sigma_min=0.1),
+    sampler=Sampler("dpmpp-2m", 10, "karras", sigma_min=0.1),
     sample_batch=100,
     feature_batch=64,
 )
@@ -388,7 +388,7 @@ def training_figures(run: Run, batch: int, work: int, precision: str, setting: S
     yield Figure("share", 100 * images * work / possible, "%")
 
 
-def build_trainer(shape: Shape, setting: Setting, config: TrainingConfig, checkpoints: Path | None = None) -> Trainer:
+def build_trainer(shape: Shape, setting: Setting, config: Training, checkpoints: Path | None = None) -> Trainer:
     """A training of the shards as the train stage would have it."""
     device = torch.device(setting.device)
     set_tf32(True, device)
@@ -597,7 +597,7 @@ def _inception(setting: Setting, batch: int) -> tuple[str, Callable[[Tensor], An
     try:
         from tests.benchmarks.bench_features import make_weights
 
-        from unveil.evaluation.features import extract_layers, load_extractor
+        from unveil.evaluation.features.extraction import extract_layers, load_extractor
     except ImportError:
         from torchvision.models import inception_v3
 

@@ -27,7 +27,7 @@ from unveil.data.sources import fetch
 from unveil.data.sources.archive import archived_images, copy_file
 from unveil.data.sources.folder import encode_image, read_table
 from unveil.errors import UnveilError, line_for_user
-from unveil.evaluation.sample_sources import MOST_SIDE, read_folder, read_npz, read_safetensors
+from unveil.evaluation.images.foreign import MOST_SIDE, read_folder, read_npz, read_safetensors
 from unveil.params import Preprocess
 
 SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
@@ -223,7 +223,7 @@ from unveil.data.preprocess import decode
 from unveil.data.sources.celeba import _size
 from unveil.data.sources.folder import encode_image
 from unveil.errors import UnveilError
-from unveil.evaluation.sample_sources import read_folder
+from unveil.evaluation.images.foreign import read_folder
 
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 400_000_000,) * 2)

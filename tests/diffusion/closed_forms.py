@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unveil.diffusion.denoiser import DenoiserFunction
-from unveil.diffusion.samplers import Sampler, Step
+from unveil.diffusion.samplers import SamplerFunction, Step
 
 
 def column(sigma: Tensor, like: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def last(steps: Iterator[Step]) -> Step:
 
 
 def exact_moments(
-    sampler: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, start_mean: float, start_std: float
+    sampler: SamplerFunction, denoiser: DenoiserFunction, sigmas: Tensor, start_mean: float, start_std: float
 ) -> tuple[float, float]:
     """Mean and standard deviation of what a sampler draws with an affine denoiser, without drawing anything.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from unveil.diffusion.choices import ObjectiveName, ParameterizationName, PathName
 from unveil.diffusion.design import (
-    DiffusionConfig,
+    Diffusion,
     build_denoiser,
     build_objective,
     build_parameterization,
@@ -19,7 +19,7 @@ from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likeliho
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
 
-CONFIG = DiffusionConfig(
+CONFIG = Diffusion(
     path="vp-linear",
     parameterization="eps",
     objective="simple",
@@ -80,8 +80,8 @@ def test_each_name_is_a_part_with_its_own_numbers() -> None:
     assert build_objective(_with(path="edm", objective="edm")) == EDMObjective(-1.0, 1.1, 0.7, None)
 
 
-def _with(**changes: Any) -> DiffusionConfig:
-    return DiffusionConfig(**{**CONFIG.to_dict(), **changes})
+def _with(**changes: Any) -> Diffusion:
+    return Diffusion(**{**CONFIG.to_dict(), **changes})
 
 
 def test_a_denoiser_has_the_path_and_the_parameterization() -> None:
@@ -115,14 +115,14 @@ def test_a_configuration_of_an_earlier_version_is_the_same_model() -> None:
         "logit_mean": 0.7,
         "logit_std": 0.8,
     }
-    config = DiffusionConfig(**early)
+    config = Diffusion(**early)
     assert build_objective(config).sample_sigma(9, torch.Generator().manual_seed(0)).tolist() == (
         FlowMatching(0.7, 0.8).sample_sigma(9, torch.Generator().manual_seed(0)).tolist()
     )
 
 
 def test_plain_values_make_the_same_design() -> None:
-    assert DiffusionConfig(**CONFIG.to_dict()) == CONFIG
+    assert Diffusion(**CONFIG.to_dict()) == CONFIG
     assert all(isinstance(value, str | int | float) for value in CONFIG.to_dict().values())
 
 

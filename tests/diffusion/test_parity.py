@@ -17,7 +17,7 @@ from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction, expand
 from unveil.diffusion.parameterizations import Eps
 from unveil.diffusion.paths import DiscreteVP, VPCosine, VPLinear
-from unveil.diffusion.samplers import NoiseSource, Sampler, Step
+from unveil.diffusion.samplers import NoiseSource, SamplerFunction, Step
 from unveil.diffusion.thresholding import clipped
 
 
@@ -52,7 +52,9 @@ def theirs(scheduler: DDIMScheduler | DDPMScheduler, start: Tensor, steps: int, 
         yield x
 
 
-def ours(sampler: Sampler, sigmas: Tensor, path: DiscreteVP, start: Tensor, noise: NoiseSource) -> Iterator[Tensor]:
+def ours(
+    sampler: SamplerFunction, sigmas: Tensor, path: DiscreteVP, start: Tensor, noise: NoiseSource
+) -> Iterator[Tensor]:
     """The same in our frame, brought back to DDPM's by alpha."""
     x = start * path.start_scale(sigmas[0]).to(start.dtype)
     for step in sampler(Denoiser(BentNoise(), path, Eps()), sigmas, x, noise):
@@ -113,7 +115,7 @@ def test_ddpm_is_diffusers(steps: int, dtype: torch.dtype, variance: Literal["sm
     )
     x = start(dtype)
     expected = theirs(scheduler, x, steps, generator=torch.Generator().manual_seed(5))
-    sampler: Sampler = partial(samplers.ddpm, variance=variance)
+    sampler: SamplerFunction = partial(samplers.ddpm, variance=variance)
     found = ours(sampler, grids.ddim(steps, path, "leading"), path, x, gaussian_noise(x, 5))
     compare(expected, found, steps)
 
@@ -223,7 +225,7 @@ def test_heun_is_diffusers(spacing: Spacing, steps: int) -> None:
     [("dpmsolver++", samplers.dpmpp_2m), ("sde-dpmsolver++", samplers.dpmpp_2m_sde)],
     ids=["ode", "sde"],
 )
-def test_dpm_solver_is_diffusers(algorithm: Any, sampler: Sampler, spacing: Spacing, steps: int) -> None:
+def test_dpm_solver_is_diffusers(algorithm: Any, sampler: SamplerFunction, spacing: Spacing, steps: int) -> None:
     """It works in DDPM's frame, and rounds the timestep that it tells a network: here the network is told sigma."""
     path = VPLinear()
     scheduler = DPMSolverMultistepScheduler(1000, algorithm_type=algorithm, solver_order=2, **options(spacing))

@@ -16,14 +16,14 @@ from unveil.diffusion.choices import SamplerName, Threshold
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.samplers import Churn, NoiseSource, Sampler
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, run_sampler, sample_steps
+from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction
+from unveil.diffusion.sampling import SampleNoise, Sampler, run_sampler, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
 
 MEAN, STD = 0.3, 0.6
 GAUSSIAN = gaussian_denoiser(MEAN, STD)
 
-FIRST_ORDER: dict[str, Sampler] = {
+FIRST_ORDER: dict[str, SamplerFunction] = {
     "ddim": samplers.ddim,
     "ddim eta 0.5": partial(samplers.ddim, eta=0.5),
     "ddim eta 1": partial(samplers.ddim, eta=1.0),
@@ -33,7 +33,7 @@ FIRST_ORDER: dict[str, Sampler] = {
     "euler-maruyama": samplers.euler_maruyama,
     "predictor": partial(samplers.predictor_corrector, corrector_steps=0),
 }
-SECOND_ORDER: dict[str, Sampler] = {
+SECOND_ORDER: dict[str, SamplerFunction] = {
     "heun": samplers.heun,
     "heun churned": partial(samplers.heun, churn=Churn(10.0)),
     "dpmpp-2m": samplers.dpmpp_2m,
@@ -304,20 +304,20 @@ def test_churn_is_edms() -> None:
 # --------------------------------------------------------------------------------- bookkeeping
 
 CONFIGS = [
-    *(SamplerConfig(name, steps, "karras") for name in ("heun", "ddim", "ddpm", "euler") for steps in (6, 1)),
-    SamplerConfig("ddim", 6, "karras", eta=0.5),
-    SamplerConfig("ddpm", 6, "karras", variance="large"),
-    SamplerConfig("heun", 6, "karras", s_churn=2.0, s_tmin=1.0, s_tmax=50.0),
-    SamplerConfig("euler", 6, "karras", s_churn=2.0),
-    SamplerConfig("euler-maruyama", 6, "karras"),
-    SamplerConfig("predictor-corrector", 6, "karras"),
-    SamplerConfig("predictor-corrector", 6, "karras", corrector_steps=3),
-    SamplerConfig("dpmpp-2m", 6, "karras"),
-    SamplerConfig("dpmpp-2m-sde", 6, "karras"),
+    *(Sampler(name, steps, "karras") for name in ("heun", "ddim", "ddpm", "euler") for steps in (6, 1)),
+    Sampler("ddim", 6, "karras", eta=0.5),
+    Sampler("ddpm", 6, "karras", variance="large"),
+    Sampler("heun", 6, "karras", s_churn=2.0, s_tmin=1.0, s_tmax=50.0),
+    Sampler("euler", 6, "karras", s_churn=2.0),
+    Sampler("euler-maruyama", 6, "karras"),
+    Sampler("predictor-corrector", 6, "karras"),
+    Sampler("predictor-corrector", 6, "karras", corrector_steps=3),
+    Sampler("dpmpp-2m", 6, "karras"),
+    Sampler("dpmpp-2m-sde", 6, "karras"),
 ]
 
 
-def draws(config: SamplerConfig, sigmas: list[float]) -> int:
+def draws(config: Sampler, sigmas: list[float]) -> int:
     """How often a sampler draws noise."""
     between = config.steps - 1
     if config.s_churn:
@@ -329,7 +329,7 @@ def draws(config: SamplerConfig, sigmas: list[float]) -> int:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.sampler} {c.steps} {c.s_churn} {c.corrector_steps}")
-def test_evaluations_and_noise_are_counted(config: SamplerConfig) -> None:
+def test_evaluations_and_noise_are_counted(config: Sampler) -> None:
     sigmas = grids.karras(config.steps, 0.002, 80.0)
     asked: list[float] = []
     drawn = 0
@@ -367,7 +367,7 @@ def test_rk45_counts_the_evaluations_of_the_image_that_needs_most() -> None:
         return MIXTURE.denoise(x, sigma)
 
     x = 40.0 * gaussian_noise(torch.empty(6, 3, 2, dtype=torch.float64), 0)()
-    config = SamplerConfig("rk45", 4, "karras", sigma_min=0.01, sigma_max=40.0)
+    config = Sampler("rk45", 4, "karras", sigma_min=0.01, sigma_max=40.0)
     sigmas = grids.karras(4, 0.01, 40.0)
     together = list(run_sampler(config, denoiser, sigmas, x, no_noise))
     assert config.nfe is None
@@ -427,7 +427,7 @@ def test_of_no_images_every_sampler_makes_none(name: SamplerName, threshold: Thr
     for image_size in (8, 16):
         network = UNet(UNetConfig(image_size, 32, (1,), 1, (8,), stem=image_size // 8))
         noise = SampleNoise(0, [], (3, image_size, image_size))
-        config = SamplerConfig(name, 3, "karras", threshold=threshold)
+        config = Sampler(name, 3, "karras", threshold=threshold)
         step = last(sample_steps(Denoiser(network, EDM(), EDMPreconditioning()), EDM(), config, noise))
         assert step.x.shape == step.denoised.shape == (0, 3, image_size, image_size)
 

@@ -14,33 +14,33 @@ from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, build_grid, image_seed, sample_steps
+from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, image_seed, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.workers import Workers
 
 SHAPE = (3, 8, 8)
 
 
-def name(config: SamplerConfig) -> str:
+def name(config: Sampler) -> str:
     return f"{config.sampler} eta {config.eta} churn {config.s_churn}"
 
 
 PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()]
 DETERMINISTIC = [
-    SamplerConfig("heun", 3, "karras"),
-    SamplerConfig("ddim", 4, "karras", eta=0.0),
-    SamplerConfig("euler", 4, "karras"),
-    SamplerConfig("dpmpp-2m", 4, "karras"),
-    SamplerConfig("rk45", 2, "karras", sigma_min=2.0, rtol=0.05, atol=0.05),
+    Sampler("heun", 3, "karras"),
+    Sampler("ddim", 4, "karras", eta=0.0),
+    Sampler("euler", 4, "karras"),
+    Sampler("dpmpp-2m", 4, "karras"),
+    Sampler("rk45", 2, "karras", sigma_min=2.0, rtol=0.05, atol=0.05),
 ]
 STOCHASTIC = [
-    SamplerConfig("ddim", 4, "karras", eta=1.0),
-    SamplerConfig("ddpm", 4, "karras"),
-    SamplerConfig("heun", 3, "karras", s_churn=1.0),
-    SamplerConfig("euler", 4, "karras", s_churn=1.0),
-    SamplerConfig("euler-maruyama", 4, "karras"),
-    SamplerConfig("predictor-corrector", 3, "karras"),
-    SamplerConfig("dpmpp-2m-sde", 4, "karras"),
+    Sampler("ddim", 4, "karras", eta=1.0),
+    Sampler("ddpm", 4, "karras"),
+    Sampler("heun", 3, "karras", s_churn=1.0),
+    Sampler("euler", 4, "karras", s_churn=1.0),
+    Sampler("euler-maruyama", 4, "karras"),
+    Sampler("predictor-corrector", 3, "karras"),
+    Sampler("dpmpp-2m-sde", 4, "karras"),
 ]
 SAMPLERS = DETERMINISTIC + STOCHASTIC
 
@@ -96,7 +96,7 @@ def test_images_whose_seeds_share_their_low_bits_do_not_share_their_noise() -> N
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_three_grids_fit_every_path(path: NoisePath) -> None:
-    config = SamplerConfig("heun", 7, "karras", sigma_min=0.02, sigma_max=40.0, rho=5.0)
+    config = Sampler("heun", 7, "karras", sigma_min=0.02, sigma_max=40.0, rho=5.0)
     assert torch.equal(build_grid(config, path), grids.karras(7, 0.02, 40.0, 5.0))
     assert torch.equal(build_grid(replace(config, grid="log-linear"), path), grids.log_linear(7, 0.02, 40.0))
     assert torch.equal(build_grid(replace(config, grid="uniform-t"), path), grids.uniform_t(7, 40.0, path))
@@ -104,7 +104,7 @@ def test_three_grids_fit_every_path(path: NoisePath) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
-    config = SamplerConfig("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
+    config = Sampler("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
     for path in PATHS:
         if isinstance(path, DiscreteVP):
             assert torch.equal(build_grid(config, path), grids.ddim(7, path, spacing))
@@ -119,7 +119,7 @@ def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
 
 def test_the_first_step_is_the_start() -> None:
     for path in (VPLinear(), EDM(), Flow()):
-        config = SamplerConfig("heun", 3, "karras")
+        config = Sampler("heun", 3, "karras")
         steps = list(sample_steps(gaussian_denoiser(0.0, 1.0), path, config, SampleNoise(5, [2, 9], SHAPE)))
         noise = SampleNoise(5, [2, 9], SHAPE)()
         sigma_max = torch.tensor(80.0, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_the_context_is_entered_for_each_evaluation_and_for_nothing_else() -> No
         assert inside
         return 0.5 * x
 
-    config = SamplerConfig("heun", 3, "karras")
+    config = Sampler("heun", 3, "karras")
     for _ in sample_steps(denoiser, EDM(), config, SampleNoise(0, [0], SHAPE), context):
         assert not inside
     assert entered == config.nfe
@@ -164,7 +164,7 @@ def _network() -> UNet:
     return network
 
 
-def _images(config: SamplerConfig, seed: int, batches: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+def _images(config: Sampler, seed: int, batches: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     denoiser = Denoiser(_network(), Flow(), X0())
     images: dict[int, Tensor] = {}
     for ids in batches:
@@ -174,7 +174,7 @@ def _images(config: SamplerConfig, seed: int, batches: Sequence[Sequence[int]]) 
 
 
 @pytest.mark.parametrize("config", SAMPLERS, ids=name)
-def test_an_image_depends_on_the_seed_and_its_number_alone(config: SamplerConfig) -> None:
+def test_an_image_depends_on_the_seed_and_its_number_alone(config: Sampler) -> None:
     whole = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
     again = _images(config, 0, [[0, 1, 2, 3, 4, 5]])
     assert all(torch.equal(whole[i], again[i]) for i in whole)
@@ -190,7 +190,7 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(config: SamplerConfig
 
 
 @pytest.mark.parametrize("config", STOCHASTIC, ids=name)
-def test_stochastic_samplers_depend_on_their_later_noise_too(config: SamplerConfig) -> None:
+def test_stochastic_samplers_depend_on_their_later_noise_too(config: Sampler) -> None:
     """Their first draw is the start; with another source for the rest, the image is another."""
 
     class Replaced(SampleNoise):
@@ -211,7 +211,7 @@ def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two
         assert torch.is_inference_mode_enabled() and len(x) == len(sigma) <= 4
         return gaussian_denoiser(0.3, 0.5)(x, sigma)
 
-    config = SamplerConfig("dpmpp-2m", 4, "karras")
+    config = Sampler("dpmpp-2m", 4, "karras")
     whole = last(sample_steps(gaussian_denoiser(0.3, 0.5), EDM(), config, SampleNoise(0, range(count), SHAPE)))
     shared = last(sample_steps(denoiser, EDM(), config, SampleNoise(0, range(count), SHAPE), workers=two_threads))
     torch.testing.assert_close(shared.x, whole.x)

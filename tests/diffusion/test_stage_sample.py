@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from stages import sample
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
 from unveil.files import file_digest
@@ -48,7 +48,7 @@ def _save_model(folder: Path, weight: float = 0.05) -> None:
     network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=weight)
-    save_model(folder / "models", network, ModelConfig(network.config, DiffusionConfig("flow", "x0", "flow"), DATA, {}))
+    save_model(folder / "models", network, ModelConfig(network.config, Diffusion("flow", "x0", "flow"), DATA, {}))
 
 
 def _set(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> None:
@@ -190,7 +190,7 @@ def test_values_that_the_models_path_does_not_read_may_differ(project: Path) -> 
 def test_a_value_that_the_models_denoiser_reads_must_be_the_same(
     path: Any, parameterization: Any, key: str, value: Any
 ) -> None:
-    model = DiffusionConfig(path, parameterization, "flow")
+    model = Diffusion(path, parameterization, "flow")
     sample.check_diffusion(model, model)
     with pytest.raises(UnveilError, match=rf"found train\.diffusion\.{key} {value}, expected {key} "):
         sample.check_diffusion(model, replace(model, **{key: value}))

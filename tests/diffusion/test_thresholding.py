@@ -7,8 +7,8 @@ from tests.diffusion.closed_forms import last
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers
-from unveil.diffusion.samplers import Sampler
-from unveil.diffusion.sampling import SamplerConfig, run_sampler
+from unveil.diffusion.samplers import SamplerFunction
+from unveil.diffusion.sampling import Sampler, run_sampler
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 
 ONE = torch.ones(1)
@@ -19,7 +19,7 @@ def far(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddim, samplers.ddpm, samplers.heun, samplers.dpmpp_2m, samplers.euler])
-def test_clipped_estimates_end_in_range(sampler: Sampler) -> None:
+def test_clipped_estimates_end_in_range(sampler: SamplerFunction) -> None:
     x = torch.tensor([[-50.0], [50.0]])
     step = last(sampler(clipped(far), grids.karras(5, 0.002, 80.0), x, lambda: torch.zeros(2, 1)))
     torch.testing.assert_close(step.x, torch.tensor([[-1.0], [1.0]]))
@@ -56,7 +56,7 @@ def test_the_configuration_chooses() -> None:
         return x
 
     def result(threshold: str) -> Tensor:
-        config = SamplerConfig("ddim", 5, "karras", threshold=threshold, threshold_percentile=1.0)  # type: ignore[arg-type]
+        config = Sampler("ddim", 5, "karras", threshold=threshold, threshold_percentile=1.0)  # type: ignore[arg-type]
         return last(run_sampler(config, identity, sigmas, x, lambda: torch.zeros(2, 2))).denoised
 
     assert torch.equal(result("none"), x)

@@ -18,10 +18,10 @@ from torch.nn.functional import interpolate
 from typer.testing import CliRunner, Result
 
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
-from unveil.evaluation.card import read_card
-from unveil.evaluation.markdown import render
+from unveil.evaluation.card.card import read_card
+from unveil.evaluation.card.markdown import render
 from unveil.files import file_digest
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
@@ -302,7 +302,7 @@ def _model(folder: Path, index: ShardIndex) -> str:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
     data = {"source": index.source, "protocol": index.protocol, "image_size": SIZE, "shards": index.digest()}
-    save_model(folder / "models", network, ModelConfig(network.config, DiffusionConfig("edm", "edm", "edm"), data, {}))
+    save_model(folder / "models", network, ModelConfig(network.config, Diffusion("edm", "edm", "edm"), data, {}))
     return file_digest(folder / "models" / "model.safetensors")
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from unveil.data.shards import Shard, ShardIndex
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.diffusion.grids import ddim_timesteps
 from unveil.diffusion.paths import DiscreteVP
-from unveil.diffusion.sampling import SamplerConfig, run_sampler
+from unveil.diffusion.sampling import Sampler, run_sampler
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.interchange.__main__ import app
@@ -45,7 +45,7 @@ def _awake(network: nn.Module) -> nn.Module:
 
 
 def _model(folder: Path, path: Any = "vp-linear", parameterization: Any = "eps", network: Any = NETWORK) -> Path:
-    diffusion = DiffusionConfig(path, parameterization, "simple", timesteps=60, beta_end=0.2)
+    diffusion = Diffusion(path, parameterization, "simple", timesteps=60, beta_end=0.2)
     data = {"source": "cartoon", "protocol": "ddim", "image_size": SIZE, "shards": "0" * 64}
     save_model(folder, _awake(build_network(network)), ModelConfig(network, diffusion, data, {"images": 1}))
     return folder
@@ -97,7 +97,7 @@ def _their_images(folder: Path, scheduler: str, **call: Any) -> Any:
 
 def _our_images(models: Path, scheduler: Any, threshold: Any) -> Any:
     denoiser = load_denoiser(models)
-    config = SamplerConfig(scheduler, STEPS, "ddim-leading", threshold=threshold)
+    config = Sampler(scheduler, STEPS, "ddim-leading", threshold=threshold)
     assert isinstance(denoiser.path, DiscreteVP)
     timesteps = ddim_timesteps(STEPS, denoiser.path.timesteps, "leading")
     sigmas = torch.cat([denoiser.path.sigmas[timesteps], torch.zeros(1)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.schedulers import DDIMScheduler, DDPMScheduler
 
-from unveil.diffusion.design import DiffusionConfig, build_path
+from unveil.diffusion.design import Diffusion, build_path
 from unveil.diffusion.paths import DiscreteVP
 from unveil.diffusion.thresholding import dynamically_thresholded
 from unveil.errors import UnveilError
@@ -30,7 +30,7 @@ GOOGLE = {  # scheduler_config.json of google/ddpm-celebahq-256
 }
 
 
-def to_diffusion(values: dict[str, Any], name: str) -> DiffusionConfig:
+def to_diffusion(values: dict[str, Any], name: str) -> Diffusion:
     return schedulers.to_diffusion(parse_json(json.dumps(values), Scheduler, name, "mend it"), name)
 
 
@@ -52,7 +52,7 @@ def test_the_noise_levels_are_the_schedulers(schedule: str, kind: Any) -> None:
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
 def test_there_and_back_is_the_same(path: Any, parameterization: Any, scheduler: Any) -> None:
-    config = DiffusionConfig(path, parameterization, "simple", timesteps=500, beta_start=2e-4, beta_end=0.01)
+    config = Diffusion(path, parameterization, "simple", timesteps=500, beta_start=2e-4, beta_end=0.01)
     threshold: Any = "clip" if scheduler == "ddpm" else "none"
     written = from_diffusion(config, scheduler, threshold=threshold, variance="large")
     assert to_diffusion(written, "scheduler_config.json") == config
@@ -187,7 +187,7 @@ def test_other_schedules_are_refused_by_name(changes: dict[str, Any], words: str
     ],
 )
 def test_paths_that_diffusers_lacks_are_refused_by_name(changes: dict[str, Any], key: str) -> None:
-    config = replace(DiffusionConfig("vp-linear", "eps", "simple"), **changes)
+    config = replace(Diffusion("vp-linear", "eps", "simple"), **changes)
     with pytest.raises(
         UnveilError, match=f"^train.diffusion.{key}: found .*(cannot be exported|is damaged, train again)$"
     ):
@@ -198,4 +198,4 @@ def test_ddim_with_clipping_is_refused_with_the_reason() -> None:
     with pytest.raises(
         UnveilError, match=r"^--threshold: found clip with --scheduler ddim, .* keeps .*--scheduler ddpm$"
     ):
-        from_diffusion(DiffusionConfig("vp-linear", "eps", "simple"), "ddim", threshold="clip", variance="small")
+        from_diffusion(Diffusion("vp-linear", "eps", "simple"), "ddim", threshold="clip", variance="small")

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 from tests.conftest import git
 
-from unveil.stage import STAGES, declared_paths
+from unveil.run.stage import STAGES, declared_paths
 
 # The frame around a stage decides nothing that a stage computes.
 FRAME = {
@@ -18,14 +18,15 @@ FRAME = {
         "__init__",
         "errors",
         "files",
-        "launch",
         "params",
         "printing",
         "rank",
         "ranges",
-        "stage",
+        "run/__init__",
+        "run/launch",
+        "run/stage",
+        "run/tracking",
         "tensors",
-        "tracking",
     )
 }
 # Drawing takes tensors and types from where they are made, not their values.

@@ -52,7 +52,7 @@ def server(experiments: Experiments, repository: Path, tmp_path_factory: pytest.
     log = tmp_path_factory.mktemp("ui") / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "unveil.tracking", "ui", "--port", str(port)],
+            [sys.executable, "-m", "unveil.run.tracking", "ui", "--port", str(port)],
             cwd=experiments.root,
             env=os.environ | {"PYTHONPATH": str(repository / "src")},
             stdout=stream,
@@ -118,9 +118,7 @@ def test_the_runs_table_names_every_run(page: Page, by_name: dict[tuple[str, str
 
 
 def test_the_address_of_the_evaluations_shows_them_alone(page: Page, by_name: dict[tuple[str, str], Run]) -> None:
-    route = (
-        "/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.%60unveil.stage%60%20%3D%20%27evaluate%27"
-    )
+    route = "/experiments/1/runs?workflowType=machine_learning&searchFilter={filtered}"
     html = page(route, tuple(f"{stage} {experiment}" for stage, experiment in by_name if stage == "evaluate"))
     assert "train lower" not in cells(html)
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tests.pipeline.conftest import Project, Smoke, stage_of
 
 from unveil.params import flatten, load_params
-from unveil.stage import STAGES, declared_paths, paths_digest
+from unveil.run.stage import STAGES, declared_paths, paths_digest
 
 pytestmark = pytest.mark.slow
 # DVC locks the project, which these only look at: they must not do so at once.

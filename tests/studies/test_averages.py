@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from studies.averages import Point, half_life_deviation, table, verdict
 from tests.training.test_stage_train import ROOT
 from typer.testing import CliRunner, Result
 
 from stages import evaluate, sample
+from studies import averages as study
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
-from unveil.studies import averages as study
-from unveil.studies.averages import Point, half_life_deviation, table, verdict
 from unveil.training.__main__ import app
 from unveil.training.averages import save_snapshot, write_averages
 from unveil.training.checkpoint import ModelConfig, save_model
@@ -47,7 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         torch.nn.init.normal_(parameter, std=0.05)
     data = {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": index.digest()}
     config = ModelConfig(
-        network.config, DiffusionConfig("flow", "x0", "flow"), data, {"ema_half_life_images": 50, "ema_rampup": 0.09}
+        network.config, Diffusion("flow", "x0", "flow"), data, {"ema_half_life_images": 50, "ema_rampup": 0.09}
     )
     save_model(tmp_path / "models", network, config)
     paths = []

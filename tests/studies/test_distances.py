@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies.__main__ import app
+from studies.distances import bias_rate, protocols_verdict, shifted, sizes_table
 from tests.data.archives import make_celeba
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from studies import distances
 from unveil.data.preprocess import preprocess
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.data.sources import fetch
-from unveil.evaluation.distances import frechet_distance, statistics
-from unveil.studies import distances
-from unveil.studies.__main__ import app
-from unveil.studies.distances import bias_rate, protocols_verdict, shifted, sizes_table
+from unveil.evaluation.metrics.distances import frechet_distance, statistics
 
 SPLIT = {"train": 0.5, "valid": 0.25, "test": 0.25}
 IMAGES = 6

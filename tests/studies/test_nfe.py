@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from studies.__main__ import app
+from studies.nfe import Point, cases, reference_case, table, verdict
 from typer.testing import CliRunner, Result
 
+from studies import nfe
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import DiffusionConfig
-from unveil.diffusion.sampling import SamplerConfig
+from unveil.diffusion.design import Diffusion
+from unveil.diffusion.sampling import Sampler
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.studies import nfe
-from unveil.studies.__main__ import app
-from unveil.studies.nfe import Point, cases, reference_case, table, verdict
 from unveil.training.checkpoint import ModelConfig, save_model
 
 SIZE = 16
@@ -36,9 +36,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
     data = {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": index.digest()}
-    save_model(
-        tmp_path / "models", network, ModelConfig(network.config, DiffusionConfig("flow", "x0", "flow"), data, {})
-    )
+    save_model(tmp_path / "models", network, ModelConfig(network.config, Diffusion("flow", "x0", "flow"), data, {}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -61,10 +59,10 @@ def test_it_measures_writes_and_goes_on(project: Path, monkeypatch: pytest.Monke
     assert f"| ddim | {found[0]['distance']:.2f} | {found[2]['distance']:.2f} |" in text
     with Image.open(project / "reports" / "nfe" / "nfe.png") as picture:
         assert picture.width > 500
-    measured: list[SamplerConfig] = []
+    measured: list[Sampler] = []
     original = nfe.Study.measure
 
-    def watched(study: nfe.Study, config: SamplerConfig) -> Point:
+    def watched(study: nfe.Study, config: Sampler) -> Point:
         measured.append(config)
         return original(study, config)
 
@@ -108,7 +106,7 @@ def test_a_mistake_is_one_line(project: Path, arguments: list[str], words: str) 
     assert done.exit_code == 1 and words in done.output and done.output.count("\n") == 1
 
 
-def _save(project: Path, diffusion: DiffusionConfig, weight: float) -> None:
+def _save(project: Path, diffusion: Diffusion, weight: float) -> None:
     model = ModelConfig.load(project / "models")
     network = UNet(model.network)
     for parameter in network.parameters():
@@ -117,7 +115,7 @@ def _save(project: Path, diffusion: DiffusionConfig, weight: float) -> None:
 
 
 def test_more_evaluations_than_timesteps_are_refused_before_anything_is_measured(project: Path) -> None:
-    _save(project, DiffusionConfig("vp-linear", "x0", "flow", timesteps=20), 0.0)
+    _save(project, Diffusion("vp-linear", "x0", "flow", timesteps=20), 0.0)
     done = run("--samplers", "ddim", "--grids", "ddim-trailing", "--evaluations", "5,21", "--sigma-min", "0.011")
     assert done.exit_code == 1 and "21 steps, but the path has 20 timesteps" in done.output, done.output
     assert done.output.count("\n") == 1 and not (project / "reports").exists()
@@ -125,7 +123,7 @@ def test_more_evaluations_than_timesteps_are_refused_before_anything_is_measured
 
 @pytest.mark.parametrize("sampler", ["ddim", "rk45"])
 def test_samples_that_are_not_finite_are_one_line(project: Path, sampler: str) -> None:
-    _save(project, DiffusionConfig("flow", "x0", "flow"), float("nan"))
+    _save(project, Diffusion("flow", "x0", "flow"), float("nan"))
     done = run("--samplers", sampler)
     assert done.exit_code == 1, done.output
     assert f"models/model.safetensors: samples of {sampler} with " in done.output and "train again" in done.output
@@ -171,7 +169,7 @@ def test_every_case_takes_about_the_evaluations_that_were_asked_for() -> None:
 
 
 def point(sampler: Any, nfe: int, distance: float) -> Point:
-    return Point(SamplerConfig(sampler, nfe, "karras"), nfe, distance, 1.0)
+    return Point(Sampler(sampler, nfe, "karras"), nfe, distance, 1.0)
 
 
 def test_the_verdict_compares_with_the_reference() -> None:
@@ -187,7 +185,7 @@ def test_the_verdict_compares_with_the_reference() -> None:
 
 
 def test_the_table_has_a_row_a_sampler_and_says_what_rk45_needed() -> None:
-    adaptive = Point(SamplerConfig("rk45", 2, "karras", rtol=0.01), 74, 9.5, 1.0)
+    adaptive = Point(Sampler("rk45", 2, "karras", rtol=0.01), 74, 9.5, 1.0)
     text = table([point("ddim", 35, 12.0), point("ddpm", 5, 40.0), point("ddim", 5, 30.0), adaptive])
     assert text.splitlines()[:4] == [
         "| sampler | 5 | 35 |",

@@ -12,19 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
-from typer.testing import CliRunner
-
-from unveil.data.pixels import to_float
-from unveil.data.shards import Shard, ShardIndex, write_shard
-from unveil.diffusion import samplers
-from unveil.diffusion.objectives import Simple, denoising_loss
-from unveil.diffusion.paths import VPLinear
-from unveil.errors import UnveilError
-from unveil.networks.config import UNetConfig
-from unveil.studies import tutorials
-from unveil.studies.__main__ import app
-from unveil.studies.tutorials import (
+from studies.__main__ import app
+from studies.tutorials import (
     BASELINES,
     CASES,
     CONTROLS,
@@ -52,6 +41,17 @@ from unveil.studies.tutorials import (
     visited,
     write_report,
 )
+from torch import Tensor
+from typer.testing import CliRunner
+
+from studies import tutorials
+from unveil.data.pixels import to_float
+from unveil.data.shards import Shard, ShardIndex, write_shard
+from unveil.diffusion import samplers
+from unveil.diffusion.objectives import Simple, denoising_loss
+from unveil.diffusion.paths import VPLinear
+from unveil.errors import UnveilError
+from unveil.networks.config import UNetConfig
 
 SIDE = 8
 TINY = Budget(
@@ -526,7 +526,7 @@ def test_the_budget_is_the_commands(tmp_path: Path) -> None:
     """The command's defaults are the study's."""
     import inspect
 
-    from unveil.studies.__main__ import tutorials as command
+    from studies.__main__ import tutorials as command
 
     defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
     assert (defaults["images"], defaults["samples"]) == (Budget().images, Budget().samples)

@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unveil.data.batches import DeviceBatches
-from unveil.diffusion.design import DiffusionConfig, build_denoiser, build_objective
-from unveil.diffusion.sampling import SampleNoise, SamplerConfig, sample_steps
-from unveil.evaluation.features import extract, load_extractor
+from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
+from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
+from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.networks.design import build_network
 from unveil.networks.unet import UNetConfig
 from unveil.params import load_params
-from unveil.training.loop import Trainer, TrainingConfig
-from unveil.training.precision import autocast, optimizer_precision, resolve_precision
+from unveil.precision import autocast, optimizer_precision, resolve_precision
+from unveil.training.loop import Trainer, Training
 
 CPU = torch.device("cpu")
 
@@ -50,8 +50,8 @@ def noted(what: str) -> Iterator[None]:
 params = load_params(Path("params.yaml"))
 settings, precision = params.train, resolve_precision("auto", CPU)
 network = UNetConfig(image_size=16, **settings.network.model_dump() | {"channels": 32, "attention_head_channels": 32})
-diffusion = DiffusionConfig(**settings.diffusion.model_dump())
-config = TrainingConfig(
+diffusion = Diffusion(**settings.diffusion.model_dump())
+config = Training(
     seed=0,
     images=8,
     lr=settings.lr,
@@ -71,7 +71,7 @@ with noted("train"):
     batches = DeviceBatches(images, 4, 0, horizontal_flip=False)
     list(Trainer(denoiser, build_objective(diffusion), batches, config).run())
 with noted("sample"):
-    sampler = SamplerConfig(**{field.name: getattr(params.sample, field.name) for field in fields(SamplerConfig)})
+    sampler = Sampler(**{field.name: getattr(params.sample, field.name) for field in fields(Sampler)})
     noise = SampleNoise(0, range(2), (3, 16, 16))
     list(sample_steps(denoiser.eval(), denoiser.path, sampler, noise, lambda: autocast(precision, CPU)))
 with noted("evaluate"):

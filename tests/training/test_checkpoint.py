@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
@@ -37,7 +37,7 @@ from unveil.training.choices import WeightsChoice
 
 CONFIG = ModelConfig(
     network=UNetConfig(8, 32, (1, 2), 1, (4,), 16, dropout=0.3),
-    diffusion=DiffusionConfig("flow", "x0", "flow", logit_mean=0.8),
+    diffusion=Diffusion("flow", "x0", "flow", logit_mean=0.8),
     data={"source": "cartoon", "protocol": "ddim", "image_size": 8, "shards": "abc"},
     training={"images": 100, "batch_size": 4, "lr": 1e-4, "betas": [0.9, 0.99], "precision": "fp32"},
 )

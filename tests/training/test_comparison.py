@@ -22,11 +22,11 @@ from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
-from unveil.tracking import Store, TrackedRun
+from unveil.run.tracking import Store, TrackedRun
 from unveil.training import comparison
 from unveil.training.__main__ import app
 from unveil.training.comparison import FALSE_ALARMS, LossCurve, _freedom, _noise, _student, compare, read_curve
-from unveil.training.loop import Trainer, TrainingConfig
+from unveil.training.loop import Trainer, Training
 
 Noise = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
@@ -282,7 +282,7 @@ class _Network(nn.Module):
         return self.last(nn.functional.silu(hidden))
 
 
-CONFIG = TrainingConfig(
+CONFIG = Training(
     seed=0,
     images=120 * 16,
     lr=1e-3,
@@ -296,7 +296,7 @@ CONFIG = TrainingConfig(
 )
 
 
-def _trained(config: TrainingConfig = CONFIG, weights: int = 0) -> LossCurve:
+def _trained(config: Training = CONFIG, weights: int = 0) -> LossCurve:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (64, 3, 1, 1), generator=generator, dtype=torch.uint8).expand(-1, -1, 8, 8)
     torch.manual_seed(weights)

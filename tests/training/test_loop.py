@@ -20,16 +20,16 @@ from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
+from unveil.precision import autocast, resolve_precision
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName
 from unveil.training.ema import EMA, PowerAverage
-from unveil.training.loop import Progress, Trainer, TrainingConfig, _Record
-from unveil.training.precision import autocast, resolve_precision
+from unveil.training.loop import Progress, Trainer, Training, _Record
 from unveil.workers import ALONE, Workers
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
 BATCH = 4
-CONFIG = TrainingConfig(
+CONFIG = Training(
     seed=0,
     images=12 * BATCH,
     lr=1e-3,
@@ -53,7 +53,7 @@ def _images() -> Tensor:
 
 
 def _trainer(
-    config: TrainingConfig = CONFIG,
+    config: Training = CONFIG,
     checkpoints: Path | None = None,
     *,
     network: Callable[[], nn.Module] = lambda: UNet(NETWORK),

@@ -20,7 +20,7 @@ from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCos
 from unveil.distributed import Processes
 from unveil.params import load_params
 from unveil.recipes import apply_recipe
-from unveil.stage import Run
+from unveil.run.stage import Run
 from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice

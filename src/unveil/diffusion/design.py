@@ -14,7 +14,7 @@ from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCos
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class Diffusion:
     """Names and numbers of a path, a parameterization and an objective; see params.yaml for each."""
 
     __pydantic_config__ = ranges.NO_OTHERS
@@ -65,13 +65,13 @@ PATH_VALUES: dict[PathName, tuple[str, ...]] = {
 """The values that each path reads."""
 
 
-def denoiser_values(config: DiffusionConfig) -> dict[str, Any]:
+def denoiser_values(config: Diffusion) -> dict[str, Any]:
     """The values by which a denoiser is what it is: its path, its parameterization, and what these two read."""
     read = PATH_VALUES[config.path] + (("sigma_data",) if config.parameterization == "edm" else ())
     return {name: getattr(config, name) for name in ("path", "parameterization", *read)}
 
 
-def build_path(config: DiffusionConfig) -> NoisePath:
+def build_path(config: Diffusion) -> NoisePath:
     """The noise path that ``config`` names.
 
     Raises:
@@ -97,7 +97,7 @@ def build_path(config: DiffusionConfig) -> NoisePath:
     raise _unknown("path", config.path, PathName)
 
 
-def build_parameterization(config: DiffusionConfig) -> Parameterization:
+def build_parameterization(config: Diffusion) -> Parameterization:
     """The parameterization that ``config`` names.
 
     Raises:
@@ -117,7 +117,7 @@ def build_parameterization(config: DiffusionConfig) -> Parameterization:
     raise _unknown("parameterization", config.parameterization, ParameterizationName)
 
 
-def build_objective(config: DiffusionConfig) -> Objective:
+def build_objective(config: Diffusion) -> Objective:
     """The objective that ``config`` names, on its path.
 
     Raises:
@@ -145,12 +145,12 @@ def build_objective(config: DiffusionConfig) -> Objective:
     raise _unknown("objective", config.objective, ObjectiveName)
 
 
-def build_penalty(config: DiffusionConfig) -> Penalty:
+def build_penalty(config: Diffusion) -> Penalty:
     """How an error of the denoised image counts."""
     return Penalty(config.huber_scale, config.difference_weight)
 
 
-def build_denoiser(network: nn.Module, config: DiffusionConfig) -> Denoiser:
+def build_denoiser(network: nn.Module, config: Diffusion) -> Denoiser:
     """A denoiser of ``network`` with the path and the parameterization that ``config`` names."""
     return Denoiser(network, build_path(config), build_parameterization(config))
 

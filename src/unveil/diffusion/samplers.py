@@ -54,7 +54,7 @@ class Step:
     nfe: int
 
 
-Sampler = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
+SamplerFunction = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
 """A sampler of this module, its own parameters bound."""
 
 

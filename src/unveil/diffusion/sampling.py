@@ -15,13 +15,13 @@ from unveil.diffusion import grids, samplers
 from unveil.diffusion.choices import GridName, SamplerName, Threshold, Variance
 from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
-from unveil.diffusion.samplers import Churn, NoiseSource, Sampler, Step
+from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction, Step
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 from unveil.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class Sampler:
     """A sampler, its grid and their numbers; see params.yaml for each."""
 
     sampler: SamplerName
@@ -55,7 +55,7 @@ class SamplerConfig:
         return self.steps
 
 
-def build_grid(config: SamplerConfig, path: NoisePath) -> Tensor:
+def build_grid(config: Sampler, path: NoisePath) -> Tensor:
     """The noise levels that ``config`` names: float64 [steps + 1], decreasing to 0; ddim-quad has some twice.
 
     Raises:
@@ -75,10 +75,10 @@ def build_grid(config: SamplerConfig, path: NoisePath) -> Tensor:
     return grids.ddim(config.steps, path, config.grid.removeprefix("ddim-"))
 
 
-def build_sampler(config: SamplerConfig) -> Sampler:
+def build_sampler(config: Sampler) -> SamplerFunction:
     """The sampler that ``config`` names, with its own numbers."""
     churn = Churn(config.s_churn, config.s_tmin, config.s_tmax, config.s_noise)
-    built: dict[SamplerName, Sampler] = {
+    built: dict[SamplerName, SamplerFunction] = {
         "ddpm": partial(samplers.ddpm, variance=config.variance),
         "ddim": partial(samplers.ddim, eta=config.eta),
         "euler": partial(samplers.euler, churn=churn),
@@ -95,7 +95,7 @@ def build_sampler(config: SamplerConfig) -> Sampler:
 
 
 def run_sampler(
-    config: SamplerConfig, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
+    config: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
     """Run the sampler that ``config`` names from ``x`` at noise level ``sigmas[0]``."""
     if config.threshold == "clip":
@@ -133,7 +133,7 @@ class SampleNoise:
 def sample_steps(
     denoiser: DenoiserFunction,
     path: NoisePath,
-    config: SamplerConfig,
+    config: Sampler,
     noise: SampleNoise,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     workers: Workers = ALONE,

@@ -11,9 +11,9 @@ import typer
 
 from unveil.commands import one_line_errors
 from unveil.errors import UnveilError
-from unveil.evaluation.card import Card, parse_card, read_card
-from unveil.evaluation.comparison import compare as compare_cards
-from unveil.evaluation.comparison import describe
+from unveil.evaluation.card.card import Card, parse_card, read_card
+from unveil.evaluation.card.comparison import compare as compare_cards
+from unveil.evaluation.card.comparison import describe
 from unveil.files import read_text
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -85,7 +85,7 @@ def tracked_card(run_id: str) -> Card:
     Raises:
         UnveilError: if there is no such store, run or card.
     """
-    from unveil.tracking import Store, one_line
+    from unveil.run.tracking import Store, one_line
 
     store = Store.locate(Path.cwd())
     if store.database is not None and not store.database.exists():  # opening would make one

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import Variance
-from unveil.diffusion.design import DiffusionConfig
+from unveil.diffusion.design import Diffusion
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, atomic_path, destination, file_digest, read_json, write_json
 from unveil.interchange import scheduler as schedulers
@@ -51,7 +51,7 @@ class Pipeline:
     """
 
     network: UNetConfig
-    diffusion: DiffusionConfig
+    diffusion: Diffusion
     weights: dict[str, Tensor]
     sampling: Sampling
     weights_sha256: str

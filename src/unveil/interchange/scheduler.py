@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, Field
 
 from unveil.diffusion.choices import ParameterizationName, PathName, Variance
-from unveil.diffusion.design import DiffusionConfig, build_path
+from unveil.diffusion.design import Diffusion, build_path
 from unveil.errors import UnveilError
 from unveil.ranges import GREATEST_SIGMA, LEAST_SIGMA, OpenShare, Positive, Timesteps
 
@@ -56,7 +56,7 @@ class Sampling:
     not_represented: tuple[str, ...]
 
 
-def to_diffusion(theirs: Scheduler, name: str) -> DiffusionConfig:
+def to_diffusion(theirs: Scheduler, name: str) -> Diffusion:
     """Our path and parameterization of a scheduler's.
 
     Args:
@@ -66,7 +66,7 @@ def to_diffusion(theirs: Scheduler, name: str) -> DiffusionConfig:
     Raises:
         UnveilError: if its noise levels are none.
     """
-    config = DiffusionConfig(
+    config = Diffusion(
         path=PATHS[theirs.beta_schedule],
         parameterization=PARAMETERIZATIONS[theirs.prediction_type],
         objective="simple",
@@ -82,7 +82,7 @@ def to_diffusion(theirs: Scheduler, name: str) -> DiffusionConfig:
     return config
 
 
-def _check_levels(config: DiffusionConfig) -> None:
+def _check_levels(config: Diffusion) -> None:
     """Raise ValueError, with the key at its start, unless the numbers make a chain of finite noise levels."""
     if config.beta_end <= config.beta_start:
         raise ValueError(f"beta_end: found {config.beta_end}, expected a number above beta_start, {config.beta_start}")
@@ -135,7 +135,7 @@ def _not_represented(theirs: Scheduler, kind: SchedulerName) -> Iterator[str]:
 
 
 def from_diffusion(
-    config: DiffusionConfig, scheduler: SchedulerName, *, threshold: Clipping, variance: Variance
+    config: Diffusion, scheduler: SchedulerName, *, threshold: Clipping, variance: Variance
 ) -> dict[str, Any]:
     """The scheduler_config.json of a model.
 

@@ -62,8 +62,8 @@ def search(
 ) -> None:
     """Sample with each average and measure the evaluation's distance; says which is best."""
     with one_line_errors():
+        from studies import averages as study_of
         from unveil.params import load_params
-        from unveil.studies import averages as study_of
 
         choices = study_of.choices_of(weights) if weights is not None else None
         settings = study_of.Settings.of(load_params(params), images, seed)
@@ -118,7 +118,7 @@ def tracked_curve(run_id: str) -> LossCurve:
     Raises:
         UnveilError: if there is no such store, run or curve.
     """
-    from unveil.tracking import Store, one_line
+    from unveil.run.tracking import Store, one_line
 
     store = Store.locate(Path.cwd())
     if store.database is not None and not store.database.exists():  # opening would make one

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import DiffusionConfig, build_denoiser
+from unveil.diffusion.design import Diffusion, build_denoiser
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, read_json, write_json
 from unveil.networks.config import UNetConfig
@@ -65,7 +65,7 @@ class ModelConfig:
 
     __pydantic_config__ = NO_OTHERS
     network: UNetConfig
-    diffusion: DiffusionConfig
+    diffusion: Diffusion
     data: Annotated[Mapping[str, Any], AfterValidator(_of_shards)]
     training: Annotated[Mapping[str, Any], AfterValidator(_of_a_training)]
     format: Literal[1] = field(default=FORMAT, kw_only=True)

@@ -22,11 +22,11 @@ from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.objectives import SQUARED, Objective, Penalty, denoising_loss, nearest_noise
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
+from unveil.precision import autocast
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
 from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.optimization import build_optimizer, learning_rate
-from unveil.training.precision import autocast
 from unveil.workers import ALONE, Workers
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -40,7 +40,7 @@ _Part = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class Training:
     """How to train; lengths and intervals in images, so that they do not depend on the batch size.
 
     Attributes:
@@ -153,7 +153,7 @@ class Trainer:
         denoiser: Denoiser,
         objective: Objective,
         batches: Batches,
-        config: TrainingConfig,
+        config: Training,
         checkpoints: Checkpoints | None = None,
         held_out: Tensor | None = None,
         processes: Processes = ONE_PROCESS,

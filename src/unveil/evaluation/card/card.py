@@ -1,0 +1,414 @@
+"""The evaluation card: one document that holds a number and everything that made it.
+
+It is written as JSON, which programs compare, and as Markdown, which people read; the second is made of the first.
+Equal inputs give equal bytes, except for the sections ``environment`` and ``cost``. This module needs no PyTorch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+
+from unveil.evaluation.card.kinds import kind_of
+from unveil.evaluation.card.published import (
+    FID,
+    INCEPTION,
+    PUBLISHED_SAMPLES,
+    Measurement,
+    PublishedValue,
+    comparable,
+    why_not_comparable,
+)
+from unveil.files import parse_json, read_json, write_text
+from unveil.ranges import Count, Key
+
+if TYPE_CHECKING:  # they import PyTorch
+    from unveil.evaluation.features.extraction import FeatureSet
+    from unveil.evaluation.images.sets import SetSizes
+
+FORMAT: Literal[2] = 2
+LEVEL = 0.95
+MEND = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"
+
+
+class _Part(BaseModel):
+    """A part of the card: nothing unknown stands in it, and it never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Part):
+    """One number with what a reader needs to judge it.
+
+    Attributes:
+        name: as in metrics/evaluate.json.
+        value: of the samples.
+        lower_is_better: which direction is good.
+        n: samples that it is of (of bits per dimension: held-out images).
+        n_reference: real images that they were compared with; None where there are none.
+        stderr: standard error of ``value``.
+        std: spread of the estimates that ``value`` is the mean of, over subsets (KID) or splits (Inception Score).
+        low: lower end of the confidence interval.
+        high: its upper end.
+        level: its confidence, in (0, 1).
+        floor: value of held-out real images.
+        noise: value of uniform noise.
+        fraction: where the samples lie on the way from floor (0) to noise (1).
+        controls: values of real images that were damaged in a known way, by the control's name (``jpeg75``).
+        n_controls: images of each of them; None where there are none.
+        features: the feature network that it is on, a key of ``choices.features``; None for one without.
+    """
+
+    name: Key
+    value: FiniteFloat
+    lower_is_better: bool
+    n: Count
+    n_reference: Count | None = None
+    stderr: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    std: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    level: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+    floor: FiniteFloat | None = None
+    noise: FiniteFloat | None = None
+    fraction: FiniteFloat | None = None
+    controls: dict[str, FiniteFloat] = {}
+    n_controls: Count | None = None
+    features: Key | None = None
+
+    @model_validator(mode="after")
+    def _known_and_whole(self) -> Self:
+        kind_of(self.name)
+        if len({self.low is None, self.high is None, self.level is None}) > 1:
+            raise ValueError("low, high and level stand together or not at all")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        flat: Mapping[str, float | int],
+        n: int,
+        n_reference: int | None = None,
+        level: float = LEVEL,
+        controls: Mapping[str, float] | None = None,
+        features: str | None = None,
+        n_controls: int | None = None,
+    ) -> Self:
+        """The metric from flat values as metrics/evaluate.json has them.
+
+        Args:
+            name: key of its value; its other numbers have the same key and an ending: ``_stderr``, ``_std``,
+                ``_low`` and ``_high``, ``_floor``, ``_noise``, ``_fraction``, each if there is one.
+            flat: the values.
+            n: samples that it is of.
+            n_reference: real images that they were compared with.
+            level: confidence of the interval, if ``flat`` has one.
+            controls: values of damaged real images, by the control's name.
+            features: the feature network.
+            n_controls: images of each control.
+        """
+        endings = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
+        found = {ending: float(flat[f"{name}_{ending}"]) for ending in endings if f"{name}_{ending}" in flat}
+        return cls(
+            name=name,
+            value=float(flat[name]),
+            lower_is_better=kind_of(name).lower_is_better,
+            n=n,
+            n_reference=n_reference,
+            level=level if "low" in found else None,
+            controls={key: float(value) for key, value in (controls or {}).items()},
+            n_controls=n_controls if controls else None,
+            features=features,
+            **found,
+        )
+
+
+class AtSize(_Part):
+    """A distance at a number of samples."""
+
+    images: Count
+    distance: FiniteFloat
+
+
+class BySize(_Part):
+    """How a distance falls with the number of samples, and where it would end (1911.07023)."""
+
+    metric: str
+    points: tuple[AtSize, ...]
+    extrapolation: FiniteFloat | None = None
+
+
+class Memorization(_Part):
+    """Whether the model repeats its training images, or itself: in words, and the numbers behind them."""
+
+    sentences: tuple[str, ...]
+    numbers: dict[str, int | FiniteFloat] = {}
+
+
+class Split(_Part):
+    """A split that images were taken from, how many it has, and how many were taken."""
+
+    name: str
+    images: Count
+    taken: Count
+
+
+class DataChoices(_Part):
+    """The real images. What is stated beyond these names is kept and compared as well.
+
+    Attributes:
+        source: where they are from: ``celeba``, ``cartoon``, ``folder``.
+        protocol: crop and resize, a key of ``PROTOCOLS``.
+        image_size: side in pixels.
+        reference: what the samples are compared with.
+        held_out: what the floor is measured on.
+        shards: sha256 of all shards together.
+        shard_hashes: sha256 of each, by its file name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    source: str
+    protocol: str
+    image_size: Count
+    reference: Split
+    held_out: Split
+    shards: str
+    shard_hashes: dict[str, str] = {}
+
+
+class FeatureChoices(_Part):
+    """The feature network of the distances. What is stated beyond these names is kept and compared as well.
+
+    Attributes:
+        extractor: its name in params.yaml.
+        layer: of which the numbers are.
+        dimension: how many they are.
+        preprocessing: from uint8 pixels to its input, in words.
+        weights_file: name of the file of its weights.
+        weights_sha256: their hash.
+        device: that computed the features.
+        dtype: of the arithmetic.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    extractor: str
+    layer: str
+    dimension: Count
+    preprocessing: str
+    weights_file: str
+    weights_sha256: str
+    device: str
+    dtype: str
+
+
+class Choices(_Part):
+    """Everything that made the numbers, so that two cards that differ can say in what.
+
+    Attributes:
+        data: the real images.
+        features: the feature networks, by name.
+        model: ``weights_sha256``, ``parameters``, ``ema``, ``network``, ``diffusion``, ``training`` ...
+        sampling: ``sampler``, ``grid``, ``steps``, ``nfe``, ``guidance``, ``seed``, ``precision``, ``threshold`` ...
+        evaluation: ``seed``, ``kid_subsets``, ``neighbours``, ``controls`` (name to words) ...
+        code: ``commit``. What names a run and is none of its inputs (a DVC experiment) belongs to ``environment``.
+    """
+
+    data: DataChoices
+    features: dict[str, FeatureChoices]
+    model: dict[str, JsonValue] = {}
+    sampling: dict[str, JsonValue] = {}
+    evaluation: dict[str, JsonValue] = {}
+    code: dict[str, JsonValue] = {}
+
+
+class Published(_Part):
+    """The published values of the same measurement, or why there are none."""
+
+    values: tuple[PublishedValue, ...] = ()
+    why_not: str | None = None
+
+
+class Card(_Part):
+    """An evaluation, whole.
+
+    Attributes:
+        format: of this document.
+        metrics: the first is the one that the card is about.
+        by_size: distances at several N.
+        memorization: None if it was not looked for.
+        lossy: what was lost before the samples came here (JPEG), one sentence each.
+        notes: warnings, one sentence each.
+        published: values of the literature.
+        choices: everything that made the numbers.
+        environment: versions and hardware; not compared.
+        cost: seconds of training, sampling and evaluation, images per second ..., where known; not compared.
+    """
+
+    format: Literal[2] = FORMAT
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    by_size: tuple[BySize, ...] = ()
+    memorization: Memorization | None = None
+    lossy: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    published: Published
+    choices: Choices
+    environment: dict[str, JsonValue] = {}
+    cost: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _each_metric_once(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a metric stands twice among {', '.join(names)}")
+        for metric in self.metrics:
+            if metric.features is not None and metric.features not in self.choices.features:
+                raise ValueError(f"{metric.name} is on features {metric.features!r}, of which the choices say nothing")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        metrics: Sequence[Metric],
+        choices: Mapping[str, Any],
+        *,
+        by_size: Sequence[BySize] = (),
+        memorization: Mapping[str, Any] | None = None,
+        lossy: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        environment: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The card of these facts, with the published values that they may stand beside.
+
+        Args:
+            metrics: the one that the card is about first.
+            choices: nested mapping, as ``Choices`` has it; tuples become lists.
+            by_size: distances at several N.
+            memorization: ``sentences`` and ``numbers``.
+            lossy: what was lost before the samples came here, one sentence each.
+            notes: warnings, one sentence each.
+            environment: versions and hardware.
+            cost: seconds and the like.
+
+        Raises:
+            ValueError: for facts that are not whole, of another type, or not finite.
+        """
+        document = {
+            "format": FORMAT,
+            "metrics": [metric.model_dump() for metric in metrics],
+            "by_size": [part.model_dump() for part in by_size],
+            "memorization": memorization,
+            "lossy": list(lossy),
+            "notes": list(notes),
+            "published": {},
+            "choices": choices,
+            "environment": environment or {},
+            "cost": cost or {},
+        }
+        found = cls.model_validate_json(json.dumps(document, allow_nan=False), strict=True)
+        measured = found.measurement()
+        published = Published(values=comparable(measured), why_not=why_not_comparable(measured))
+        return found.model_copy(update={"published": published})
+
+    @property
+    def headline(self) -> Metric:
+        """The metric that the card is about."""
+        return self.metrics[0]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of this name, if the card has it."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    @property
+    def comparable(self) -> Metric:
+        """The metric that published values may stand beside: the FID, or the headline of a card without one."""
+        return self.metric(FID) or self.headline
+
+    def measurement(self) -> Measurement:
+        """What ``comparable`` was measured on."""
+        data, metric = self.choices.data, self.comparable
+        return Measurement(
+            extractor=metric.features or "",
+            metric=metric.name,
+            source=data.source,
+            protocol=data.protocol,
+            image_size=data.image_size,
+            reference_split=data.reference.name,
+            reference_images=data.reference.taken,
+            reference_total=data.reference.images,
+            samples=metric.n,
+            lossy=bool(self.lossy),
+        )
+
+    def to_json(self) -> str:
+        """The document: JSON of a fixed layout, so that equal cards have equal bytes."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the document atomically."""
+        write_text(path, self.to_json())
+
+
+def read_card(path: Path) -> Card:
+    """The card in a file. Raises UnveilError for one that is missing, damaged, of another format, or no card."""
+    return read_json(path, Card, MEND)
+
+
+def parse_card(text: str | bytes, name: str) -> Card:
+    """The card in a text; ``name`` is what an error calls it. Raises UnveilError as ``read_card`` does."""
+    return parse_json(text, Card, name, MEND)
+
+
+def notes_on(sizes: "SetSizes", features: "FeatureSet", shared: int = 0) -> list[str]:
+    """What a reader of distances of so many images should be warned of.
+
+    ``shared`` of the held-out images are among those of the reference.
+    """
+    found = []
+    if shared:
+        found.append(
+            f"{shared:,} of the {sizes.held_out:,} held-out images are in the reference too, because this "
+            f"protocol trains on all images: the floor is too low, and the model has seen them."
+        )
+    if sizes.held_out < sizes.samples:
+        found.append(
+            f"The held-out split has only {sizes.held_out:,} images: the floor is at N = {sizes.held_out:,}, and "
+            f"is higher than it would be at N = {sizes.samples:,}; the fraction is lower."
+        )
+    counts = {
+        f"N = {sizes.samples:,}": sizes.samples,
+        f"The reference of {sizes.reference:,} images": sizes.reference,
+        f"The held-out set of {sizes.held_out:,} images": sizes.held_out,
+    }
+    what = min(counts, key=lambda name: counts[name])
+    if counts[what] <= features.dimension:
+        found.append(
+            f"{what} is not above the {features.dimension:,} features, so covariances are singular: "
+            f"compare the Fréchet distance with that of other models at these numbers of images only."
+        )
+    if features.name == INCEPTION and sizes.samples < PUBLISHED_SAMPLES:
+        found.append(
+            f"FID is biased upwards at small N: at N = {sizes.samples:,} it is larger than the same model's "
+            f"FID at {PUBLISHED_SAMPLES:,}."
+        )
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; an empty mapping has none."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

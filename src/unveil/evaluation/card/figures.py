@@ -1,0 +1,191 @@
+"""What an evaluation shows: data for DVC's plots, made of the card, and real images beside samples."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unveil.evaluation.card.card import BySize, Card, Metric
+from unveil.evaluation.images.sets import spread
+from unveil.files import atomic_path, write_json, write_text
+
+ROWS = 3
+COLUMNS = 12
+ZOOMED = 96  # pixels of an image's side in the figure, at least
+TITLE_HEIGHT = 36  # pixels
+DPI = 100
+PRECISION_RECALL = ("precision", "recall", "density", "coverage")
+SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
+"""The suffix of a metric's name, and the set of images whose distance it is."""
+
+
+def write_distances(path: Path, card: Card) -> None:
+    """JSON for ``dvc plots``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control.
+
+    The kernel distance is null where the card has none of a set.
+    """
+    distances, kernel = _by_set(card.headline), _by_set(_kernel(card))
+    rows = [
+        {"set": name, "distance": distance, "kernel_distance": kernel.get(name)} for name, distance in distances.items()
+    ]
+    write_json(path, rows)
+
+
+def _by_set(metric: Metric | None) -> dict[str, float]:
+    """The values of a metric, by the set of images that each is of."""
+    if metric is None:
+        return {}
+    ends = zip(SETS.values(), (metric.value, metric.floor, metric.noise), strict=True)
+    return {name: value for name, value in (*ends, *metric.controls.items()) if value is not None}
+
+
+def _kernel(card: Card) -> Metric | None:
+    return next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
+
+
+def write_by_size(path: Path, part: BySize | None) -> None:
+    """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
+
+    Without ``part`` a header alone, so that the plot is there.
+    """
+    rows = [] if part is None else [(point.images, point.distance, part.extrapolation) for point in part.points]
+    _write_csv(path, ("images", "distance", "extrapolated"), rows)
+
+
+def write_by_nfe(path: Path, card: Card) -> None:
+    """CSV for ``dvc plots diff``: one row, ``nfe`` of the samples and their ``distance``.
+
+    Each experiment has one point, and all of them together make the curve of quality for compute. Samples that do
+    not say their ``nfe`` give a file with a header alone.
+    """
+    nfe = card.choices.sampling.get("nfe")
+    _write_csv(path, ("nfe", "distance"), [] if nfe is None else [(nfe, card.headline.value)])
+
+
+def write_precision_recall(path: Path, card: Card) -> None:
+    """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
+
+    One row for each feature network; what the card does not have is ``nan``.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric in card.metrics:
+        name = metric.name.partition("_")[0]
+        if name in PRECISION_RECALL and metric.features is not None:
+            found.setdefault(metric.features, {})[name] = metric.value
+    rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in found.items()]
+    _write_csv(path, ("features", *PRECISION_RECALL), rows)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    # An empty cell would be drawn at 0.
+    writer.writerows(["nan" if value is None else value for value in row] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> None:
+    """PNG: rows of held-out real images above rows of samples, both uint8 [N, 3, size, size].
+
+    The images are spread evenly over each set, not chosen.
+    """
+    metric, held_out = card.headline, card.choices.data.held_out
+    share = "" if metric.fraction is None else f", {metric.fraction:.3f} of the way from the floor to noise"
+    titles = (
+        f"real, held out ({held_out.name}): {metric.name} {_said(metric.floor)} (the floor), N = {held_out.taken}",
+        f"samples: {metric.name} {_said(metric.value)}{share} ({_said(metric.noise)}), N = {metric.n}",
+    )
+    grids = [_grid(images) for images in (real, samples)]
+    height, width = grids[0].shape[:2]
+    row_height = height + TITLE_HEIGHT
+    figure = Figure(figsize=(width / DPI, 2 * row_height / DPI), dpi=DPI)
+    for row, (grid, title) in enumerate(zip(grids, titles, strict=True)):
+        axes = figure.add_axes((0, (1 - row) / 2, 1, height / (2 * row_height)))
+        axes.imshow(grid, interpolation="nearest", aspect="auto")
+        axes.set_title(title, fontsize=14, loc="left", x=0.008, pad=8)
+        axes.set_axis_off()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def for_figure(images: Tensor) -> Tensor:
+    """The images of a set that the figure shows, spread evenly over it, so that the rest can be let go."""
+    return images[torch.from_numpy(spread(len(images), min(len(images), ROWS * COLUMNS)))]
+
+
+def summary(card: Card) -> str:
+    """A small table for the terminal: every metric of the samples, with its error and its controls."""
+    rows = [("", "samples", "", "floor (held out)", "scale (noise)")]
+    for metric in card.metrics:
+        error = "" if metric.stderr is None else f"± {metric.stderr:.2g}"
+        rows.append((metric.name, f"{metric.value:.6g}", error, _said(metric.floor), _said(metric.noise)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    headline, data = card.headline, card.choices.data
+    if headline.fraction is not None:
+        lines.append(f"{headline.name}: {headline.fraction:.3f} of the way from floor to scale")
+    if card.memorization is not None:
+        lines += card.memorization.sentences
+    lines.append(
+        f"{headline.n} samples, {data.held_out.taken} held out, {headline.n} noise, "
+        f"against {data.reference.taken} real images"
+    )
+    return "\n".join(lines)
+
+
+def _said(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _grid(images: Tensor) -> NDArray[np.uint8]:
+    """Tile up to ROWS x COLUMNS images into one, uint8 [height, width, 3], each pixel a square of pixels."""
+    chosen = for_figure(images)
+    columns = min(len(chosen), COLUMNS)
+    rows = len(chosen) // columns
+    chosen = chosen[: rows * columns]
+    zoom = max(1, -(-ZOOMED // images.shape[-1]))
+    chosen = chosen.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    size = chosen.shape[-1]
+    tiled = chosen.reshape(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * size, columns * size, 3).numpy()
+
+
+def neighbours_figure(samples: Tensor, neighbours: Tensor, distances: NDArray[np.float64]) -> Figure:
+    """A row for each sample, uint8 [n, 3, H, W]: itself, then its nearest training images, uint8 [n, k, 3, H, W].
+
+    Each neighbour has its ``distances`` [n, k] in feature space above it, nearest first.
+    """
+    count, k = distances.shape
+    if len(samples) != count or neighbours.shape[:2] != (count, k):
+        found = f"{list(samples.shape)}, {list(neighbours.shape)} and {list(distances.shape)}"
+        raise ValueError(f"neighbours_figure: found shapes {found}, expected [n, ...], [n, k, ...] and [n, k]")
+    title, gap = 18, 8  # pixels
+    width, height = (k + 1) * ZOOMED + gap, count * (ZOOMED + title) + title
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure.text(ZOOMED / 2 / width, 1 - title / 2 / height, "sample", ha="center", va="center", fontsize=9)
+    place = (gap + (1 + k / 2) * ZOOMED) / width
+    figure.text(place, 1 - title / 2 / height, "nearest training images", ha="center", va="center", fontsize=9)
+    for row in range(count):
+        bottom = height - title - (row + 1) * (ZOOMED + title)
+        for column in range(k + 1):
+            left = column * ZOOMED + (gap if column else 0)
+            axes = figure.add_axes((left / width, bottom / height, ZOOMED / width, ZOOMED / height))
+            image = neighbours[row, column - 1] if column else samples[row]
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            if column:
+                axes.set_title(f"{distances[row, column - 1]:.3g}", fontsize=8, pad=2)
+    return figure

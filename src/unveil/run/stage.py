@@ -1,0 +1,509 @@
+"""The frame around a stage: its parameters, its MLflow run, its lineage, and how it ends.
+
+A stage command is one ``with stage(name, params) as run`` block. The block ends the run as FINISHED,
+as FAILED with the error, or as KILLED, and the process with the status that a shell expects.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn, get_args
+
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, JsonValue
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from unveil.errors import UnveilError, line_for_user
+from unveil.files import destination, expanded, file_digest, read_json, read_text, write_json
+from unveil.params import Params, flatten, load_params
+from unveil.printing import unheard
+from unveil.ranges import Key
+from unveil.rank import error_of_another, is_main_process, leave_error
+from unveil.run.tracking import (
+    Store,
+    TrackedRun,
+    dvc_tags,
+    git_tags,
+    machine_tags,
+    main_checkout,
+    one_line,
+    refuse_lost_experiment,
+    source_tags,
+    tracking_is_off,
+)
+
+RECORD_FORMAT = 1
+IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
+PATIENCE_SECONDS = 3.0  # with another process of the stage, which may be about to say why it left this one alone
+SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
+SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
+StageName = Literal["download", "preprocess", "train", "sample", "evaluate"]
+STAGES = get_args(StageName)
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end. Not an Exception, so that no stage swallows it.
+
+    Args:
+        number: of the signal.
+        hint: what follows in the line that the stage ends with.
+    """
+
+    def __init__(self, number: int, hint: str = "") -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+        self.hint = hint
+
+
+class _Entry(BaseModel):
+    """What is used of the record of one execution; what else it says is handed on."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+    stage: StageName
+    run_id: Key | None
+    model_id: Key | None
+    params: dict[Key, bool | int | float | Annotated[str, Len(0, 6000)] | None]
+    metrics: dict[Key, float]
+
+
+class _Record(_Entry):
+    """A run record, whole."""
+
+    upstream: dict[StageName, _Entry]
+
+
+class Run:
+    """One execution of a stage, as the stage sees it.
+
+    Attributes:
+        params: all of params.yaml.
+        project: the main checkout, also in DVC's temporary copy of it.
+        record: what ``write_record`` writes; see there.
+    """
+
+    def __init__(self, name: str, params: Params, root: Path) -> None:
+        """Open the run; ``root`` is the folder of dvc.yaml, which paths are relative to."""
+        refuse_lost_experiment(root)
+        self.name = name
+        self.params = params
+        self.root = root
+        self.project = main_checkout(root)
+        self._dataset: tuple[str, str] | None = None
+        self._model_id: str | None = None  # only if this store knows it
+        self._tags: dict[str, str] = {}
+        self._logged_steps: frozenset[int] = frozenset()  # of a run that is gone on with
+        self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
+        for output in self._dvc_outputs:  # before any work
+            destination(root / output, folder=not Path(output).suffix)
+        own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
+        self._logged_params = dict(own)
+        self._started = time.perf_counter()
+        dvc, git = dvc_tags(), git_tags(root)
+        experiment = dvc.get("dvc.exp_name")
+        code = paths_digest(root, self._dvc_code, code=True)
+        machine = machine_tags()
+        tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
+        if code is not None:
+            tags["unveil.code"] = code
+        self.record: dict[str, Any] = {
+            "format": RECORD_FORMAT,
+            "stage": name,
+            "run_id": None,
+            "experiment": None,
+            "model_id": None,
+            "git_commit": git.get("git.commit"),
+            "git_dirty": git.get("git.dirty") == "true" if git else None,
+            "dvc_exp_name": experiment,
+            "code": code,
+            "params": own,
+            "metrics": {},
+            "inputs": {},
+            "outputs": {},
+            "upstream": {},
+            "seconds": 0.0,
+            "machine": {key: value for key, value in machine.items() if key not in ("unveil.host", "unveil.pid")},
+        }
+        if tracking_is_off() or not is_main_process():
+            self._tracked = TrackedRun.off()
+            return
+        store = Store.locate(root)
+        self._tags = tags
+        self._tracked = TrackedRun.start(store, tags, own)
+        self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
+        if not store.is_default and store.database is None:  # a path would not hold on another machine
+            self.record["tracking_uri"] = store.shown
+
+    @property
+    def seconds(self) -> float:
+        """Since this execution began; of a resumed training, without the time before."""
+        return time.perf_counter() - self._started
+
+    def say(self, line: str) -> None:
+        """Print a line of progress, once for all processes."""
+        if is_main_process():
+            print(line, flush=True)
+
+    def locate(self, path: Path | None) -> Path | None:
+        """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""
+        if path is None:
+            return None
+        path = expanded(path)
+        elsewhere = self.project / path
+        return elsewhere if elsewhere.exists() and not path.exists() else path
+
+    def follow(self, record: Path) -> None:
+        """Take up the lineage of the stage that wrote ``record``, and of all before it.
+
+        Their runs become tags; in the evaluate run, all their parameters and the last metrics of train and
+        sample are logged too. A
+        record that is not there or not readable (outputs copied by hand) is a tag, no failure.
+        """
+        try:
+            found = read_json(record, _Record, "run that stage again")
+        except (OSError, UnveilError) as error:
+            self.tag("unveil.upstream.missing", f"{record.as_posix()}: {one_line(error)}")
+            return
+        entry = found.model_dump()
+        chain = {**entry.pop("upstream"), found.stage: entry}
+        runs = {stage: str(entry["run_id"] or "untracked") for stage, entry in chain.items()}
+        model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
+        params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
+        metrics = {
+            f"{stage}.{key}": value
+            for stage, entry in chain.items()
+            if stage in SUMMARIZED
+            for key, value in entry["metrics"].items()
+        }
+        self.record["upstream"] |= chain
+        for stage, run_id in runs.items():
+            self.tag(f"unveil.upstream.{stage}", run_id)
+        if model_id:
+            self._follow_model(model_id)
+        if self.name == SUMMARY_STAGE:
+            new = {key: value for key, value in params.items() if key not in self._logged_params}
+            self._logged_params |= new
+            self._tracked.log_params(new)
+            self._tracked.log_metrics(metrics)
+
+    def _follow_model(self, model_id: str) -> None:
+        self.record["model_id"] = model_id
+        if self._tracked.link_model(model_id):
+            self._model_id = model_id
+        else:
+            self.tag("unveil.model.missing", f"{model_id} was not found in this store")
+
+    def add_input(self, name: str, digest: str, dataset: str | None = None, context: str | None = None) -> None:
+        """State what was read.
+
+        Args:
+            name: the path, relative to the project.
+            digest: sha256 of its content.
+            dataset: name of the data set (``celeba-64-score-sde``) if it is one: then it becomes an
+                MLflow dataset input, and metrics logged with ``model=True`` are tied to it.
+            context: what the data set is used for; the stage's name by default.
+        """
+        self.record["inputs"][name] = digest
+        self.tag(f"unveil.input.{name}", digest)
+        if dataset is not None:
+            self._dataset = (dataset, digest)
+            self._tracked.log_dataset(dataset, digest, name, context or self.name)
+
+    def add_output(self, name: str, digest: str) -> None:
+        """State what was written; ``write_record`` hashes what is not stated."""
+        self.record["outputs"][name] = digest
+        self.tag(f"unveil.output.{name}", digest)
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._tags[key] = value
+        self._tracked.set_tags({key: value})
+
+    def go_on(self, run_id: str | None) -> bool:
+        """Go on with the MLflow run of an execution that was interrupted; the one that was just opened is deleted.
+
+        What is logged at steps that the run has already is passed over, so a curve has every point once.
+
+        Returns:
+            False if the run is not there, or had other parameters (MLflow lets none change): nothing was done.
+        """
+        steps = self._tracked.take_over(run_id, self._tags, self._logged_params) if run_id is not None else None
+        if steps is None:
+            return False
+        self.record["run_id"] = run_id
+        self._logged_steps = steps
+        return True
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow shows at the top of the run's page; cut at 8,000 characters."""
+        self.tag("mlflow.note.content", markdown)
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0, model: bool = False) -> None:
+        """Log one point of each metric.
+
+        Args:
+            values: metric name to value.
+            step: abscissa, in the stage's own unit (training: images seen).
+            model: tie the values to the model of ``follow`` and to the data set of ``add_input``.
+        """
+        numbers = {key: float(value) for key, value in values.items()}
+        self.record["metrics"] |= numbers
+        if step in self._logged_steps:
+            return
+        if model:
+            self._tracked.log_metrics(numbers, step, self._model_id, self._dataset)
+        else:
+            self._tracked.log_metrics(numbers, step)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file into the run's artifacts, below ``folder`` if given."""
+        self._tracked.log_artifact(path, folder)
+
+    def log_model(self, config: Path, weights: Path, step: int = 0) -> str:
+        """Make an MLflow LoggedModel of the trained weights.
+
+        Args:
+            config: models/config.json; its values become the model's parameters.
+            weights: safetensors; copied up to 64 MiB, else only their hash is kept.
+            step: images seen.
+
+        Returns:
+            the model's id; an empty string if nothing is tracked.
+        """
+        content = read_json(config, dict[str, Any], "train again")
+        experiment = self.record["dvc_exp_name"]
+        name = f"denoiser-{experiment}" if experiment else "denoiser"
+        model_id = self._tracked.log_model(name, config, weights, _dotted(content), step)
+        self.record["model_id"] = self._model_id = model_id
+        return model_id or ""
+
+    def write_record(self, path: Path) -> None:
+        """Write the run record, the last thing that a stage does.
+
+        It holds ids, parameters, last metrics, input and output hashes, time and machine, and the records of all
+        stages before (flat, by stage name), so that it says everything even where the runs themselves are out
+        of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
+        """
+        for kind, paths, add in (
+            ("inputs", self._dvc_inputs, self.add_input),
+            ("outputs", self._dvc_outputs, self.add_output),
+        ):
+            for name in paths:
+                if name in self.record[kind] or self.root / name == path.resolve():
+                    continue
+                digest = paths_digest(self.root, [name])
+                if digest is not None:
+                    add(name, digest)
+        self.record["seconds"] = round(self.seconds, 3)
+        if is_main_process():
+            write_json(path, self.record)
+
+    def hurry(self) -> None:
+        """Do not wait for MLflow any more before the end of the run."""
+        self._tracked.hurry()
+
+    def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
+        """End the MLflow run; ``details`` (a traceback) becomes an artifact."""
+        if details is not None:
+            self._tracked.log_text(details, "traceback.txt")
+        self._tracked.finish(status, error)
+
+
+@contextmanager
+def stage(name: str, params: Path) -> Iterator[Run]:
+    """Run a stage: load parameters, open its MLflow run, and end both process and run as they should.
+
+    ================== ============= ====================================================
+    the block          run           process
+    ================== ============= ====================================================
+    ends               FINISHED      goes on
+    raises UnveilError FAILED        prints ``error: ...``, exit status 1, no traceback
+    raises OSError     FAILED        the same, if the system's refusal names a path or a lack
+    is interrupted     KILLED        prints one line, exit status 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP)
+    raises another     FAILED        the exception goes on, with its traceback
+    ================== ============= ====================================================
+
+    ``kill -9`` leaves the run RUNNING, with everything logged so far; its tags ``unveil.host`` and
+    ``unveil.pid`` tell which process it was.
+
+    Args:
+        name: one of download, preprocess, train, sample, evaluate.
+        params: path of params.yaml. The working folder is the project, as DVC has it.
+    """
+    if name not in STAGES:
+        raise ValueError(f"stage {name!r}; expected one of {', '.join(STAGES)}")
+    run: Run | None = None
+
+    def end(status: str, error: str | None = None, details: str | None = None) -> None:
+        if run is not None:
+            with _signals_ignored():
+                run.finish(status, error, details)
+
+    with unheard(), _signals_raised():
+        try:
+            run = Run(name, load_params(params), Path.cwd())
+            yield run
+        except (KeyboardInterrupt, Terminated) as error:
+            if (cause := error_of_another()) is not None:  # for which the launcher ended this one
+                end("FAILED", cause)
+                _exit("", 1)
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            hint = error.hint if isinstance(error, Terminated) else ""
+            line = f"{name} was stopped by {signal.Signals(number).name}{hint}"
+            end("KILLED", line)
+            _exit(f"error: {line}" if is_main_process() else "", 128 + number)
+        except SystemExit as error:
+            end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
+            raise
+        except BaseException as error:
+            if (said := line_for_user(error)) is not None:
+                line = one_line(UnveilError(said))
+                left = leave_error(f"error: {line}")
+                end("FAILED", line)
+                _exit("" if left else f"error: {line}", 1)
+            with _signals_ignored():  # the launcher sends one where another process has failed
+                cause, details = error_of_another(PATIENCE_SECONDS), traceback.format_exc()
+                end("FAILED", cause or f"{type(error).__name__}: {one_line(error)}", None if cause else details)
+            if cause is not None:  # a process that waits for one that has failed fails too
+                _exit("", 1)
+            raise
+        end("FINISHED")
+
+
+def _exit(line: str, status: int) -> NoReturn:
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(status) from None
+
+
+# Not SIGINT: Python raises KeyboardInterrupt by itself.
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into ``Terminated`` in this process; elsewhere they do what they did."""
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Terminated(number)
+        # A forked worker has inherited the handler but not the run: it simply ends.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    with _handlers(handle, [number for number in ENDING_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
+        yield
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Note SIGINT, SIGTERM and SIGHUP in the list that is yielded, so that work can end where it likes.
+
+    A second Ctrl-C, after a moment, raises ``Terminated``. Other repetitions do not: a process of several gets a signal
+    twice, from the system and from what started it.
+    """
+    noted: list[int] = []
+    first = 0.0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if noted and number == signal.SIGINT and time.monotonic() - first > IMPATIENCE_SECONDS:
+            raise Terminated(number)
+        first = first or time.monotonic()
+        noted.append(number)
+
+    numbers = [signal.SIGINT, *ENDING_SIGNALS]
+    with _handlers(handle, [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]):
+        yield noted
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Let nothing interrupt the few writes that end a run."""
+    with _handlers(signal.SIG_IGN, [signal.SIGINT, *ENDING_SIGNALS]):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Any, numbers: list[signal.Signals]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python allows it nowhere else
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], list[str]]:
+    """What dvc.yaml declares for a stage: data it reads, code it uses, what it writes.
+
+    Data is what another stage writes; every other dependency is code. A file that is not there or
+    does not name the stage (a stage run by hand) gives empty lists.
+
+    Raises:
+        UnveilError: dvc.yaml is not readable.
+    """
+    try:
+        return _declared((YAML(typ="safe").load(read_text(dvc_file)) or {}).get("stages") or {}, name)
+    except FileNotFoundError:
+        return [], [], []
+    except (YAMLError, RecursionError, ValueError, TypeError, AttributeError, StopIteration) as error:
+        raise UnveilError(f"{dvc_file.name}: not readable as YAML of DVC's: {one_line(error)}") from error
+
+
+def _declared(stages: Mapping[str, Any], name: str) -> tuple[list[str], list[str], list[str]]:
+    def paths(entry: Mapping[str, Any], *keys: str) -> list[str]:
+        items = [item for key in keys for item in entry.get(key) or []]
+        return [item if isinstance(item, str) else str(next(iter(item))) for item in items]
+
+    if name not in stages:
+        return [], [], []
+    written = [path for entry in stages.values() for path in paths(entry, "outs", "metrics", "plots")]
+    dependencies = paths(stages[name], "deps")
+    data = [path for path in dependencies if any((path + "/").startswith(out + "/") for out in written)]
+    code = [path for path in dependencies if path not in data]
+    return data, code, paths(stages[name], "outs", "metrics", "plots")
+
+
+def paths_digest(root: Path, names: list[str], code: bool = False) -> str | None:
+    """sha256 over files and folders below ``root``: a file's own, else over all names and digests.
+
+    Hidden files are left out, and of code all but modules, as DVC does by .dvcignore. None if nothing is there.
+    """
+    if len(names) == 1 and (root / names[0]).is_file():
+        return file_digest(root / names[0])
+    total = hashlib.sha256()
+    empty = True
+    for name in sorted(names):
+        top = root / name
+        files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+        for file in files:
+            parts = file.relative_to(root).parts
+            if any(part.startswith(".") or part == "__pycache__" for part in parts) or (code and file.suffix != ".py"):
+                continue
+            total.update(f"{file.relative_to(root).as_posix()}\0{file_digest(file)}\n".encode())
+            empty = False
+    return None if empty else total.hexdigest()
+
+
+def _dotted(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _dotted(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

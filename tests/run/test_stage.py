@@ -1,0 +1,546 @@
+"""unveil.run.stage: how a run ends, what a record holds, and how lineage travels from stage to stage."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from tests.conftest import git
+
+from unveil.errors import UnveilError
+from unveil.params import flatten, load_params
+from unveil.run.stage import STAGES, Run, declared_paths, paths_digest, stage
+from unveil.run.tracking import Store
+
+REPOSITORY = Path(__file__).parents[2]
+
+PARAMS = Path("params.yaml")
+
+
+def stored(project: Path, run: Run) -> MlflowRun:
+    return MlflowClient(Store.locate(project).uri).get_run(run.record["run_id"])
+
+
+def section(project: Path, name: str) -> dict[str, str]:
+    values = flatten(load_params(project / "params.yaml"))
+    return {key: str(value) for key, value in values.items() if key.startswith(f"{name}.")}
+
+
+# ----------------------------------------------------------------------------------- endings
+
+
+def test_a_run_holds_its_own_section_and_where_it_came_from(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setenv("DVC_EXP_NAME", "hazy-gyps")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    with stage("train", PARAMS) as run:
+        run.log_metrics({"loss": 0.5}, step=640)
+        assert stored(project, run).info.status == "RUNNING"
+    found = stored(project, run)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "train hazy-gyps"
+    assert found.data.params == section(project, "train")
+    assert found.data.metrics["loss"] == 0.5
+    commit = git(project, "rev-parse", "HEAD")
+    expected = {
+        "unveil.stage": "train",
+        "dvc.stage": "train",
+        "dvc.exp_name": "hazy-gyps",
+        "dvc.exp_baseline_rev": "0" * 40,
+        "git.commit": commit,
+        "mlflow.source.git.commit": commit,
+        "git.dirty": "false",
+        "unveil.pid": str(os.getpid()),
+    }
+    assert expected.items() <= found.data.tags.items()
+    assert {"unveil.host", "unveil.cpu", "unveil.version.torch", "unveil.version.python"} <= set(found.data.tags)
+
+
+def test_what_a_user_can_mend_is_one_line_and_a_failed_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, stage("sample", PARAMS) as run:  # noqa: PT012
+        run.log_metrics({"images": 3})
+        raise UnveilError("models/config.json: not there;\n  run train")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: models/config.json: not there; run train\n"
+    found = stored(project, run)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["unveil.error"] == "models/config.json: not there; run train"
+    assert found.data.metrics["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "models/x"),
+            "models/x: the system says: Not a directory",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+            "x: the system says: File name too long; choose",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: the system says: No space left on device; make room",
+        ),
+        (OSError(errno.EIO, "Input/output error", "data/raw"), "data/raw: the system says: Input/output error; "),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_a_failed_run(
+    project: Path, capsys: pytest.CaptureFixture[str], error: OSError, line: str
+) -> None:
+    with pytest.raises(SystemExit) as ended, stage("sample", PARAMS) as run:
+        raise error
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    found = stored(project, run)
+    assert (found.info.status, f"error: {found.data.tags['unveil.error']}\n") == ("FAILED", said)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "dvc.yaml").write_text("stages: {download: {cmd: x, outs: [data/raw]}}")
+    (project / "data").symlink_to(project / "unmounted")
+    database = project / "mlflow.db"
+    before = database.read_bytes()
+    with pytest.raises(SystemExit), stage("download", PARAMS):
+        pytest.fail("this is work")
+    assert re.fullmatch(r"error: \S*data: a link to \S*unmounted, which is not there; .*\n", capsys.readouterr().err)
+    assert database.read_bytes() == before
+
+
+def test_a_stage_that_nobody_listens_to_goes_on(project: Path, repository: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from unveil.run.stage import stage\n"
+        "with stage('sample', Path('params.yaml')) as run:\n"
+        "    sys.stdin.readline(); [run.say('line') for _ in range(9)]; Path('done').touch()"
+    )
+    theirs, ours = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdin=subprocess.PIPE, stdout=ours)
+    os.close(ours)
+    os.close(theirs)
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert (project / "done").exists()
+
+
+def test_wrong_parameters_are_one_line_and_no_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = PARAMS.read_text(encoding="utf-8").replace("batch_size: 32", "batch_sise: 32")
+    PARAMS.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as ended, stage("train", PARAMS):
+        raise AssertionError("not reached")
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: params.yaml")
+    assert "batch_sise" in line
+
+
+def test_a_defect_keeps_its_traceback_and_fails_the_run(project: Path) -> None:
+    with pytest.raises(ZeroDivisionError), stage("train", PARAMS) as run:
+        print(1 // 0)
+    found = stored(project, run)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["unveil.error"].startswith("ZeroDivisionError: ")
+    artifact = project / "mlruns" / run.record["run_id"] / "artifacts" / "traceback.txt"
+    assert "print(1 // 0)" in artifact.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_kills_the_run_and_gives_the_shell_s_status(
+    project: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    # A shell that starts the tests in the background has made some signals ignored.
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    inherited = signal.signal(number, usual)
+    before = [signal.getsignal(each) for each in signal.valid_signals()]
+    with pytest.raises(SystemExit) as ended, stage("train", PARAMS) as run:  # noqa: PT012
+        run.log_metrics({"loss": 1.0}, step=1)
+        os.kill(os.getpid(), number)
+        time.sleep(10)  # the signal cuts it short
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"error: train was stopped by {number.name}\n"
+    found = stored(project, run)
+    assert (found.info.status, found.data.metrics["loss"]) == ("KILLED", 1.0)
+    assert [signal.getsignal(each) for each in signal.valid_signals()] == before
+    signal.signal(number, inherited)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_worker_that_is_terminated_does_not_end_the_run(project: Path) -> None:
+    with stage("preprocess", PARAMS) as run:
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        assert stored(project, run).info.status == "RUNNING"
+    assert stored(project, run).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "FINISHED"), (None, "FINISHED"), (3, "FAILED")])
+def test_a_stage_that_exits_itself(project: Path, code: int | None, status: str) -> None:
+    with pytest.raises(SystemExit) as ended, stage("train", PARAMS) as run:
+        sys.exit(code)
+    assert ended.value.code == code
+    assert stored(project, run).info.status == status
+
+
+def test_another_name_is_a_defect(project: Path) -> None:
+    with pytest.raises(ValueError, match="'trian'; expected one of download, "), stage("trian", PARAMS):
+        pass
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_that_was_logged(project: Path, repository: Path) -> None:
+    code = """
+        import time
+        from pathlib import Path
+        from unveil.run.stage import stage
+
+        with stage("train", Path("params.yaml")) as run:
+            for step in range(5):
+                run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+            run.say(run.record["run_id"])
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": str(repository / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    client = MlflowClient(Store.locate(project).uri)
+    found = client.get_run(run_id)
+    assert found.info.status == "RUNNING"
+    assert found.data.tags["unveil.pid"] == str(process.pid)
+    points = client.get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(step, 1 / (step + 1)) for step in range(5)]
+
+
+def test_without_tracking_the_record_is_written_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    (project / "config.json").write_text("{}")
+    with stage("train", PARAMS) as run:
+        run.log_metrics({"loss": 0.25}, step=1)
+        assert run.log_model(project / "config.json", project / "config.json") == ""
+        run.write_record(Path("models/run.json"))
+    record = json.loads(Path("models/run.json").read_text())
+    assert (record["run_id"], record["model_id"], record["metrics"]) == (None, None, {"loss": 0.25})
+    monkeypatch.delenv("UNVEIL_TRACKING")
+    with stage("sample", PARAMS) as after:
+        after.follow(Path("models/run.json"))
+    assert stored(project, after).data.tags["unveil.upstream.train"] == "untracked"
+
+
+# ------------------------------------------------------------------------------------ lineage
+
+
+def pipeline(project: Path) -> dict[str, Run]:
+    """The five stages' bare frames, with the files that they would leave."""
+    runs: dict[str, Run] = {}
+
+    def write(name: str, text: str) -> str:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+        return paths_digest(project, [name]) or ""
+
+    with stage("download", PARAMS) as runs["download"]:
+        write("data/raw/source.json", "{}")
+        runs["download"].log_metrics({"images": 100})
+        runs["download"].write_record(Path("data/download.run.json"))
+    with stage("preprocess", PARAMS) as run:
+        run.follow(Path("data/download.run.json"))
+        write("data/shards/index.json", "{}")
+        run.write_record(Path("data/preprocess.run.json"))
+        runs["preprocess"] = run
+    with stage("train", PARAMS) as run:
+        run.follow(Path("data/preprocess.run.json"))
+        for step in (640, 1280):
+            run.log_metrics({"loss": 1 / step}, step=step)
+        write("models/config.json", '{"format": 1, "network": {"channels": 128}}')
+        write("models/model.safetensors", "weights")
+        run.log_model(Path("models/config.json"), Path("models/model.safetensors"))
+        run.write_record(Path("models/run.json"))
+        runs["train"] = run
+    with stage("sample", PARAMS) as run:
+        run.follow(Path("models/run.json"))
+        write("samples/samples.safetensors", "samples")
+        run.log_metrics({"nfe": 35}, model=True)
+        run.write_record(Path("samples/run.json"))
+        runs["sample"] = run
+    with stage("evaluate", PARAMS) as run:
+        run.follow(Path("samples/run.json"))
+        run.add_input("data/shards", "ab" * 32, dataset="celeba-64-ddim")
+        write("metrics/evaluate.json", "{}")
+        run.log_metrics({"fid": 3.5}, model=True)
+        run.write_record(Path("metrics/run.json"))
+        runs["evaluate"] = run
+    return runs
+
+
+def test_the_evaluate_run_holds_the_whole_lineage(project: Path) -> None:
+    runs = pipeline(project)
+    found = stored(project, runs["evaluate"])
+    everything = {key: str(value) for key, value in flatten(load_params(project / "params.yaml")).items()}
+    everything.pop("launch.processes")  # changes no result
+    assert found.data.params == everything
+    for name in STAGES[:-1]:
+        assert found.data.tags[f"unveil.upstream.{name}"] == runs[name].record["run_id"]
+        # only the last repeats what others logged
+        assert stored(project, runs[name]).data.params == section(project, name)
+    assert found.data.metrics["fid"] == 3.5
+    assert found.data.metrics["train.loss"] == 1 / 1280
+    assert found.data.metrics["sample.nfe"] == 35
+    assert "download.images" not in found.data.metrics
+
+    record = json.loads(Path("metrics/run.json").read_text())
+    assert set(record["upstream"]) == set(STAGES[:-1])
+    assert all("upstream" not in entry for entry in record["upstream"].values())
+    assert record["upstream"]["train"]["params"]["train.lr"] == load_params(project / "params.yaml").train.lr
+    assert record["model_id"] == runs["train"].record["model_id"] != ""
+
+
+def test_the_model_s_page_has_the_metrics_of_later_stages(project: Path) -> None:
+    runs = pipeline(project)
+    model = MlflowClient(Store.locate(project).uri).get_logged_model(runs["train"].record["model_id"])
+    assert model.params == {"format": "1", "network.channels": "128"}
+    metrics = {metric.key: metric for metric in model.metrics or []}
+    assert {key: metric.value for key, metric in metrics.items()} == {"nfe": 35, "fid": 3.5}
+    assert metrics["fid"].dataset_name == "celeba-64-ddim"
+    assert metrics["fid"].run_id == runs["evaluate"].record["run_id"]
+
+
+def test_inputs_outputs_and_code_are_hashed_as_dvc_yaml_declares_them(project: Path) -> None:
+    (project / "stages").mkdir()
+    (project / "stages" / "sample.py").write_text("code")
+    runs = pipeline(project)
+    sample = runs["sample"].record
+    assert sample["inputs"] == {
+        name: paths_digest(project, [name]) for name in ("models/model.safetensors", "models/config.json")
+    }
+    assert sample["outputs"] == {
+        "samples/samples.safetensors": paths_digest(project, ["samples/samples.safetensors"])
+    }  # neither the record itself nor what is not there
+    assert sample["code"] == paths_digest(project, ["src", "stages/sample.py"])
+    assert stored(project, runs["sample"]).data.tags["unveil.code"] == sample["code"]
+    # what the stage states is not hashed again
+    assert runs["evaluate"].record["inputs"]["data/shards"] == "ab" * 32
+    tags = stored(project, runs["evaluate"]).data.tags
+    assert tags["unveil.input.samples/samples.safetensors"] == sample["outputs"]["samples/samples.safetensors"]
+    assert tags["unveil.output.metrics/evaluate.json"] == paths_digest(project, ["metrics/evaluate.json"])
+
+
+def test_records_hold_no_path_of_this_machine(project: Path) -> None:
+    pipeline(project)
+    for record in project.rglob("*run.json"):
+        text = record.read_text()
+        assert str(project) not in text
+        assert str(Path.home()) not in text.replace('"/', "")
+
+
+def test_a_model_of_another_store_is_no_failure(project: Path) -> None:
+    pipeline(project)
+    record = json.loads(Path("models/run.json").read_text()) | {"model_id": "m-" + "0" * 32}
+    Path("models/run.json").write_text(json.dumps(record))
+    with stage("sample", PARAMS) as run:
+        run.follow(Path("models/run.json"))
+        run.log_metrics({"nfe": 35}, model=True)
+    found = stored(project, run)
+    assert found.data.tags["unveil.model.missing"] == f"m-{'0' * 32} was not found in this store"
+    assert (found.info.status, found.data.metrics["nfe"]) == ("FINISHED", 35)
+
+
+def test_the_first_of_two_different_upstream_values_stays(project: Path) -> None:
+    pipeline(project)
+    record = json.loads(Path("data/preprocess.run.json").read_text())
+    record["params"]["preprocess.image_size"] = 32
+    Path("data/preprocess.run.json").write_text(json.dumps(record))
+    with stage("evaluate", PARAMS) as run:
+        run.follow(Path("samples/run.json"))
+        run.follow(Path("data/preprocess.run.json"))
+    assert stored(project, run).data.params["preprocess.image_size"] == "64"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["stage", "run_id", "upstream", "params", "metrics", "model_id", "x"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(content=json_values.map(json.dumps) | st.text(max_size=20))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damaged_record_stops_a_stage(project: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    Path("damaged.json").write_text(content, encoding="utf-8")
+    with stage("evaluate", PARAMS) as run:
+        run.follow(Path("damaged.json"))
+    assert run.record["upstream"] == {}
+
+
+def test_what_a_newer_record_says_is_handed_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    with stage("train", PARAMS) as run:
+        run.write_record(Path("models/run.json"))
+    record = json.loads(Path("models/run.json").read_text()) | {"of_the_future": [1, {"a": None}]}
+    Path("models/run.json").write_text(json.dumps(record))
+    with stage("sample", PARAMS) as run:
+        run.follow(Path("models/run.json"))
+    del record["upstream"]
+    assert run.record["upstream"] == {"train": record}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_regular_file_is_a_tag(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    make(tmp_path / "run.json")
+    with stage("sample", PARAMS) as run:
+        run.follow(tmp_path / "run.json")
+    assert run.record["upstream"] == {}
+
+
+def test_a_missing_record_is_a_tag(project: Path) -> None:
+    with stage("sample", PARAMS) as run:
+        run.follow(Path("models/run.json"))
+    found = stored(project, run)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["unveil.upstream.missing"].startswith("models/run.json: ")
+
+
+# -------------------------------------------------------------------------- dvc.yaml and hashes
+
+
+def test_data_and_code_of_every_stage_in_dvc_yaml(repository: Path) -> None:
+    seen: set[str] = set()
+    for name in STAGES:
+        data, code, written = declared_paths(repository / "dvc.yaml", name)
+        assert f"stages/{name}.py" in code
+        assert all(path.startswith(("stages/", "src/")) for path in code)
+        assert set(data) <= seen, f"{name} reads what no stage before it writes"
+        assert any(path.endswith("run.json") for path in written)
+        seen |= set(written)
+        assert not any(path.endswith("run.json") for path in data)
+
+
+@pytest.mark.parametrize("text", ["", "stages:", "stages: {other: {cmd: x}}", "plots: []"])
+def test_a_dvc_yaml_without_the_stage_declares_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dvc.yaml").write_text(text)
+    assert declared_paths(tmp_path / "dvc.yaml", "train") == ([], [], [])
+    assert declared_paths(tmp_path / "none.yaml", "train") == ([], [], [])
+
+
+def test_a_dvc_yaml_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: [")
+    with pytest.raises(UnveilError, match=r"^dvc\.yaml: not readable as YAML"):
+        declared_paths(tmp_path / "dvc.yaml", "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "text",
+        "stages: 3",
+        "stages: {train: 3}",
+        "stages: {train: {deps: 3}}",
+        "stages: {train: {deps: [3]}}",
+        "stages: {train: {outs: [{}]}}",
+        "[" * 5000,
+        "a: \0",
+    ],
+)
+def test_a_dvc_yaml_that_is_not_dvcs_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dvc.yaml").write_text(text)
+    with pytest.raises(UnveilError, match=r"^dvc\.yaml: not readable as YAML of DVC's: ") as caught:
+        declared_paths(tmp_path / "dvc.yaml", "train")
+    assert len(str(caught.value)) < 500
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
+    files: dict[str, str] = {"a/x": "1", "a/y/z": "2"}
+
+    def digest(case: str, files: dict[str, str], *names: str) -> Any:
+        return paths_digest(tree(tmp_path / case, files), list(names))
+
+    reference = digest("reference", files, "a")
+    assert digest("again", dict(reversed(files.items())), "a") == reference
+    assert digest("byte-code", files | {"a/__pycache__/x.pyc": "3"}, "a") == reference
+    assert digest("edited", files | {"a/x": "3"}, "a") != reference
+    assert digest("added", files | {"a/w": ""}, "a") != reference
+    assert digest("renamed", {"a/x": "1", "a/y/w": "2"}, "a") != reference
+    assert digest("swapped", {"a/x": "2", "a/y/z": "1"}, "a") != reference
+    assert digest("order", files, "a/y", "a/x") == digest("order", files, "a/x", "a/y")
+    assert digest("nothing", files, "b") is None
+    # as sha256sum prints it, so that a reader can check a file by hand
+    assert digest("file", files, "a/x") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+
+
+def test_dvc_and_the_digest_of_code_agree_on_what_is_code(tmp_path: Path, repository: Path) -> None:
+    package = "src/unveil/networks"
+    modules = {f"{package}/unet.py": "1", f"{package}/blocks/a.py": "2"}
+    others = [".unet.py.swp", "unet.py~", ".DS_Store", "#unet.py#", ".#unet.py", "._unet.py", "notes.txt", "4913"]
+    others += ["unet.py.orig", "unet.pyc", "__pycache__/unet.py", ".ipynb_checkpoints/unet.py", ".unet.py.77.tmp"]
+    root = tree(tmp_path, modules | dict.fromkeys((f"{package}/{name}" for name in others), "3"))
+    shutil.copy(repository / ".dvcignore", root)
+    git(root, "init", "--quiet")
+    assert paths_digest(root, [package], code=True) == paths_digest(tree(tmp_path / "bare", modules), [package])
+    names = [path.relative_to(root).as_posix() for path in (root / package).rglob("*") if path.is_file()]
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
+    ignored = subprocess.run(
+        [sys.executable, "-m", "dvc", "check-ignore", *names], cwd=root, capture_output=True, text=True
+    ).stdout.split()
+    assert set(names) - set(ignored) == set(modules)
+
+
+def test_a_relative_path_is_found_from_a_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy = tmp_path / "main" / ".dvc" / "tmp" / "exps" / "standalone" / "tmpcopy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for folder, name in ((copy, "both"), (tmp_path / "main", "both"), (tmp_path / "main", "one"), (tmp_path, "mine")):
+        (folder / name).touch()
+    run = Run("train", load_params(REPOSITORY / "params.yaml"), copy)
+    assert run.project == tmp_path / "main"
+    assert run.locate(None) is None
+    assert run.locate(Path("both")) == Path("both")
+    assert run.locate(Path("one")) == tmp_path / "main" / "one"
+    assert run.locate(Path("~/mine")) == tmp_path / "mine"
+    assert run.locate(Path("nowhere")) == Path("nowhere")
+    assert run.locate(tmp_path / "mine") == tmp_path / "mine"

@@ -1,0 +1,165 @@
+"""unveil.run.writer: how long a stage waits for a store, and what becomes of what the store did not take."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from unveil.run import writer
+from unveil.run.writer import Writer
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"WAIT": 0.3, "TOTAL": 3.0, "END": 1.0, "RETRY": 0.2}.items():
+        monkeypatch.setattr(writer, f"{name}_SECONDS", seconds)
+
+
+@pytest.fixture
+def silence() -> Iterator[threading.Event]:
+    """Until it is set, a call that waits for it does not return."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+class Seconds:
+    """How long a block took."""
+
+    def __enter__(self) -> "Seconds":
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.passed = time.monotonic() - self.started
+
+
+def again(kind: str, error: Exception) -> bool:
+    return False
+
+
+class Store:
+    """A list that refuses while it is away."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self.is_away = False
+        self.calls = 0
+
+    def take(self, rows: list[Any]) -> None:
+        self.calls += 1
+        if self.is_away:
+            raise ConnectionError("away")
+        self.rows += rows
+
+
+def test_what_is_written_is_there_at_once() -> None:
+    store, made = Store(), Writer(again)
+    made.write("values", store.take, [1])
+    assert store.rows == [1]
+    assert made.close() == []
+
+
+def test_a_store_that_is_silent_is_waited_for_once_and_what_it_misses_is_named(silence: threading.Event) -> None:
+    made = Writer(again)
+    with Seconds() as first:
+        made.write("values", lambda rows: silence.wait(), [1])
+    with Seconds() as others:
+        for number in range(100):
+            made.write("values", lambda rows: None, [number])
+        made.write("artifact", lambda rows: None, ["a.png"])
+        made.write("artifact", lambda rows: None, ["b.png"])
+    with Seconds() as end:
+        assert made.close() == ["101 values", "artifact a.png, b.png"]
+    assert first.passed < 0.6 and others.passed < 0.2 and end.passed < 0.8
+
+
+def test_what_a_store_missed_is_written_in_order_when_it_is_back() -> None:
+    store, made = Store(), Writer(again)
+    store.is_away = True
+    with Seconds() as away:
+        for number in range(50):
+            made.write("values", store.take, [number])
+    assert away.passed < 0.2 and store.calls <= 2  # not at every point
+    store.is_away = False
+    time.sleep(0.5)
+    made.write("values", store.take, [50])
+    assert store.rows == list(range(51))
+    assert made.close() == []
+
+
+def test_the_end_tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 100.0)
+    store, made = Store(), Writer(again)
+    store.is_away = True
+    made.write("values", store.take, [1])
+    store.is_away = False
+    assert made.close() == []
+    assert store.rows == [1]
+
+
+def test_a_kind_that_fails_does_not_hold_up_another() -> None:
+    store, full, made = Store(), Store(), Writer(again)
+    full.is_away = True
+    made.write("artifact", full.take, ["a.png"])
+    for number in range(3):
+        made.write("values", store.take, [number])
+    assert made.close() == ["artifact a.png"]
+    assert store.rows == [0, 1, 2]
+
+
+def test_what_is_refused_for_good_is_not_tried_again() -> None:
+    told: list[str] = []
+
+    def refused(kind: str, error: Exception) -> bool:
+        told.append(f"{kind}: {error}")
+        return True
+
+    store, made = Store(), Writer(refused)
+    store.is_away = True
+    made.write("values", store.take, [1])
+    assert made.close() == []
+    assert store.calls == 1 and told == ["values: away"]
+
+
+def test_all_waiting_together_is_bounded() -> None:
+    made = Writer(again)
+    with Seconds() as all_together:
+        for _ in range(15):
+            made.write("values", lambda rows: time.sleep(0.25), [1])
+    assert all_together.passed < 2.6  # of 3.75; one second is kept for the end
+
+
+def test_a_file_on_its_way_has_the_rest_of_the_time() -> None:
+    made = Writer(again)
+    made.write("artifact", lambda rows: time.sleep(0.9), ["large"])
+    assert made.close() == []
+
+
+def test_who_is_in_a_hurry_does_not_wait(silence: threading.Event) -> None:
+    made = Writer(again)
+    made.hurry()
+    with Seconds() as passed:
+        made.write("values", lambda rows: silence.wait(), [1])
+    assert passed.passed < 0.1
+
+
+def test_an_answer_that_comes_too_late_is_undone() -> None:
+    writer, undone = Writer(lambda *_: False), threading.Event()
+    go_on = threading.Event()
+    assert writer.ask(go_on.wait, seconds=0.05, undo=lambda _: undone.set()) is None
+    go_on.set()
+    assert undone.wait(5)
+
+
+def test_a_question_is_answered_raises_or_comes_too_late(silence: threading.Event) -> None:
+    made = Writer(again)
+    assert made.ask(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        made.ask(lambda: 1 // 0)
+    with Seconds() as passed:
+        assert made.ask(silence.wait, 0.3) is None
+    assert passed.passed < 0.6
+    assert made.close() == []

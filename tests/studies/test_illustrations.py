@@ -1,0 +1,226 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from studies.illustrations import (
+    DRAWINGS,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    Mixture,
+    Ring,
+    app,
+    ddim_solver,
+    ddpm_solver,
+    dpmpp_2m_solver,
+    heun_solver,
+    log_sigma_density,
+    normal_quantiles,
+    solution_errors,
+    wasserstein,
+)
+from typer.testing import CliRunner
+
+from studies import illustrations
+from unveil.diffusion import grids
+from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid, final_signal_to_noise
+from unveil.networks.unet import UNet, UNetConfig
+from unveil.recipes import load_recipe
+
+ROOT = Path(__file__).parents[2]
+LARGEST = 120_000  # bytes of a figure
+
+MIXTURE = Mixture()
+CLEAN = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
+SIGMAS = [0.03, 0.2, 0.7, 3.0, 20.0]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return (ROOT / "REPORT.md").read_text(encoding="utf-8")
+
+
+def _prior(x: torch.Tensor) -> torch.Tensor:
+    """The mixture's density, written down a second time."""
+    parts = zip(MIXTURE.weights, MIXTURE.means, MIXTURE.stds, strict=True)
+    return sum(
+        (w * torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) for w, m, s in parts),
+        torch.zeros_like(x),
+    )
+
+
+def _samples_of(solver, count, steps=64):
+    start = SIGMA_MAX * torch.randn(count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    *_, last = solver(grids.karras(steps, SIGMA_MIN, SIGMA_MAX), start)
+    return last.x
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_denoiser_of_the_mixture_is_the_posterior_mean_by_numerical_integration(sigma):
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)
+    posterior = _prior(CLEAN) * torch.exp(-0.5 * ((x[:, None] - CLEAN) / sigma) ** 2)
+    expected = torch.trapezoid(posterior * CLEAN, CLEAN) / torch.trapezoid(posterior, CLEAN)
+    found = MIXTURE.denoise(x, torch.full_like(x, sigma))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_density_of_the_mixture_is_the_convolution_with_the_noise(sigma):
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)
+    kernel = torch.exp(-0.5 * ((x[:, None] - CLEAN) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+    expected = torch.trapezoid(_prior(CLEAN) * kernel, CLEAN)
+    torch.testing.assert_close(MIXTURE.density(x, torch.full_like(x, sigma)), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_score_is_denoised_minus_noisy_over_variance(sigma):
+    x = (torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)).requires_grad_()
+    level = torch.full_like(x, sigma)
+    (score,) = torch.autograd.grad(MIXTURE.density(x, level).log().sum(), x)
+    torch.testing.assert_close((MIXTURE.denoise(x, level) - x) / sigma**2, score, rtol=1e-8, atol=1e-8)
+
+
+def test_denoiser_takes_one_sigma_for_each_image():
+    x = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    together = MIXTURE.denoise(x, sigma)
+    for image, level, found in zip(x, sigma, together, strict=True):
+        torch.testing.assert_close(found, MIXTURE.denoise(image, level.expand(image.shape[0])))
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_denoiser_of_the_ring_is_the_gradient_of_its_density(sigma):
+    ring = Ring()
+    x = (torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).requires_grad_()
+    spread = math.hypot(ring.std, sigma)
+    parts = torch.distributions.Normal(ring.means, spread)
+    log_density = (parts.log_prob(x[..., None, :]).sum(-1) + torch.tensor(ring.weights).log()).logsumexp(-1)
+    (gradient,) = torch.autograd.grad(log_density.sum(), x)
+    found = ring.denoise(x, torch.tensor([sigma], dtype=torch.float64))
+    torch.testing.assert_close(found, x + sigma**2 * gradient, rtol=1e-6, atol=1e-6)
+    assert float(ring.means.norm(dim=1).std()) == pytest.approx(0, abs=1e-9)
+
+
+def test_quantiles_have_the_moments_of_the_mixture():
+    values = MIXTURE.quantiles(20_000)
+    mean = sum(w * m for w, m in zip(MIXTURE.weights, MIXTURE.means, strict=True))
+    second = sum(w * (m**2 + s**2) for w, m, s in zip(MIXTURE.weights, MIXTURE.means, MIXTURE.stds, strict=True))
+    assert float(values.mean()) == pytest.approx(mean, abs=1e-3)
+    assert float(values.square().mean()) == pytest.approx(second, abs=1e-3)
+    assert (values.diff() >= 0).all()
+
+
+def test_wasserstein_of_a_shift_is_the_shift():
+    values = MIXTURE.quantiles(1000)
+    assert wasserstein(values, MIXTURE) == 0
+    assert wasserstein(values.flip(0) + 0.25, MIXTURE) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Simple(VPLinear()),
+        Simple(VPLinear(500)),
+        P2(Flow()),
+        MinSNR(VE()),
+        Likelihood(SubVP()),
+        EDMObjective(),
+        FlowMatching(),
+        FlowMatching(0.8, 0.8),
+        FlowMatching(times="uniform"),
+    ],
+    ids=str,
+)
+def test_density_of_training_is_that_of_the_draws(objective):
+    sigmas, density = log_sigma_density(objective)
+    logs = sigmas.log()
+    cumulated = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, logs)])
+    assert float(cumulated[-1]) == pytest.approx(1, abs=3e-3)  # a discrete path lacks the half of 1 / T at each end
+    drawn = objective.sample_sigma(50_000, torch.Generator().manual_seed(0)).double().log().sort().values
+    shares = torch.searchsorted(drawn, logs, right=True) / len(drawn)
+    assert float((shares - cumulated).abs().max()) < 0.01
+
+
+def test_density_of_an_unknown_objective_is_an_error():
+    with pytest.raises(TypeError, match="object"):
+        log_sigma_density(object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "solver", [ddim_solver(MIXTURE), heun_solver(MIXTURE), dpmpp_2m_solver(MIXTURE), ddpm_solver(MIXTURE, 2)]
+)
+def test_every_sampler_ends_in_the_mixture(solver):
+    assert wasserstein(_samples_of(solver, 4000), MIXTURE) < 0.04
+    assert wasserstein(torch.zeros(4000, dtype=torch.float64), MIXTURE) > 0.3  # what a useless one would have
+
+
+@pytest.mark.parametrize(("solver", "order"), [(ddim_solver, 1), (heun_solver, 2), (dpmpp_2m_solver, 2)])
+def test_error_of_a_solver_falls_at_its_order(solver, order):
+    coarse, fine = solution_errors(solver(MIXTURE), MIXTURE, [64, 128])
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+def test_normal_quantiles_are_symmetric_and_of_unit_variance():
+    values = normal_quantiles(2000)
+    torch.testing.assert_close(values, -values.flip(0))
+    assert float(values.square().mean()) == pytest.approx(1, abs=5e-3)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "figures"
+    result = CliRunner().invoke(app, ["--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_figures_are_drawn_and_small(figures):
+    drawn = sorted(figures.iterdir())
+    assert [path.name for path in drawn] == sorted(DRAWINGS)
+    for path in drawn:
+        assert path.stat().st_size < LARGEST
+        with Image.open(path) as image:
+            assert image.width >= 500
+            assert len(image.convert("RGB").getcolors(1 << 16) or ()) > 10  # something is drawn
+
+
+def test_drawing_again_gives_the_same_bytes(figures, tmp_path, monkeypatch):
+    name = "samplers.png"  # a random one
+    monkeypatch.setattr(illustrations, "DRAWINGS", {name: DRAWINGS[name]})
+    (again,) = illustrations.draw_all(tmp_path)
+    assert again.read_bytes() == (figures / name).read_bytes()
+
+
+@pytest.mark.parametrize("timesteps", [500, 1000])
+def test_report_says_where_the_linear_path_ends(timesteps, report):
+    path = VPLinear(timesteps)
+    last = float(path.sigmas[-1])
+    ratio = f"{final_signal_to_noise(path):.2e}".replace("e-0", "e-")
+    assert f"| {timesteps} | {last:.1f} | {ratio} | {last / math.sqrt(3 * 64 * 64):.3g} |" in report
+
+
+@pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()])
+def test_report_says_between_which_noise_levels_each_path_trains(path, report):
+    names = {VPLinear: "vp-linear", VPCosine: "vp-cosine", VPSigmoid: "vp-sigmoid", VPSDE: "vp-sde", SubVP: "sub-vp"}
+    name = names.get(type(path), type(path).__name__.lower())
+    table = report.split("| `path` | $t$ in training |")[1].split("```")[0]
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+    said = [float(cell) for cell in row.strip("| ").split(" | ")[-2:]]
+    assert said == pytest.approx(list(path.sigma_range()), rel=3e-3)
+
+
+def test_report_says_how_large_the_networks_are(report):
+    for name in ("demo", "celeba256-ddpm"):
+        params = load_recipe(name).params
+        with torch.device("meta"):
+            network = UNet(UNetConfig(image_size=params.preprocess.image_size, **params.train.network.model_dump()))
+        assert f" {sum(weights.numel() for weights in network.parameters()):,} " in report
+
+
+def test_report_shows_the_committed_figures(report):
+    for name in DRAWINGS:
+        assert f"](docs/figures/{name})" in report
+        with Image.open(ROOT / "docs" / "figures" / name) as image:
+            assert image.format == "PNG"
