@@ -7,9 +7,9 @@ import typer
 
 from unveil.data.sources import fetch
 from unveil.data.sources.progress import megabytes
+from unveil.layout import DOWNLOAD_RECORD, RAW
 from unveil.run.stage import stage
 
-RAW = Path("data/raw")
 app = typer.Typer(add_completion=False)
 
 
@@ -39,7 +39,7 @@ def main(
         run.log_metrics({"images": record.images, "bytes": size})
         run.log_artifact(RAW / "source.json")
         run.say(f"{RAW}: {record.images:,} images, {megabytes(size)}, {record.origin}")
-        run.write_record(Path("data/download.run.json"))
+        run.write_record(DOWNLOAD_RECORD)
 
 
 if __name__ == "__main__":

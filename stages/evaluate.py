@@ -62,6 +62,8 @@ from unveil.evaluation.metrics.measurement import (
 )
 from unveil.evaluation.metrics.memorization import Copies, to_show
 from unveil.files import atomic_path, destination, file_digest, write_json, write_text
+from unveil.layout import MODELS, RAW, SAMPLE_RECORD, SHARDS
+from unveil.layout import SAMPLES as OWN_SAMPLES
 from unveil.params import Evaluate
 from unveil.precision import resolve_device, set_tf32
 from unveil.run.launch import start_processes
@@ -69,11 +71,6 @@ from unveil.run.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
 from unveil.training.choices import WeightsChoice, parse_weights
 
-RAW = Path("data/raw")
-SHARDS = Path("data/shards")
-MODELS = Path("models")
-OWN_SAMPLES = Path("samples/samples.safetensors")
-SAMPLES_RECORD = Path("samples/run.json")
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
 
 app = typer.Typer(add_completion=False)
@@ -122,7 +119,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
     """The stage: read, extract, measure, write."""
     settings = run.params.evaluate
     if path == OWN_SAMPLES:
-        run.follow(SAMPLES_RECORD)
+        run.follow(SAMPLE_RECORD)
     index = ShardIndex.load(SHARDS)
     samples = load_samples(path, settings.num_images, protocol)
     unchecked = check_same_data(path, samples, SHARDS, index)

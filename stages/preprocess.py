@@ -8,11 +8,9 @@ import typer
 from unveil.data.preprocess import preprocess
 from unveil.data.shards import load_images
 from unveil.figures import save_grid
+from unveil.layout import CONTACT_SHEET, DOWNLOAD_RECORD, PREPROCESS_RECORD, RAW, SHARDS
 from unveil.run.stage import stage
 
-RAW = Path("data/raw")
-SHARDS = Path("data/shards")
-SHEET = Path("plots/preprocess/contact-sheet.png")
 SHEET_ROWS, SHEET_COLUMNS = 8, 12
 app = typer.Typer(add_completion=False)
 
@@ -24,7 +22,7 @@ def main(
     """Crop, resize and pack the images into tensor shards, by the named protocol."""
     with stage("preprocess", params) as run:
         settings = run.params.preprocess
-        run.follow(Path("data/download.run.json"))
+        run.follow(DOWNLOAD_RECORD)
         index = preprocess(
             RAW,
             SHARDS,
@@ -35,17 +33,17 @@ def main(
             workers=settings.workers,
             say=run.say,
         )
-        save_grid(load_images(SHARDS, "train", SHEET_ROWS * SHEET_COLUMNS), SHEET_COLUMNS, SHEET)
+        save_grid(load_images(SHARDS, "train", SHEET_ROWS * SHEET_COLUMNS), SHEET_COLUMNS, CONTACT_SHEET)
         run.log_metrics({f"images_{split}": index.num_images(split) for split in index.splits})
         run.log_metrics({"images_corrupt": len(index.corrupt)})
         run.log_artifact(SHARDS / "index.json")
-        run.log_artifact(SHEET)
+        run.log_artifact(CONTACT_SHEET)
         run.add_output(SHARDS.as_posix(), index.digest())
         counts = ", ".join(f"{split} {index.num_images(split):,}" for split in index.splits)
         run.say(f"{SHARDS}: {counts}, protocol {index.protocol}, {index.image_size} x {index.image_size}")
         if index.corrupt:
             run.say(f"left out {len(index.corrupt)} unreadable images, listed in {SHARDS}/index.json")
-        run.write_record(Path("data/preprocess.run.json"))
+        run.write_record(PREPROCESS_RECORD)
 
 
 if __name__ == "__main__":

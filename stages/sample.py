@@ -21,6 +21,7 @@ from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
 from unveil.files import file_digest
+from unveil.layout import GRID, MODELS, SAMPLE_RECORD, SAMPLES, TRAIN_RECORD, TRAJECTORY
 from unveil.params import Sample
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
 from unveil.run.launch import start_processes
@@ -31,10 +32,6 @@ from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
 from unveil.workers import ALONE, Workers, workers
 
-MODELS = Path("models")
-SAMPLES = Path("samples/samples.safetensors")
-GRID = Path("samples/grid.png")
-TRAJECTORY = Path("samples/trajectory.png")
 TRAJECTORY_FACES = 4
 TRAJECTORY_COLUMNS = 10
 STEP_SECONDS = 15  # between two lines about the steps of one batch
@@ -140,7 +137,7 @@ def main(
     start_processes(__file__, params)
     with stage("sample", params) as run, ExitStack() as held:
         settings = run.params.sample
-        run.follow(MODELS / "run.json")
+        run.follow(TRAIN_RECORD)
         model = ModelConfig.load(MODELS)
         check_diffusion(model.diffusion, Diffusion(**run.params.train.diffusion.model_dump()))
         device = local_device(resolve_device(settings.device))
@@ -198,7 +195,7 @@ def main(
         run.log_artifact(GRID)
         run.log_artifact(TRAJECTORY)
         run.say(f"{SAMPLES}: {len(together):,} samples, {nfe} network evaluations each; look at {GRID}")
-        run.write_record(Path("samples/run.json"))
+        run.write_record(SAMPLE_RECORD)
 
 
 if __name__ == "__main__":

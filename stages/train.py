@@ -23,6 +23,7 @@ from unveil.distributed import Processes, joined, local_device
 from unveil.errors import UnveilError, line_for_user
 from unveil.figures import save_grid
 from unveil.files import atomic_path, file_digest
+from unveil.layout import CHECKPOINTS, MODELS, PREPROCESS_RECORD, SHARDS, TRAIN_PLOTS, TRAIN_RECORD
 from unveil.networks.unet import UNetConfig
 from unveil.params import Train
 from unveil.precision import (
@@ -42,10 +43,6 @@ from unveil.training.loop import SIGMA_BINS, Progress, Trainer, Training
 from unveil.training.usage import usage
 from unveil.workers import workers
 
-SHARDS = Path("data/shards")
-MODELS = Path("models")
-PLOTS = Path("plots/train")
-CHECKPOINTS = Path(".unveil/checkpoints")
 PREVIEW_FACES = 24
 # A preview need not be good, only quick and on any path: ten Heun steps from nearly pure noise, or from as much of
 # it as the path has.
@@ -229,7 +226,7 @@ def main(
     start_processes(__file__, params)
     with stage("train", params) as run, ExitStack() as held:
         settings = run.params.train
-        run.follow(Path("data/preprocess.run.json"))
+        run.follow(PREPROCESS_RECORD)
         index = ShardIndex.load(SHARDS)
         verify(SHARDS, ["train", "valid"] if settings.validate_every_images else ["train"])
         run.add_input(
@@ -314,7 +311,7 @@ def main(
                 run.log_metrics(usage(device), step=point.images)
                 tell_failures(run, trainer)
                 if point.preview:
-                    preview = PLOTS / "previews" / f"{point.images:09d}.png"
+                    preview = TRAIN_PLOTS / "previews" / f"{point.images:09d}.png"
                     try:
                         draw_preview(trainer, index.image_size, precision, preview)
                         run.log_artifact(preview, folder="previews")
@@ -328,9 +325,9 @@ def main(
             raise Terminated(noted[0] if noted else signal.SIGTERM, f"; {saved}")  # a signal of another process
         if not processes.is_main:
             return
-        write_curves(trainer.points, PLOTS / "curves.csv")
-        write_validation(trainer.points, PLOTS / "validation.csv")
-        write_loss_by_sigma(trainer.points, PLOTS / "loss_by_sigma.csv")
+        write_curves(trainer.points, TRAIN_PLOTS / "curves.csv")
+        write_validation(trainer.points, TRAIN_PLOTS / "validation.csv")
+        write_loss_by_sigma(trainer.points, TRAIN_PLOTS / "loss_by_sigma.csv")
         config = replace(config, training={**config.training, "images_seen": trainer.images_seen})
         with trainer.averaged() as network:
             save_model(MODELS, network, config)
@@ -346,10 +343,10 @@ def main(
         if kept := stored.choices():
             run.say(f"{stored.folder}: {', '.join(map(str, kept))}; {len(stored.snapshots)} snapshots")
         for name in ("curves.csv", "validation.csv", "loss_by_sigma.csv"):
-            run.log_artifact(PLOTS / name)
+            run.log_artifact(TRAIN_PLOTS / name)
         run.log_model(MODELS / "config.json", MODELS / "model.safetensors", step=trainer.images_seen)
         run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {trainer.points[-1].loss:.4f}")
-        run.write_record(MODELS / "run.json")
+        run.write_record(TRAIN_RECORD)
         checkpoints.remove()
 
 

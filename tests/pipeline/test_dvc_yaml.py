@@ -18,6 +18,7 @@ FRAME = {
         "__init__",
         "errors",
         "files",
+        "layout",
         "params",
         "printing",
         "rank",

@@ -1,0 +1,23 @@
+"""Where the stages leave their files, seen from the project's root. dvc.yaml declares the same places."""
+
+from pathlib import Path
+
+RAW = Path("data/raw")
+"""download: the images in CelebA's own layout."""
+SHARDS = Path("data/shards")
+"""preprocess: tensor shards and their index."""
+CONTACT_SHEET = Path("plots/preprocess/contact-sheet.png")
+MODELS = Path("models")
+"""train: the model, and in ``averages`` what others are made of."""
+TRAIN_PLOTS = Path("plots/train")
+CHECKPOINTS = Path(".unveil/checkpoints")
+"""train: scratch of an unfinished training, in the main checkout."""
+SAMPLES = Path("samples/samples.safetensors")
+GRID = Path("samples/grid.png")
+TRAJECTORY = Path("samples/trajectory.png")
+
+DOWNLOAD_RECORD = Path("data/download.run.json")
+PREPROCESS_RECORD = Path("data/preprocess.run.json")
+TRAIN_RECORD = Path("models/run.json")
+SAMPLE_RECORD = Path("samples/run.json")
+"""The record of a stage's run: an output of it and nobody's dependency, since it differs at every run."""
