@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from tests.conftest import git
 
@@ -94,6 +95,15 @@ def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
         assert entry["cmd"] == f"sh stages/run {name}"
         # One uncached output that is no metric, and DVC would not keep the stage's results at all.
         assert all(isinstance(item, str) for item in entry["outs"])
+
+
+def test_the_model_is_an_artifact_that_dvc_knows(repository: Path) -> None:
+    project = Repo(str(repository))
+    artifact = project.artifacts.read()["dvc.yaml"]["denoiser"]
+    assert (artifact.type, artifact.path) == ("model", "models")
+    assert artifact.desc and artifact.labels
+    outputs = {Path(str(out)) for out in project.index.outs}
+    assert any(Path("models") in path.parents for path in outputs)
 
 
 def test_dvc_phones_nobody(repository: Path) -> None:
