@@ -58,19 +58,12 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, count
     values = example(count, seed)
     names = [f"{number:06d}.png" for number in range(1, count + 1)] if named else None
     celeba.write_annotations(folder, **values, names=names)
-    read = {
-        "attributes": celeba.read_attributes,
-        "partition": celeba.read_partition,
-        "identities": celeba.read_identities,
-        "boxes": celeba.read_boxes,
-        "landmarks": celeba.read_landmarks,
-    }
-    for key, reader in read.items():
-        found_names, found = reader(folder)
-        assert found_names == (names or celeba.image_names(count))
-        assert found.shape == values[key].shape
-        np.testing.assert_array_equal(found, values[key])
-    assert celeba.read_attributes(folder)[1].dtype == np.bool_
+    found_names, tables = celeba.read_annotations(*(folder / file for file in celeba.ANNOTATION_FILES))
+    assert found_names == (names or celeba.image_names(count))
+    values["attributes"] = np.where(values["attributes"], 1, -1)
+    for found, wanted in zip(tables, values.values(), strict=True):
+        np.testing.assert_array_equal(found, wanted.reshape(count, -1))
+    np.testing.assert_array_equal(celeba.read_partition(folder)[1], values["partition"])
 
 
 def test_torchvision_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,19 +84,19 @@ def test_torchvision_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 def test_published_rows_are_read(tmp_path: Path) -> None:
     (tmp_path / celeba.ATTRIBUTES_FILE).write_bytes(f"1\n{HEADING} \r\n000001.jpg {SIGNS}\n".encode())
-    names, attributes = celeba.read_attributes(tmp_path)
+    names, (signs,) = celeba.read_annotations(tmp_path / celeba.ATTRIBUTES_FILE)
     assert names == ["000001.jpg"]
-    true = {name for name, value in zip(celeba.ATTRIBUTES, attributes[0], strict=True) if value}
+    true = {name for name, sign in zip(celeba.ATTRIBUTES, signs[0], strict=True) if sign == 1}
     assert {"Arched_Eyebrows", "Brown_Hair", "Smiling", "Young", "No_Beard"} <= true
     assert not {"Male", "Bald", "Eyeglasses", "Blond_Hair"} & true
 
     (tmp_path / celeba.BOXES_FILE).write_text("1\nimage_id x_1 y_1 width height\n000001.jpg    95  71 226 313\n")
-    assert celeba.read_boxes(tmp_path)[1].tolist() == [[95, 71, 226, 313]]
+    assert celeba.read_annotations(tmp_path / celeba.BOXES_FILE)[1][0].tolist() == [[95, 71, 226, 313]]
 
     row = "000001.jpg 69  109  106  113   77  142   73  152  108  154"
     (tmp_path / celeba.LANDMARKS_FILE).write_text(f"1\n{' '.join(celeba.LANDMARK_COLUMNS)}\n{row}\n")
     expected = [[69, 109, 106, 113, 77, 142, 73, 152, 108, 154]]
-    assert celeba.read_landmarks(tmp_path)[1].tolist() == expected
+    assert celeba.read_annotations(tmp_path / celeba.LANDMARKS_FILE)[1][0].tolist() == expected
 
 
 def test_equal_annotations_give_equal_bytes(tmp_path: Path) -> None:
@@ -136,57 +129,50 @@ def test_wrong_splits_and_names_are_refused(tmp_path: Path) -> None:
         celeba.write_annotations(tmp_path, **values)
 
 
-Reader = Callable[[Path], object]
-BROKEN: list[tuple[str, Reader, str, str, list[str]]] = [
-    ("a letter", celeba.read_partition, celeba.PARTITION_FILE, "a.jpg 0\nb.jpg x\n", ["line 2", "'b.jpg x'"]),
-    ("a split 3", celeba.read_partition, celeba.PARTITION_FILE, "a.jpg 0\n\nb.jpg 3\n", ["line 3", "valid"]),
-    ("no value", celeba.read_identities, celeba.IDENTITY_FILE, "a.jpg\n", ["line 1", "one value"]),
+BROKEN: list[tuple[str, str, str, list[str]]] = [
+    ("a letter", celeba.PARTITION_FILE, "a.jpg 0\nb.jpg x\n", ["line 2", "'b.jpg x'"]),
+    ("a split 3", celeba.PARTITION_FILE, "a.jpg 0\n\nb.jpg 3\n", ["line 3", "valid"]),
+    ("a value too many", celeba.IDENTITY_FILE, "a.jpg 1 2\nb.jpg 1\n", ["line 1", "found 3 fields, expected 2"]),
+    ("no value", celeba.IDENTITY_FILE, "a.jpg\n", ["line 1", "one value"]),
     (
         "a name twice",
-        celeba.read_identities,
         celeba.IDENTITY_FILE,
         "a.jpg 1\na.jpg 2\n",
         ["line 2", "line 1"],
     ),
-    ("no rows", celeba.read_identities, celeba.IDENTITY_FILE, "\n", ["no rows"]),
+    ("no rows", celeba.IDENTITY_FILE, "\n", ["no rows"]),
     (
         "an attribute of 0",
-        celeba.read_attributes,
         celeba.ATTRIBUTES_FILE,
         f"1\n{HEADING}\na.jpg {SIGNS.replace('-1', '0', 1)}\n",
         ["line 3", "-1 or 1"],
     ),
     (
         "a name misspelt",
-        celeba.read_attributes,
         celeba.ATTRIBUTES_FILE,
         f"1\n{HEADING.replace('Smiling', 'Smile')}\na.jpg {SIGNS}\n",
         ["line 2", "'Smiling'", "name 32 of 40", "'Smile'"],
     ),
     (
         "39 names",
-        celeba.read_attributes,
         celeba.ATTRIBUTES_FILE,
         f"1\n{HEADING.removesuffix(' Young')}\na.jpg {SIGNS}\n",
         ["line 2", "40 names", "not 39"],
     ),
     (
         "cut off",
-        celeba.read_boxes,
         celeba.BOXES_FILE,
         "3\nimage_id x_1 y_1 width height\na.jpg 1 2 3 4\n",
         ["line 1", "count 3", "expected 1"],
     ),
     (
         "no count",
-        celeba.read_boxes,
         celeba.BOXES_FILE,
         "image_id x_1 y_1 width height\na.jpg 1 2 3 4\n",
         ["line 1", "number of images"],
     ),
     (
         "a value too few",
-        celeba.read_boxes,
         celeba.BOXES_FILE,
         "1\nx_1 y_1 width height\na.jpg 1 2 3\n",
         ["line 3", "4 values"],
@@ -195,14 +181,14 @@ BROKEN: list[tuple[str, Reader, str, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("reader", "file", "content", "words"),
+    ("file", "content", "words"),
     [case[1:] for case in BROKEN],
     ids=[case[0].replace(" ", "-") for case in BROKEN],
 )
-def test_what_is_broken_is_named(tmp_path: Path, reader: Reader, file: str, content: str, words: list[str]) -> None:
+def test_what_is_broken_is_named(tmp_path: Path, file: str, content: str, words: list[str]) -> None:
     (tmp_path / file).write_text(content)
     with pytest.raises(UnveilError) as caught:
-        reader(tmp_path)
+        celeba.read_annotations(tmp_path / file)
     line = str(caught.value)
     assert "\n" not in line
     for word in [str(tmp_path / file), *words]:
@@ -215,13 +201,10 @@ def test_what_is_no_number_is_found_in_any_row(tmp_path: Path, text: str, place:
     values = ["0", "1", "2"]
     values[place] = text
     lines = [f"{number}.jpg {value}" for number, value in enumerate(values)]
-    for file, reader in (
-        (celeba.PARTITION_FILE, celeba.read_partition),
-        (celeba.IDENTITY_FILE, celeba.read_identities),
-    ):
+    for file in (celeba.PARTITION_FILE, celeba.IDENTITY_FILE):
         (tmp_path / file).write_text("\n".join(lines))
         with pytest.raises(UnveilError, match=f"{file}, line {place + 1}: found '{place}.jpg"):
-            reader(tmp_path)
+            celeba.read_annotations(tmp_path / file)
 
 
 def test_a_missing_file_and_a_file_that_is_no_text_are_named(tmp_path: Path) -> None:
@@ -254,27 +237,21 @@ def test_a_file_without_a_last_line_end_is_read_or_named(tmp_path: Path, rows: s
 def test_what_editors_leave_in_tables_changes_nothing(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     """A byte order mark, and line ends of another system."""
     celeba.write_annotations(tmp_path, **example(20))
-    readers = (
-        celeba.read_attributes,
-        celeba.read_partition,
-        celeba.read_identities,
-        celeba.read_boxes,
-        celeba.read_landmarks,
-    )
-    before = [read(tmp_path) for read in readers]
-    for name in celeba.ANNOTATION_FILES:
-        (tmp_path / name).write_bytes(spoil((tmp_path / name).read_bytes()))
-    for read, (names, values) in zip(readers, before, strict=True):
-        found = read(tmp_path)
-        assert found[0] == names
-        np.testing.assert_array_equal(found[1], values)
+    paths = [tmp_path / name for name in celeba.ANNOTATION_FILES]
+    names, before = celeba.read_annotations(*paths)
+    for path in paths:
+        path.write_bytes(spoil(path.read_bytes()))
+    names_after, after = celeba.read_annotations(*paths)
+    assert names_after == names
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("digits", [19, 25, 5000])
 def test_a_value_beyond_64_bits_is_named(tmp_path: Path, digits: int) -> None:
     (tmp_path / celeba.IDENTITY_FILE).write_text(f"000001.jpg 1\n000002.jpg {'9' * digits}\n")
     with pytest.raises(UnveilError, match=r"line 2: found '000002\.jpg 999"):
-        celeba.read_identities(tmp_path)
+        celeba.read_annotations(tmp_path / celeba.IDENTITY_FILE)
 
 
 def test_images_are_numbered_within_64_bits() -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from tests.data.archives import make_celeba
 from tests.data.bad_files import BOMBS, NO_FILES
 
-from unveil.data.celeba import read_landmarks, read_partition
+from unveil.data.celeba import read_annotations
 from unveil.data.images import find_images, open_image, open_zip, read_member
 from unveil.data.preprocess import _Images, decode
 from unveil.data.protocols import PROTOCOLS
@@ -158,8 +158,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "an own picture": ("a.png", _own_picture),
     "a sample": ("2.png", _sample),
     "a table of attributes": ("a.csv", lambda path: read_table(path, ["a.png"], print)),
-    "the partition": ("list_eval_partition.txt", lambda path: read_partition(path.parent)),
-    "the landmarks": ("list_landmarks_align_celeba.txt", lambda path: read_landmarks(path.parent)),
+    "the partition": ("list_eval_partition.txt", read_annotations),
+    "the landmarks": ("list_landmarks_align_celeba.txt", read_annotations),
     "the archive": ("a.zip", archived_images),
     "the archive, copied": ("a.zip", lambda path: copy_file(path, path.with_name("copy"), print)),
     "the archive, decoded": ("a.zip", lambda path: _Images(path, [], PROTOCOLS["squash"], 8, 1)),

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.data.archives import face, make_celeba
 
 from unveil.data import preprocess as module
-from unveil.data.celeba import read_attributes, read_partition
+from unveil.data.celeba import ATTRIBUTES_FILE, PARTITION_FILE, read_annotations
 from unveil.data.preprocess import decode, preprocess
 from unveil.data.shards import ShardIndex, load_images, load_tensor, write_shard
 from unveil.data.sources import fetch
@@ -76,8 +76,8 @@ def test_the_number_of_workers_and_of_runs_changes_no_byte(raw: Path) -> None:
 def test_rows_stay_together(raw: Path) -> None:
     run(raw, shard_size=4)
     folder = raw.parent / "shards"
-    names, attributes = read_attributes(raw)
-    _, partition = read_partition(raw)
+    names, (signs, numbers) = read_annotations(raw / ATTRIBUTES_FILE, raw / PARTITION_FILE)
+    attributes, partition = signs == 1, numbers[:, 0]
     with zipfile.ZipFile(raw / "img_align_celeba.zip") as archive:
         for number, split in enumerate(("train", "valid", "test")):
             rows = np.flatnonzero(partition == number)

@@ -4,19 +4,25 @@ Every source of ``download`` writes this layout, and everything after it reads o
 The set is that of Liu et al., "Deep Learning Face Attributes in the Wild", 1411.7766.
 """
 
+import csv
 import io
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unveil.errors import UnveilError
-from unveil.files import atomic_path, read_text
+from unveil.files import LONGEST_SHOWN, read_text, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ZIP_NAME = "img_align_celeba.zip"
 IMAGE_FOLDER = "img_align_celeba"
@@ -25,7 +31,6 @@ PARTITION_FILE = "list_eval_partition.txt"
 IDENTITY_FILE = "identity_CelebA.txt"
 BOXES_FILE = "list_bbox_celeba.txt"
 LANDMARKS_FILE = "list_landmarks_align_celeba.txt"
-ANNOTATION_FILES = (ATTRIBUTES_FILE, PARTITION_FILE, IDENTITY_FILE, BOXES_FILE, LANDMARKS_FILE)
 
 MOST_TABLE_BYTES = 1 << 30  # of an annotation file: about eight million images
 MOST_DIGITS = 18  # of an image's number: all such fit into 64 bits
@@ -41,60 +46,47 @@ SPLITS = ("train", "valid", "test")
 """Names of the values 0, 1 and 2 in ``list_eval_partition.txt``."""
 
 ATTRIBUTES = (
-    "5_o_Clock_Shadow",
-    "Arched_Eyebrows",
-    "Attractive",
-    "Bags_Under_Eyes",
-    "Bald",
-    "Bangs",
-    "Big_Lips",
-    "Big_Nose",
-    "Black_Hair",
-    "Blond_Hair",
-    "Blurry",
-    "Brown_Hair",
-    "Bushy_Eyebrows",
-    "Chubby",
-    "Double_Chin",
-    "Eyeglasses",
-    "Goatee",
-    "Gray_Hair",
-    "Heavy_Makeup",
-    "High_Cheekbones",
-    "Male",
-    "Mouth_Slightly_Open",
-    "Mustache",
-    "Narrow_Eyes",
-    "No_Beard",
-    "Oval_Face",
-    "Pale_Skin",
-    "Pointy_Nose",
-    "Receding_Hairline",
-    "Rosy_Cheeks",
-    "Sideburns",
-    "Smiling",
-    "Straight_Hair",
-    "Wavy_Hair",
-    "Wearing_Earrings",
-    "Wearing_Hat",
-    "Wearing_Lipstick",
-    "Wearing_Necklace",
-    "Wearing_Necktie",
-    "Young",
-)
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
+    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses",
+    "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache",
+    "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks",
+    "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick",
+    "Wearing_Necklace", "Wearing_Necktie", "Young",
+)  # fmt: skip
 BOX_COLUMNS = ("x_1", "y_1", "width", "height")
-LANDMARK_COLUMNS = (
-    "lefteye_x",
-    "lefteye_y",
-    "righteye_x",
-    "righteye_y",
-    "nose_x",
-    "nose_y",
-    "leftmouth_x",
-    "leftmouth_y",
-    "rightmouth_x",
-    "rightmouth_y",
+LANDMARKS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+LANDMARK_COLUMNS = tuple(f"{landmark}_{axis}" for landmark in LANDMARKS for axis in "xy")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The text format of an annotation file: lines of a file name and one value for each column.
+
+    Attributes:
+        columns: their names.
+        width: digits to which values are padded.
+        heading: the line of names, which stands below one of the number of images; None if there are neither.
+        pattern: regular expression of a value.
+        expected: the same in words.
+    """
+
+    columns: tuple[str, ...]
+    width: int = 1
+    heading: str | None = None
+    pattern: str = "[+-]?[0-9]{1,18}"
+    expected: str = "whole numbers"
+
+
+_TABLES = MappingProxyType(
+    {
+        ATTRIBUTES_FILE: _Table(ATTRIBUTES, 2, " ".join(ATTRIBUTES) + " ", "-?1", "-1 or 1"),
+        PARTITION_FILE: _Table(("split",), pattern="[012]", expected="0 (train), 1 (valid) or 2 (test)"),
+        IDENTITY_FILE: _Table(("identity",)),
+        BOXES_FILE: _Table(BOX_COLUMNS, 3, " ".join(("image_id", *BOX_COLUMNS))),
+        LANDMARKS_FILE: _Table(LANDMARK_COLUMNS, 3, " ".join(LANDMARK_COLUMNS)),
+    }
 )
+ANNOTATION_FILES = tuple(_TABLES)
 
 
 @dataclass(frozen=True)
@@ -168,58 +160,82 @@ def write_annotations(
     names = image_names(count) if names is None else list(names)
     if len(names) != count or len(set(names)) != count:
         raise ValueError(f"{len(names)} names, {len(set(names))} of them distinct, for {count} images")
-    shapes = {
-        "attributes": (attributes, (count, len(ATTRIBUTES))),
-        "identities": (identities, (count,)),
-        "boxes": (boxes, (count, len(BOX_COLUMNS))),
-        "landmarks": (landmarks, (count, len(LANDMARK_COLUMNS))),
-    }
-    for key, (values, shape) in shapes.items():
-        if values.shape != shape:
-            raise ValueError(f"{key} has shape {values.shape}, expected {shape}")
     if not np.isin(partition, range(len(SPLITS))).all():
         raise ValueError("partition has values other than 0, 1 and 2")
-
     signs = np.where(attributes, 1, -1)
-    heading = [str(count), " ".join(ATTRIBUTES) + " "]
-    _write_lines(folder / ATTRIBUTES_FILE, heading, _rows(names, signs, " %2d"))
-    _write_lines(folder / PARTITION_FILE, [], _rows(names, partition[:, None], " %d"))
-    _write_lines(folder / IDENTITY_FILE, [], _rows(names, identities[:, None], " %d"))
-    heading = [str(count), " ".join(("image_id", *BOX_COLUMNS))]
-    _write_lines(folder / BOXES_FILE, heading, _rows(names, boxes, " %3d"))
-    heading = [str(count), " ".join(LANDMARK_COLUMNS)]
-    _write_lines(folder / LANDMARKS_FILE, heading, _rows(names, landmarks, " %3d"))
+    given = {"attributes": signs, "partition": partition, "identities": identities, "boxes": boxes}
+    given["landmarks"] = landmarks
+    for table, (key, values) in zip(_TABLES.values(), given.items(), strict=True):
+        shape = (count,) if len(table.columns) == 1 else (count, len(table.columns))
+        if values.shape != shape:
+            raise ValueError(f"{key} has shape {values.shape}, expected {shape}")
+    for (file, table), values in zip(_TABLES.items(), given.values(), strict=True):
+        line = "%s" + f" %{table.width}d" * len(table.columns)
+        rows = zip(names, values.reshape(count, -1).tolist(), strict=True)
+        heading = [] if table.heading is None else [str(count), table.heading]
+        write_text(folder / file, "".join(f"{row}\n" for row in [*heading, *(line % (n, *v) for n, v in rows)]))
 
 
-def read_attributes(folder: Path) -> tuple[list[str], NDArray[np.bool_]]:
-    """Read ``list_attr_celeba.txt``: the N file names and bool [N, 40], in the order of ``ATTRIBUTES``."""
-    path = folder / ATTRIBUTES_FILE
-    names, values = _read(path, ATTRIBUTES, heading=True, expected="-1 or 1", allowed={"-1": -1, "1": 1})
-    return names, values == 1
+def read_annotations(*paths: Path) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """Read annotation files of the same images: the N file names, and for each file int64 [N, its columns].
+
+    Args:
+        paths: named as published, which says what they hold: attributes (-1 or 1) in the order of ``ATTRIBUTES``,
+            the split (0 train, 1 valid, 2 test), the number of the person, the box (x, y, width, height), or the
+            landmarks (pairs of x and y).
+
+    Raises:
+        UnveilError: that names the file and line, or the first row in which a file differs from the first one.
+    """
+    first, values = _read(paths[0])
+    tables = [values]
+    for path in paths[1:]:
+        names, values = _read(path)
+        if names != first:
+            pairs = enumerate(zip(names, first, strict=False), start=1)
+            different = (
+                f"row {row} is of {name}, expected {wanted}" for row, (name, wanted) in pairs if name != wanted
+            )
+            raise UnveilError(
+                f"{path}: {next(different, f'found {len(names)} rows, expected {len(first)}')}; "
+                f"the rows must be those of {paths[0].name}, in the same order; get both files from one place"
+            )
+        tables.append(values)
+    return first, tables
 
 
 def read_partition(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
     """Read ``list_eval_partition.txt``: the N file names and int64 [N]: 0 train, 1 valid, 2 test."""
-    path = folder / PARTITION_FILE
-    expected = "0 (train), 1 (valid) or 2 (test)"
-    names, values = _read(path, ("split",), heading=False, expected=expected, allowed={"0": 0, "1": 1, "2": 2})
+    names, (values,) = read_annotations(folder / PARTITION_FILE)
     return names, values[:, 0]
 
 
-def read_identities(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
-    """Read ``identity_CelebA.txt``: the N file names and int64 [N], the number of the person."""
-    names, values = _read(folder / IDENTITY_FILE, ("identity",), heading=False)
-    return names, values[:, 0]
+def parse_table(path: Path, text: str, above: int = 0, **options: Any) -> "pd.DataFrame":
+    """The lines of a text as rows of text, blank lines included.
 
+    Args:
+        path: of the text, for messages.
+        text: from the table's first line.
+        above: number of lines above it, for messages.
+        options: of ``pandas.read_csv``.
 
-def read_boxes(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
-    """Read ``list_bbox_celeba.txt``: the N file names and int64 [N, 4]: x, y, width, height."""
-    return _read(folder / BOXES_FILE, BOX_COLUMNS, heading=True)
+    Raises:
+        UnveilError: that names the first line that has too many fields.
+    """
+    import pandas as pd  # takes long, and not every stage reads tables
 
-
-def read_landmarks(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
-    """Read ``list_landmarks_align_celeba.txt``: the N file names and int64 [N, 10], pairs of x and y."""
-    return _read(folder / LANDMARKS_FILE, LANDMARK_COLUMNS, heading=True)
+    plain = {"header": None, "dtype": str, "na_filter": False, "skip_blank_lines": False, "index_col": False}
+    try:
+        return pd.read_csv(io.StringIO(text, newline=None), **plain, **options)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except pd.errors.ParserError as error:
+        if match := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
+            wanted, line, found = map(int, match.groups())
+            raise UnveilError(
+                f"{path}, line {line + above}: found {found} fields, expected {wanted}; correct the line"
+            ) from None
+        raise UnveilError(f"{path}: not a table ({' '.join(str(error).split())}); save it as one") from None
 
 
 def unknown_attribute(name: str) -> str:
@@ -229,29 +245,8 @@ def unknown_attribute(name: str) -> str:
     return f"did you mean {lowered[near[0]]!r}?" if near else "the 40 names are those of list_attr_celeba.txt"
 
 
-def _rows(names: Sequence[str], values: NDArray[np.integer], field: str) -> Iterator[str]:
-    template = "%s" + field * values.shape[1]
-    for name, row in zip(names, values.tolist(), strict=True):
-        yield template % (name, *row)
-
-
-def _write_lines(path: Path, heading: Sequence[str], rows: Iterable[str]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        for line in heading:
-            stream.write(line + "\n")
-        for line in rows:
-            stream.write(line + "\n")
-
-
-def _read(
-    path: Path,
-    columns: Sequence[str],
-    *,
-    heading: bool,
-    expected: str = "whole numbers",
-    allowed: Mapping[str, int] | None = None,
-) -> tuple[list[str], NDArray[np.int64]]:
-    """Read one annotation file: N names and int64 [N, len(columns)].
+def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Read one annotation file: N names and int64 [N, its columns].
 
     The published files mix line ends and widths of columns, so any white space separates fields.
     """
@@ -259,79 +254,59 @@ def _read(
         text = read_text(path, MOST_TABLE_BYTES)
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
-    lines = _lines(text)
-    count = _read_heading(path, lines, columns) if heading else None
-    names, values = _read_rows(path, lines, columns, expected, allowed)
-    if count is not None and count != len(names):
+    table = _TABLES[path.name]
+    columns = list(table.columns)
+    stream = io.StringIO(text, newline=None)
+    above, count = (0, None) if table.heading is None else _read_heading(path, stream, columns)
+    # pandas takes a first line of any length, so a blank one stands before the others.
+    options = {"sep": r"\s+", "names": ["name", *columns], "quoting": csv.QUOTE_NONE}
+    rows = parse_table(path, "\n" + stream.read(), above - 1, **options)
+    rows.index += above
+    rows = rows[rows["name"] != ""]
+    good = rows[columns].apply(lambda column: column.str.fullmatch(table.pattern)).all(axis="columns")
+
+    def line_of(number: int) -> str:
+        return next(islice(io.StringIO(text, newline=None), number - 1, None))
+
+    for number in rows.index[~good]:
+        what = f"{len(columns)} values, each {table.expected}" if len(columns) > 1 else f"one value, {table.expected}"
+        raise _broken(path, number, line_of(number), f"a file name and {what}")
+    for number, name in rows["name"][rows["name"].duplicated()].items():
+        earlier = rows.index[rows["name"] == name][0]
+        raise _broken(path, number, line_of(number), f"each name once, but line {earlier} has {name} too")
+    if count is not None and count != len(rows):
         raise UnveilError(
-            f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
+            f"{path}, line 1: found the count {count}, expected {len(rows)}, the number of rows below it; "
             "the file is cut off or was edited: put the complete one in its place"
         )
-    if not names:
+    if rows.empty:
         raise UnveilError(f"{path}: found no rows, expected one for each image; put the complete file in its place")
-    return names, values
+    return rows["name"].tolist(), rows[columns].to_numpy(np.int64)
 
 
-def _read_rows(
-    path: Path,
-    lines: Iterator[tuple[int, str]],
-    columns: Sequence[str],
-    expected: str,
-    allowed: Mapping[str, int] | None,
-) -> tuple[list[str], NDArray[np.int64]]:
-    number_of = int if allowed is None else allowed.__getitem__
-    names: list[str] = []
-    values = array("q")
-    seen: dict[str, int] = {}
-    for number, line in lines:
-        name, *fields = line.split()
-        try:
-            values.extend(map(number_of, fields))
-            wrong = len(fields) != len(columns)
-        except (ValueError, KeyError, OverflowError):
-            wrong = True
-        if wrong:
-            what = f"{len(columns)} values, each {expected}" if len(columns) > 1 else f"one value, {expected}"
-            raise _broken(path, number, line, f"a file name and {what}")
-        if name in seen:
-            raise _broken(path, number, line, f"each name once, but line {seen[name]} has {name} too")
-        seen[name] = number
-        names.append(name)
-    return names, np.frombuffer(values, dtype=np.int64).reshape(len(names), len(columns))
-
-
-def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:
-    number, line = next(lines, (1, ""))
+def _read_heading(path: Path, stream: io.StringIO, columns: Sequence[str]) -> tuple[int, int]:
+    """The number of the line with the columns' names, and the count above it."""
+    lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+    above, line = next(lines, (1, ""))
     try:
         count = int(line)
     except ValueError:
-        raise _broken(path, number, line, "the number of images alone") from None
-    number, line = next(lines, (2, ""))
+        raise _broken(path, above, line, "the number of images alone") from None
+    above, line = next(lines, (2, ""))
     names = line.split()
     if names[:1] == ["image_id"]:  # as the published boxes have it
         names = names[1:]
-    if names != list(columns):
-        raise _broken(path, number, line, _heading_difference(names, columns))
-    return count
-
-
-def _heading_difference(names: Sequence[str], columns: Sequence[str]) -> str:
-    for position, (found, wanted) in enumerate(zip(names, columns, strict=False), start=1):
-        if found != wanted:
-            return f"{wanted!r} as name {position} of {len(columns)}, not {found!r}"
-    return f"the {len(columns)} names of the columns, not {len(names)}"
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text that are not blank."""
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if line.strip():
-            yield number, line
+    if names != columns:
+        pairs = enumerate(zip(names, columns, strict=False), start=1)
+        different = (f"{b!r} as name {n} of {len(columns)}, not {a!r}" for n, (a, b) in pairs if a != b)
+        lacking = f"the {len(columns)} names of the columns, not {len(names)}"
+        raise _broken(path, above, line, next(different, lacking))
+    return above, count
 
 
 def _broken(path: Path, number: int, line: str, expected: str) -> UnveilError:
     found = line.strip()
-    found = found if len(found) <= 60 else found[:57] + "..."
+    found = found if len(found) <= LONGEST_SHOWN else found[: LONGEST_SHOWN - 3] + "..."
     return UnveilError(
         f"{path}, line {number}: found {found!r}, expected {expected}; correct the line or get the file anew"
     )

@@ -19,8 +19,7 @@ from unveil.data.celeba import (
     ZIP_NAME,
     image_member,
     image_number,
-    read_attributes,
-    read_partition,
+    read_annotations,
 )
 from unveil.data.images import MOST_PIXELS, open_image, open_zip, read_member
 from unveil.data.protocols import PROTOCOLS, Protocol
@@ -87,20 +86,17 @@ def preprocess(
     """
     record = SourceRecord.load(raw)
     chosen = PROTOCOLS[protocol]
-    names, attributes, partition = _read_annotations(raw)
+    names, (signs, numbers) = read_annotations(raw / ATTRIBUTES_FILE, raw / PARTITION_FILE)
+    attributes, partition = signs == 1, numbers[:, 0]
     ids = np.array([_image_id(raw, name) for name in names])
     members = {split: _members(raw, partition, number, chosen) for number, split in enumerate(SPLITS)}
     splits: dict[str, tuple[Shard, ...]] = {}
-    corrupt: set[int] = set()
     sums = np.zeros((3, 3), np.int64)
     with atomic_directory(destination) as folder, _Images(raw / ZIP_NAME, names, chosen, image_size, workers) as source:
         for split, wanted in members.items():
             shards: list[Shard] = []
             for start in range(0, len(wanted), shard_size):
-                rows = wanted[start : start + shard_size]
-                images, good = source.load(rows, on_corrupt)
-                corrupt.update(rows[~good].tolist())
-                rows = rows[good]
+                rows, images = source.load(wanted[start : start + shard_size], on_corrupt)
                 if len(rows):
                     tensors = map(torch.from_numpy, (images, attributes[rows], ids[rows]))
                     shards.append(write_shard(folder, split, len(shards), *tensors))
@@ -119,26 +115,11 @@ def preprocess(
             splits=splits,
             mean=mean,
             std=std,
-            corrupt=tuple(names[row] for row in sorted(corrupt)),
+            corrupt=tuple(names[row] for row in sorted(source.corrupt)),
             train_holds=chosen.images,
         )
         index.save(folder)
     return index
-
-
-def _read_annotations(raw: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, attributes (bool [N, 40]) and partition (int64 [N]) of all images."""
-    names, attributes = read_attributes(raw)
-    others, partition = read_partition(raw)
-    if names != others:
-        pairs = zip(names, others, strict=False)
-        differences = (f"image {n} is {a} and {b}" for n, (a, b) in enumerate(pairs, start=1) if a != b)
-        difference = next(differences, f"{len(names)} and {len(others)} images")
-        raise UnveilError(
-            f"{raw}: {ATTRIBUTES_FILE} and {PARTITION_FILE} list different images ({difference}); "
-            "get both from one place and run the download stage again"
-        )
-    return names, attributes, partition
 
 
 def _image_id(raw: Path, name: str) -> int:
@@ -178,6 +159,8 @@ class _Images:
         self._archive = open_zip(path, "run the download stage")
         self._reading = Lock()  # one thread at a time reads; all decode
         self._pool = ThreadPoolExecutor(worker_count(workers))
+        self.corrupt: set[int] = set()
+        """Rows of the images that were left out."""
 
     def __enter__(self) -> "_Images":
         return self
@@ -186,11 +169,8 @@ class _Images:
         self._pool.shutdown(cancel_futures=True)
         self._archive.close()
 
-    def load(self, rows: NDArray[np.int64], on_corrupt: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Images by their rows in the annotations: those that are readable, and which of the ``n`` rows are.
-
-        Returns:
-            uint8 [m, 3, size, size] and bool [n].
+    def load(self, rows: NDArray[np.int64], on_corrupt: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Those of some rows of the annotations that are readable: int64 [n], and the images, uint8 [n, 3, size, size].
 
         Raises:
             UnveilError: at the first that is unreadable, unless ``on_corrupt`` is ``skip``.
@@ -204,7 +184,8 @@ class _Images:
                     "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
                 )
             good[position] = reason is None
-        return images if good.all() else images[good], good
+        self.corrupt.update(rows[~good].tolist())
+        return (rows, images) if good.all() else (rows[good], images[good])
 
     def _prepare(self, row: int, room: NDArray[np.uint8]) -> str | None:
         """Put one image into ``room``, uint8 [3, size, size], or say why it cannot be used."""

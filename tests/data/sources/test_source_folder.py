@@ -235,9 +235,10 @@ def test_unreadable_images_are_left_out_if_asked_and_the_others_stay_as_they_wer
     assert any(line.startswith("left out, 8 of 40 images cannot be read: 1.png (") for line in said)
     assert (whole.images, record.images) == (40, 32)
     assert record.origin.endswith(", 8 unreadable ones left out") and "left out" not in whole.origin
-    for read in (celeba.read_attributes, celeba.read_partition, celeba.read_identities, celeba.read_boxes):
-        before = dict(zip(*read(tmp_path / "whole"), strict=True))
-        names, values = read(tmp_path / "raw")
+    for file in celeba.ANNOTATION_FILES:
+        whole_names, (whole_values,) = celeba.read_annotations(tmp_path / "whole" / file)
+        before = dict(zip(whole_names, whole_values, strict=True))
+        names, (values,) = celeba.read_annotations(tmp_path / "raw" / file)
         assert len(names) == 32
         for name, value in zip(names, values, strict=True):
             np.testing.assert_array_equal(value, before[name])
@@ -293,12 +294,9 @@ def test_a_folder_becomes_celebas_layout(tmp_path: Path) -> None:
     assert found == sorted(found)
     assert any("1 .heic, 1 .txt" in line for line in said)
     assert (record.images, record.canvas, record.published) == (30, None, False)
-    names, attributes = celeba.read_attributes(raw)
+    names, (signs, _, _, boxes, _) = celeba.read_annotations(*(raw / file for file in celeba.ANNOTATION_FILES))
     assert names == [f"{i:06d}{Path(path).suffix}" for i, path in enumerate(found, start=1)]
-    assert not attributes.any()
-    for read in (celeba.read_partition, celeba.read_identities, celeba.read_boxes, celeba.read_landmarks):
-        assert read(raw)[0] == names
-    boxes = celeba.read_boxes(raw)[1]
+    assert (signs == -1).all()
     with zipfile.ZipFile(raw / celeba.ZIP_NAME) as archive:
         assert archive.namelist() == [celeba.image_member(name) for name in names]
         for name, source, box in zip(names, found, boxes, strict=True):
@@ -444,5 +442,5 @@ def test_the_table_reaches_the_layout(tmp_path: Path) -> None:
         say=silent,
         workers=1,
     )
-    attributes = celeba.read_attributes(tmp_path / "raw")[1]
-    assert attributes[:, celeba.ATTRIBUTES.index("Eyeglasses")].tolist() == [False, True] * 3
+    _, (signs,) = celeba.read_annotations(tmp_path / "raw" / celeba.ATTRIBUTES_FILE)
+    assert signs[:, celeba.ATTRIBUTES.index("Eyeglasses")].tolist() == [-1, 1] * 3

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from unveil.data.celeba import read_partition
 from unveil.data.sources.facts import SOURCE_FILE, FileFacts, SourceFacts, SourceRecord
 from unveil.data.sources.progress import Say
 from unveil.errors import UnveilError
@@ -93,7 +92,7 @@ def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecor
         origin=facts.origin,
         licence=facts.licence,
         credit=facts.credit,
-        images=len(read_partition(folder)[0]),
+        images=facts.images,
         files={path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths},
         canvas=facts.canvas,
         published=facts.published,

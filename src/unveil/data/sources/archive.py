@@ -31,16 +31,16 @@ MAGIC = {
 FREE_SPACE_MARGIN = 64_000_000
 
 
-def write_stored_zip(path: Path, images: Iterable[tuple[str, bytes]]) -> None:
+def write_stored_zip(path: Path, images: Iterable[tuple[str, bytes]], permissions: int = 0o644) -> None:
     """Write (name, bytes) pairs uncompressed under ``img_align_celeba/``, in the order given.
 
-    Dates, permissions and the named system are fixed: equal images give equal bytes on every machine.
+    Dates, ``permissions`` and the named system are fixed: equal images give equal bytes on every machine.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in images:
             member = zipfile.ZipInfo(image_member(name), FIRST_DATE)
             member.create_system = 3  # Unix, also where it is not
-            member.external_attr = 0o644 << 16
+            member.external_attr = permissions << 16
             archive.writestr(member, content)
 
 

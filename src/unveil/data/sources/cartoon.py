@@ -7,14 +7,10 @@ every machine draws the same bytes, in any order and with any number of processe
 
 import io
 import json
-import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -26,14 +22,15 @@ from PIL import Image
 from unveil.data.celeba import (
     ATTRIBUTES,
     CANVAS,
-    IMAGE_FOLDER,
     LEFT_EYE,
     RIGHT_EYE,
     SPLITS,
     ZIP_NAME,
+    image_names,
     write_annotations,
 )
-from unveil.data.sources.facts import SourceFacts, worker_count
+from unveil.data.sources.archive import write_stored_zip
+from unveil.data.sources.facts import SourceFacts, in_processes, worker_count
 
 # Where the avatar's eyes are in its 280 x 280 drawing. One scale and one shift map them to CelebA's.
 AVATAR_EYES = ((114, 112), (166, 112))
@@ -212,18 +209,11 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_range(seed: int, start: int, stop: int) -> tuple[list[bytes], np.ndarray]:
-    faces = [choose_face(seed, index) for index in range(start, stop)]
+def _draw(numbers: tuple[int, range]) -> tuple[list[bytes], np.ndarray]:
+    """JPEGs and attributes of the faces of a seed and some indices."""
+    seed, indices = numbers
+    faces = [choose_face(seed, index) for index in indices]
     return [_jpeg(draw_face(face)) for face in faces], np.stack([attributes_of(face) for face in faces])
-
-
-def _draw_all(num_faces: int, seed: int, workers: int) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    processes = worker_count(workers)
-    task = min(FACES_PER_TASK, -(-num_faces // processes))
-    starts = range(0, num_faces, task)
-    stops = [min(start + task, num_faces) for start in starts]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_draw_range, repeat(seed), starts, stops)
 
 
 def split_counts(num_images: int, split: dict[str, float]) -> list[int]:
@@ -238,14 +228,16 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
     The faces are independent draws, so the splits are simply the first, the next and the last of them.
     """
     attributes = []
-    index = 0
-    with zipfile.ZipFile(destination / ZIP_NAME, "w", zipfile.ZIP_STORED) as archive:
-        for jpegs, rows in _draw_all(num_faces, seed, workers):
+    task = min(FACES_PER_TASK, -(-num_faces // worker_count(workers)))
+    tasks = [(seed, range(start, min(start + task, num_faces))) for start in range(0, num_faces, task)]
+
+    def jpegs() -> Iterator[bytes]:
+        for contents, rows in in_processes(_draw, tasks, workers):
             attributes.append(rows)
-            for jpeg in jpegs:
-                index += 1
-                # ZipInfo's own date is fixed (1980), so the archive does not depend on the clock.
-                archive.writestr(zipfile.ZipInfo(f"{IMAGE_FOLDER}/{index:06d}.jpg"), jpeg)
+            yield from contents
+
+    faces = zip(image_names(num_faces), jpegs(), strict=True)
+    write_stored_zip(destination / ZIP_NAME, faces, permissions=0o600)  # as all archives of this source so far
     write_annotations(
         destination,
         attributes=np.concatenate(attributes),
@@ -258,7 +250,7 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
         origin=f"drawn by dicebear-core in the style avataaars, seed {seed}",
         licence="Avataaars: free for personal and commercial use (https://avataaars.com/); DiceBear: MIT",
         credit="Remix of Avataaars by Pablo Stanley, drawn with DiceBear (https://www.dicebear.com/)",
-        canvas=CANVAS,
+        images=num_faces,
     )
 
 

@@ -9,7 +9,7 @@ set, that is, if it holds the 202,599 names; any other set is taken as it is, an
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,9 +99,32 @@ def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFa
     say(f"{key}: found {images(len(copy.names))} in {copy.images}")
     for source in copy.annotations.values():
         refuse_page(source)
-    if copy.has_published_names:
-        return _write_published(destination, copy, say)
-    return _write_own(destination, copy, say)
+    published = copy.has_published_names
+    (_check_published if published else _check_own)(copy, say)
+    for name, source in copy.annotations.items():
+        shutil.copyfile(regular(source), destination / name)
+    canvas: tuple[int, int] | None = CANVAS
+    if copy.unpacked:
+        canvas = _pack(destination, copy, say)
+    else:
+        size = copy.images.stat().st_size
+        say(f"copying {ZIP_NAME} ({megabytes(size)})")
+        require_space(destination, size, ZIP_NAME)
+        md5 = copy_file(copy.images, destination / ZIP_NAME, say)
+        if published:
+            _check(copy.images, ZIP_NAME, md5)
+        else:
+            canvas = _canvas(_archived_sizes(destination / ZIP_NAME, copy.names, say))
+    if canvas is None:
+        say(f"not all images are {CANVAS[0]} x {CANVAS[1]} pixels: no protocol's crop applies as published")
+    if not published:
+        kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
+        origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
+        return SourceFacts(origin, OWN_LICENCE, OWN_CREDIT, len(copy.names), canvas)
+    origin = "CelebA's published files, from a copy on disk"
+    if copy.unpacked:
+        origin = "CelebA's published annotation files; images from an unpacked copy, which no checksum covers"
+    return SourceFacts(origin, LICENCE, CREDIT, len(copy.names), canvas, published=not copy.unpacked)
 
 
 def _find(place: Path, key: str) -> _Copy:
@@ -152,28 +175,17 @@ def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
     return found
 
 
-def _write_published(destination: Path, copy: _Copy, say: Say) -> SourceFacts:
-    """Copy what has the names of the published set; every checksum must be the published one."""
+def _check_published(copy: _Copy, say: Say) -> None:
+    """Of what has the names of the published set, every checksum must be the published one."""
     for name, source in copy.annotations.items():
         _check(source, name, file_digest(source, "md5"))
-    size = copy.images.stat().st_size
-    if not copy.unpacked and size != layout.PUBLISHED[ZIP_NAME].bytes:
-        _check(copy.images, ZIP_NAME, None)
-    _copy_annotations(destination, copy)
     if copy.unpacked:
         say(
             "the annotation files have the published checksums; the unpacked images have none, and are "
             f"packed into {ZIP_NAME} as they are"
         )
-        canvas = _pack(destination, copy, say)
-        origin = "CelebA's published annotation files; images from an unpacked copy, which no checksum covers"
-        return SourceFacts(origin=origin, licence=LICENCE, credit=CREDIT, canvas=canvas)
-    say(f"copying {ZIP_NAME} ({megabytes(size)})")
-    require_space(destination, size, ZIP_NAME)
-    _check(copy.images, ZIP_NAME, copy_file(copy.images, destination / ZIP_NAME, say))
-    return SourceFacts(
-        origin="CelebA's published files, from a copy on disk", licence=LICENCE, credit=CREDIT, published=True
-    )
+    elif copy.images.stat().st_size != layout.PUBLISHED[ZIP_NAME].bytes:
+        _check(copy.images, ZIP_NAME, None)
 
 
 def _check(path: Path, name: str, md5: str | None) -> None:
@@ -189,77 +201,23 @@ def _check(path: Path, name: str, md5: str | None) -> None:
     )
 
 
-def _write_own(destination: Path, copy: _Copy, say: Say) -> SourceFacts:
-    """Copy a set that is not the published one; its parts must fit each other."""
+def _check_own(copy: _Copy, say: Say) -> None:
+    """Of a set that is not the published one, the images must be exactly those of the annotation files."""
     say(
         f"this is not the published set of {layout.PUBLISHED_IMAGES:,} images: taken as an own set in "
         "CelebA's format, without published checksums"
     )
-    _copy_annotations(destination, copy)
-    rows = _read_annotations(copy)
-    _compare(copy, rows)
-    if copy.unpacked:
-        canvas = _pack(destination, copy, say)
-    else:
-        require_space(destination, copy.images.stat().st_size, ZIP_NAME)
-        copy_file(copy.images, destination / ZIP_NAME, say)
-        canvas = _canvas(_archived_sizes(destination / ZIP_NAME, copy.names, say))
-    if canvas is None:
-        say(f"not all images are {CANVAS[0]} x {CANVAS[1]} pixels: no protocol's crop applies as published")
-    kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
-    origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
-    return SourceFacts(origin=origin, licence=OWN_LICENCE, credit=OWN_CREDIT, canvas=canvas)
-
-
-def _copy_annotations(destination: Path, copy: _Copy) -> None:
-    for name, source in copy.annotations.items():
-        shutil.copyfile(regular(source), destination / name)
-
-
-def _read_annotations(copy: _Copy) -> list[str]:
-    """Read all five files where they lie, so that an error names the user's own path; return the names."""
-    readers: dict[str, Callable[[Path], tuple[list[str], object]]] = {
-        layout.ATTRIBUTES_FILE: layout.read_attributes,
-        layout.PARTITION_FILE: layout.read_partition,
-        layout.IDENTITY_FILE: layout.read_identities,
-        layout.BOXES_FILE: layout.read_boxes,
-        layout.LANDMARKS_FILE: layout.read_landmarks,
-    }
-    first: list[str] = []
-    for name, read in readers.items():
-        names, _ = read(copy.annotations[name].parent)
-        first = first or names
-        if names != first:
-            raise UnveilError(
-                f"{copy.annotations[name]}: {_first_difference(names, first)}; "
-                f"the rows must be those of {layout.ATTRIBUTES_FILE}, in the same order"
-            )
-    return first
-
-
-def _first_difference(names: Sequence[str], expected: Sequence[str]) -> str:
-    for row, (name, wanted) in enumerate(zip(names, expected, strict=False), start=1):
-        if name != wanted:
-            return f"row {row} is of {name}, expected {wanted}"
-    return f"found {len(names)} rows, expected {len(expected)}"
-
-
-def _compare(copy: _Copy, rows: Sequence[str]) -> None:
-    """Raise UnveilError unless the images are exactly those of the annotation files."""
-    there = set(copy.names)
-    if len(there) != len(copy.names):
-        doubled = Counter(copy.names).most_common(1)[0][0]
+    rows, _ = layout.read_annotations(*copy.annotations.values())  # where they lie, so that an error names that place
+    doubled, times = Counter(copy.names).most_common(1)[0]
+    if times > 1:
         raise UnveilError(f"{copy.images}: found {doubled} twice, expected each image once; make the archive anew")
     table = copy.annotations[layout.ATTRIBUTES_FILE]
-    lacking = [name for name in rows if name not in there]
-    if lacking:
+    if lacking := sorted(set(rows).difference(copy.names)):
         raise UnveilError(
             f"{copy.images}: lacks {len(lacking)} of the {len(rows)} images in {table.name} "
             f"({_some(lacking)}); add the images or take their rows out of the annotation files"
         )
-    annotated = set(rows)
-    extra = [name for name in copy.names if name not in annotated]
-    if extra:
+    if extra := sorted(set(copy.names).difference(rows)):
         raise UnveilError(
             f"{table}: lacks rows for {len(extra)} of the {len(copy.names)} images in {copy.images.name} "
             f"({_some(extra)}); add the rows to the annotation files or take the images out"
@@ -328,7 +286,7 @@ def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads:
     for name in names:
         shutil.move(downloads / name, destination / name)
     shutil.rmtree(downloads)
-    return SourceFacts(origin=origin, licence=LICENCE, credit=CREDIT, published=True)
+    return SourceFacts(origin, LICENCE, CREDIT, layout.PUBLISHED_IMAGES, published=True)
 
 
 def _missing_bytes(target: Path) -> int:

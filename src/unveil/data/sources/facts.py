@@ -1,9 +1,13 @@
 """What every source tells about itself, and what stands in ``source.json``."""
 
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from unveil.data.celeba import CANVAS
 from unveil.errors import UnveilError
@@ -11,6 +15,8 @@ from unveil.files import read_json
 from unveil.ranges import NO_OTHERS, Amount, Count, FileName, Sha256, SourceName
 
 SOURCE_FILE = "source.json"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class SourceFacts:
         origin: how they were obtained, in words, the same on every machine: no dates, no paths.
         licence: under which terms they may be used.
         credit: whom to name.
+        images: their number.
         canvas: (width, height) of every image, in pixels; None if they differ or are not aligned faces.
         published: whether every file has CelebA's published MD5.
     """
@@ -28,6 +35,7 @@ class SourceFacts:
     origin: str
     licence: str
     credit: str
+    images: int
     canvas: tuple[int, int] | None = CANVAS
     published: bool = False
 
@@ -74,3 +82,29 @@ def worker_count(workers: int) -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, at_least: int = 1
+) -> Iterator[Result]:
+    """Results in the order of their items, computed by several processes; few are in memory at a time.
+
+    Args:
+        function: of a module, so that a process can import it.
+        items: its arguments.
+        workers: processes, 0 = all cores.
+        at_least: items of a process; fewer are not worth its start.
+    """
+    processes = min(worker_count(workers), -(-len(items) // at_least))
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    # Spawned, because a fork copies the locks of the threads that tracking runs.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -5,33 +5,39 @@ transparency on white, rotation by EXIF applied, 16 bits cut down to 8, the firs
 Nothing is compressed with loss a second time. Colour profiles are not applied.
 """
 
-import csv
 import hashlib
 import io
 import math
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from unveil.data.celeba import ATTRIBUTES, MOST_TABLE_BYTES, SPLITS, ZIP_NAME, unknown_attribute, write_annotations
+from unveil.data.celeba import (
+    ATTRIBUTES,
+    MOST_TABLE_BYTES,
+    SPLITS,
+    ZIP_NAME,
+    parse_table,
+    unknown_attribute,
+    write_annotations,
+)
 from unveil.data.images import MOST_BYTES, find_images, open_image
 from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
-from unveil.data.sources.facts import SourceFacts, worker_count
+from unveil.data.sources.facts import SourceFacts, in_processes
 from unveil.data.sources.progress import Progress, Say, images
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import read_bytes, read_text
 
 IMAGES_PER_PROCESS = 16  # at least: fewer are not worth its start
 MOST_NAMED = 10  # of unreadable images
-SIGNS = {"1": True, "0": False, "-1": False}
+TRUE = {"1", "+1"}
+SIGNS = TRUE | {"0", "+0", "-1"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,11 @@ def write(
     """
     found = image_paths(path, say)
     partition = assign_splits(found, split, say)
-    labels = read_table(attributes, found, say) if attributes is not None else _no_labels(found)
-    encoded = _encode_all([path / name for name in found], workers, say)
+    labels = np.zeros((len(found), len(ATTRIBUTES)), dtype=np.bool_)
+    if attributes is not None:
+        labels = read_table(attributes, found, say)
+    encoded = in_processes(encode_image, [path / name for name in found], workers, IMAGES_PER_PROCESS)
+    progress = Progress(ZIP_NAME, len(found), say, describe=images)
 
     names: list[str] = []
     boxes: list[tuple[int, int, int, int]] = []
@@ -94,6 +103,7 @@ def write(
 
     def contents() -> Iterator[tuple[str, bytes]]:
         for row, (source, image) in enumerate(zip(found, encoded, strict=True)):
+            progress.add(1)
             if image.problem:
                 problems.append(f"{source} ({image.problem})")
                 continue
@@ -124,6 +134,7 @@ def write(
         + (f", {len(problems)} unreadable ones left out" if problems else ""),
         licence="unknown: that of the images in the folder; its owner knows",
         credit="unknown: whoever made the images in the folder",
+        images=len(names),
         canvas=None,
     )
 
@@ -194,115 +205,76 @@ def _nearest(places: NDArray[np.float64], partition: NDArray[np.int64], low: flo
 # --- attributes -------------------------------------------------------------------------------------------
 
 
-def _no_labels(names: Sequence[str]) -> NDArray[np.bool_]:
-    return np.zeros((len(names), len(ATTRIBUTES)), dtype=np.bool_)
-
-
 def read_table(path: Path, names: Sequence[str], say: Say) -> NDArray[np.bool_]:
     """Attributes of the images ``names`` from a CSV: bool [N, 40]; columns that it lacks are false."""
     try:
-        return _parse_table(path, csv.reader(io.StringIO(read_text(path, MOST_TABLE_BYTES), newline="")), names, say)
+        rows = parse_table(path, read_text(path, MOST_TABLE_BYTES)).map(str.strip)
     except FileNotFoundError:
         raise UnveilError(f"download.folder.attributes: {path} does not exist; name a CSV or null") from None
-    except csv.Error as error:
-        raise UnveilError(f"{path}: not a CSV ({error}); save it as one") from None
-
-
-def _parse_table(path: Path, rows: Iterator[list[str]], names: Sequence[str], say: Say) -> NDArray[np.bool_]:
-    columns = _columns(path, next(rows, []))
+    columns = _columns(path, rows.iloc[0].tolist() if len(rows) else [])
+    rows.index += 1  # as lines are counted
+    rows = rows.iloc[1:][(rows.iloc[1:] != "").any(axis="columns")]
     index = _row_index(names)
-    labels = _no_labels(names)
-    seen: dict[int, int] = {}
-    strangers: list[str] = []
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        if len(row) != len(columns) + 1:
-            raise UnveilError(f"{path}, line {number}: found {len(row)} fields, expected {len(columns) + 1}")
-        name = row[0].strip()
-        image = index.get(_normal_form(PurePosixPath(name).as_posix()))
-        if image is None:
-            strangers.append(name)
-            continue
-        if image < 0:
-            raise UnveilError(f"{path}, line {number}: {name!r} names several images; write their paths in the folder")
-        if image in seen:
-            raise UnveilError(f"{path}, line {number}: {name!r} has a row in line {seen[image]} already; keep one")
-        seen[image] = number
-        for column, field in zip(columns, row[1:], strict=True):
-            sign = SIGNS.get(field.strip().removeprefix("+"))
-            if sign is None:
-                raise UnveilError(
-                    f"{path}, line {number}: found {field!r} for {ATTRIBUTES[column]}, expected 0, 1 or -1"
-                )
-            labels[image, column] = sign
-    _report_rows(path, names, seen, strangers, say)
+    images = rows[0].map(lambda name: index.get(_normal_form(PurePosixPath(name).as_posix())))
+    strangers = rows[0][images.isna()].tolist()
+    images = images.dropna().astype(int)
+    rows = rows.loc[images.index]
+    for line in images.index[images < 0]:
+        raise UnveilError(
+            f"{path}, line {line}: {rows[0][line]!r} names several images; write their paths in the folder"
+        )
+    for line, image in images[images.duplicated()].items():
+        earlier = images.index[images == image][0]
+        raise UnveilError(f"{path}, line {line}: {rows[0][line]!r} has a row in line {earlier} already; keep one")
+    signs = rows.drop(columns=0)
+    for line, row in signs[~signs.isin(SIGNS).all(axis="columns")].iterrows():
+        field, column = next((field, column) for field, column in zip(row, columns, strict=True) if field not in SIGNS)
+        raise UnveilError(f"{path}, line {line}: found {field!r} for {column}, expected 0, 1 or -1")
+    _report_rows(path, [name for row, name in enumerate(names) if row not in set(images)], strangers, len(names), say)
+    labels = np.zeros((len(names), len(ATTRIBUTES)), dtype=np.bool_)
+    labels[np.ix_(images, [ATTRIBUTES.index(name) for name in columns])] = signs.isin(TRUE)
     return labels
 
 
-def _report_rows(path: Path, names: Sequence[str], seen: Mapping[int, int], strangers: Sequence[str], say: Say) -> None:
-    without = [name for image, name in enumerate(names) if image not in seen]
+def _report_rows(path: Path, without: Sequence[str], strangers: Sequence[str], count: int, say: Say) -> None:
+    """Raise UnveilError if images are without a row, and say how many rows are of no image."""
     if without:
         hint = f"; {len(strangers)} rows name no image, the first {strangers[0]!r}" if strangers else ""
+        some = ', '.join(without[:3])
         raise UnveilError(
-            f"{path}: {len(without)} of {len(names)} images have no row "
-            f"(first: {', '.join(without[:3])}){hint}; add the rows"
+            f"{path}: {len(without)} of {count} images have no row (first: {some}){hint}; add the rows"
         )
     if strangers:
         say(f"{path}: {len(strangers)} rows name no image in the folder, the first {strangers[0]!r}")
 
 
-def _columns(path: Path, header: Sequence[str]) -> list[int]:
-    """Indices in ``ATTRIBUTES`` of the columns after the first."""
+def _columns(path: Path, header: Sequence[str]) -> list[str]:
+    """The attributes in the columns after the first."""
     if len(header) < 2:
         other = next((mark for mark in (";", "\t") if header and mark in header[0]), None)
         found = f"columns separated by {other!r}" if other else f"{len(header)} columns"
         raise UnveilError(f"{path}, line 1: found {found}, expected the file name and attributes, separated by commas")
-    columns: list[int] = []
-    for name in (field.strip() for field in header[1:]):
+    columns = [*header[1:]]
+    for name, times in Counter(columns).items():
         if name not in ATTRIBUTES:
             raise UnveilError(
                 f"{path}, line 1: found the column {name!r}, expected an attribute of CelebA; {unknown_attribute(name)}"
             )
-        if ATTRIBUTES.index(name) in columns:
+        if times > 1:
             raise UnveilError(f"{path}, line 1: found the column {name!r} twice; keep one")
-        columns.append(ATTRIBUTES.index(name))
     return columns
 
 
 def _row_index(names: Sequence[str]) -> dict[str, int]:
     """Position of each image by its relative path, and by its bare name; -1 where several share that."""
-    bare = Counter(_normal_form(PurePosixPath(name).name) for name in names)
     index: dict[str, int] = {}
     for position, name in enumerate(names):
         short = _normal_form(PurePosixPath(name).name)
-        index[short] = position if bare[short] == 1 else -1
-    index.update({_normal_form(name): position for position, name in enumerate(names)})
-    return index
+        index[short] = -1 if short in index else position
+    return index | {_normal_form(name): position for position, name in enumerate(names)}
 
 
 # --- images -----------------------------------------------------------------------------------------------
-
-
-def _encode_all(paths: Sequence[Path], workers: int, say: Say) -> Iterator[EncodedImage]:
-    """Encode all images in order; few are in memory at a time."""
-    progress = Progress(ZIP_NAME, len(paths), say, describe=images)
-    processes = min(worker_count(workers), math.ceil(len(paths) / IMAGES_PER_PROCESS))
-    if processes == 1:
-        for path in paths:
-            yield encode_image(path)
-            progress.add(1)
-        return
-    # Spawned, because a fork copies the locks of the threads that tracking runs.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting: deque[Future[EncodedImage]] = deque()
-        for path in paths:
-            waiting.append(pool.submit(encode_image, path))
-            if len(waiting) > 4 * processes:
-                yield waiting.popleft().result()
-                progress.add(1)
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def encode_image(path: Path) -> EncodedImage:
