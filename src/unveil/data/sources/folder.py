@@ -240,10 +240,8 @@ def _report_rows(path: Path, without: Sequence[str], strangers: Sequence[str], c
     """Raise UnveilError if images are without a row, and say how many rows are of no image."""
     if without:
         hint = f"; {len(strangers)} rows name no image, the first {strangers[0]!r}" if strangers else ""
-        some = ', '.join(without[:3])
-        raise UnveilError(
-            f"{path}: {len(without)} of {count} images have no row (first: {some}){hint}; add the rows"
-        )
+        some = ", ".join(without[:3])
+        raise UnveilError(f"{path}: {len(without)} of {count} images have no row (first: {some}){hint}; add the rows")
     if strangers:
         say(f"{path}: {len(strangers)} rows name no image in the folder, the first {strangers[0]!r}")
 
