@@ -5,12 +5,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
 INDEX_FILE = "index.json"
-DTYPES = {"images": "U8", "attributes": "BOOL", "ids": "I64"}  # as safetensors names them
+DTYPES = {"images": ("U8", torch.uint8), "attributes": ("BOOL", torch.bool), "ids": ("I64", torch.int64)}
 MEND = "run the preprocess stage again"
 
 
@@ -60,7 +61,7 @@ class _IndexFile:
     image_size: Side
     images: Amount
     train_holds: Literal["train", "all"]
-    splits: dict[SplitName, _Split]
+    splits: Mapping[SplitName, _Split]
     moments: _Moments
     corrupt: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -103,25 +104,11 @@ class ShardIndex:
 
     def save(self, folder: Path) -> None:
         """Write ``index.json``."""
-        counts = {
-            name: {"images": self.num_images(name), "shards": [vars(shard) for shard in shards]}
-            for name, shards in self.splits.items()
-        }
-        write_json(
-            folder / INDEX_FILE,
-            {
-                "format": FORMAT,
-                "source": self.source,
-                "protocol": self.protocol,
-                "image_size": self.image_size,
-                "images": sum(self.num_images(name) for name in self.splits),
-                "train_holds": self.train_holds,
-                "splits": counts,
-                "moments": {"mean": list(self.mean), "std": list(self.std)},
-                "corrupt": list(self.corrupt),
-                "attributes": list(self.attributes),
-            },
-        )
+        splits = {name: _Split(self.num_images(name), tuple(shards)) for name, shards in self.splits.items()}
+        images = sum(split.images for split in splits.values())
+        facts = (self.source, self.protocol, self.image_size, images, self.train_holds)
+        file = _IndexFile(FORMAT, *facts, splits, _Moments(self.mean, self.std), self.corrupt, self.attributes)
+        write_json(folder / INDEX_FILE, asdict(file))
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
@@ -172,22 +159,16 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
         known = ", ".join(name for name in index.splits if index.splits[name])
         raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
     wanted = index.num_images(split) if limit is None else min(limit, index.num_images(split))
-    for shard in index.splits[split]:
-        with open_shard(folder, shard, name):  # before there is memory for all that the index tells of
-            pass
-    result: Tensor | None = None  # filled shard by shard, so that a split is in memory once and not twice
+    shape: list[int] = []
+    for shard in index.splits[split]:  # before there is memory for all that the index tells of
+        with open_shard(folder, shard, name) as rows:
+            shape = rows.get_shape()[1:]
+    result = torch.empty(wanted, *shape, dtype=DTYPES[name][1])
     filled = 0
-    for shard in index.splits[split]:
+    for shard in index.splits[split]:  # so that a split is in memory once and not twice
         part = read_shard(folder, shard, name, wanted - filled)
-        if len(part) == wanted:
-            return part
-        if result is None:
-            result = part.new_empty(wanted, *part.shape[1:])
         result[filled : filled + len(part)] = part
         filled += len(part)
-        if filled == wanted:
-            break
-    assert result is not None
     return result
 
 
@@ -207,9 +188,9 @@ def open_shard(folder: Path, shard: Shard, name: str) -> Iterator[Any]:
     with open_tensors(path, MEND) as file:
         rows = file.get_slice(name)
         found, shape = rows.get_dtype(), rows.get_shape()
-        if found != DTYPES[name] or shape[:1] != [shard.images] or (name == "images") != (len(shape) == 4):
+        if found != (wanted := DTYPES[name][0]) or shape[:1] != [shard.images] or (name == "images") != (len(shape) == 4):
             raise UnveilError(
-                f"{path}: {name} are {found} {shape}, expected {DTYPES[name]} of {shard.images} images, "
+                f"{path}: {name} are {found} {shape}, expected {wanted} of {shard.images} images, "
                 f"as {INDEX_FILE} says; {MEND}"
             )
         yield rows

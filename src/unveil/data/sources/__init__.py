@@ -87,13 +87,5 @@ def fetch(
 
 def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecord:
     paths = sorted(path for path in folder.iterdir() if path.name != SOURCE_FILE)
-    return SourceRecord(
-        source=source,
-        origin=facts.origin,
-        licence=facts.licence,
-        credit=facts.credit,
-        images=facts.images,
-        files={path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths},
-        canvas=facts.canvas,
-        published=facts.published,
-    )
+    files = {path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths}
+    return SourceRecord(source=source, files=files, **vars(facts))

@@ -238,13 +238,16 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
 
     faces = zip(image_names(num_faces), jpegs(), strict=True)
     write_stored_zip(destination / ZIP_NAME, faces, permissions=0o600)  # as all archives of this source so far
+    # The head, from the ears' outer edges and the skull's top to the chin; it stands still in this style.
+    left, top, right, bottom = _on_canvas((74, 36), (206, 181))
+    landmarks = _on_canvas(*AVATAR_EYES, (140, 132), (121, 158), (159, 158))
     write_annotations(
         destination,
         attributes=np.concatenate(attributes),
         partition=np.repeat(np.arange(3), split_counts(num_faces, split)),
         identities=np.arange(1, num_faces + 1),
-        boxes=np.tile(_face_box(), (num_faces, 1)),
-        landmarks=np.tile(_landmarks(), (num_faces, 1)),
+        boxes=np.tile([left, top, right - left, bottom - top], (num_faces, 1)),
+        landmarks=np.tile(landmarks, (num_faces, 1)),
     )
     return SourceFacts(
         origin=f"drawn by dicebear-core in the style avataaars, seed {seed}",
@@ -254,18 +257,6 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
     )
 
 
-def _on_canvas(x: float, y: float) -> tuple[int, int]:
-    return round(SHIFT[0] + SCALE * x), round(SHIFT[1] + SCALE * y)
-
-
-def _face_box() -> np.ndarray:
-    """The head in the drawing, from the ears' outer edges and the skull's top to the chin: x, y, width, height."""
-    left, top = _on_canvas(74, 36)
-    right, bottom = _on_canvas(206, 181)
-    return np.array([left, top, right - left, bottom - top])
-
-
-def _landmarks() -> np.ndarray:
-    """Eyes, nose and corners of the mouth, x and y of each: they stand still in this style."""
-    points = [*AVATAR_EYES, (140, 132), (121, 158), (159, 158)]
-    return np.array([_on_canvas(x, y) for x, y in points]).flatten()
+def _on_canvas(*points: tuple[float, float]) -> np.ndarray:
+    """Points of the drawing on the canvas, x and y of each in turn."""
+    return (np.array(SHIFT) + SCALE * np.array(points)).round().astype(int).flatten()
