@@ -193,9 +193,7 @@ def read_annotations(*paths: Path) -> tuple[list[str], list[NDArray[np.int64]]]:
         names, values = _read(path)
         if names != first:
             pairs = enumerate(zip(names, first, strict=False), start=1)
-            different = (
-                f"row {row} is of {name}, expected {wanted}" for row, (name, wanted) in pairs if name != wanted
-            )
+            different = (f"row {row} is of {name}, expected {other}" for row, (name, other) in pairs if name != other)
             raise UnveilError(
                 f"{path}: {next(different, f'found {len(names)} rows, expected {len(first)}')}; "
                 f"the rows must be those of {paths[0].name}, in the same order; get both files from one place"
@@ -257,23 +255,19 @@ def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     table = _TABLES[path.name]
     columns = list(table.columns)
     stream = io.StringIO(text, newline=None)
-    above, count = (0, None) if table.heading is None else _read_heading(path, stream, columns)
+    above, count = (0, None) if table.heading is None else _read_heading(path, text, stream, columns)
     # pandas takes a first line of any length, so a blank one stands before the others.
     options = {"sep": r"\s+", "names": ["name", *columns], "quoting": csv.QUOTE_NONE}
     rows = parse_table(path, "\n" + stream.read(), above - 1, **options)
     rows.index += above
     rows = rows[rows["name"] != ""]
     good = rows[columns].apply(lambda column: column.str.fullmatch(table.pattern)).all(axis="columns")
-
-    def line_of(number: int) -> str:
-        return next(islice(io.StringIO(text, newline=None), number - 1, None))
-
     for number in rows.index[~good]:
         what = f"{len(columns)} values, each {table.expected}" if len(columns) > 1 else f"one value, {table.expected}"
-        raise _broken(path, number, line_of(number), f"a file name and {what}")
+        raise _broken(path, text, number, f"a file name and {what}")
     for number, name in rows["name"][rows["name"].duplicated()].items():
         earlier = rows.index[rows["name"] == name][0]
-        raise _broken(path, number, line_of(number), f"each name once, but line {earlier} has {name} too")
+        raise _broken(path, text, number, f"each name once, but line {earlier} has {name} too")
     if count is not None and count != len(rows):
         raise UnveilError(
             f"{path}, line 1: found the count {count}, expected {len(rows)}, the number of rows below it; "
@@ -284,28 +278,24 @@ def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     return rows["name"].tolist(), rows[columns].to_numpy(np.int64)
 
 
-def _read_heading(path: Path, stream: io.StringIO, columns: Sequence[str]) -> tuple[int, int]:
+def _read_heading(path: Path, text: str, stream: io.StringIO, columns: Sequence[str]) -> tuple[int, int]:
     """The number of the line with the columns' names, and the count above it."""
     lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
     above, line = next(lines, (1, ""))
-    try:
-        count = int(line)
-    except ValueError:
-        raise _broken(path, above, line, "the number of images alone") from None
-    above, line = next(lines, (2, ""))
-    names = line.split()
-    if names[:1] == ["image_id"]:  # as the published boxes have it
-        names = names[1:]
-    if names != columns:
-        pairs = enumerate(zip(names, columns, strict=False), start=1)
+    if re.fullmatch("[0-9]{1,18}", line.strip()) is None:
+        raise _broken(path, text, above, "the number of images alone")
+    above, names = next(lines, (2, ""))
+    found = names.removeprefix("image_id ").split()  # as the published boxes have it
+    if found != columns:
+        pairs = enumerate(zip(found, columns, strict=False), start=1)
         different = (f"{b!r} as name {n} of {len(columns)}, not {a!r}" for n, (a, b) in pairs if a != b)
-        lacking = f"the {len(columns)} names of the columns, not {len(names)}"
-        raise _broken(path, above, line, next(different, lacking))
-    return above, count
+        lacking = f"the {len(columns)} names of the columns, not {len(found)}"
+        raise _broken(path, text, above, next(different, lacking))
+    return above, int(line)
 
 
-def _broken(path: Path, number: int, line: str, expected: str) -> UnveilError:
-    found = line.strip()
+def _broken(path: Path, text: str, number: int, expected: str) -> UnveilError:
+    found = next(islice(io.StringIO(text, newline=None), number - 1, None), "").strip()
     found = found if len(found) <= LONGEST_SHOWN else found[: LONGEST_SHOWN - 3] + "..."
     return UnveilError(
         f"{path}, line {number}: found {found!r}, expected {expected}; correct the line or get the file anew"

@@ -106,9 +106,9 @@ class ShardIndex:
         """Write ``index.json``."""
         splits = {name: _Split(self.num_images(name), tuple(shards)) for name, shards in self.splits.items()}
         images = sum(split.images for split in splits.values())
-        facts = (self.source, self.protocol, self.image_size, images, self.train_holds)
-        file = _IndexFile(FORMAT, *facts, splits, _Moments(self.mean, self.std), self.corrupt, self.attributes)
-        write_json(folder / INDEX_FILE, asdict(file))
+        facts: list[Any] = [self.source, self.protocol, self.image_size, images, self.train_holds, splits]
+        moments: Any = {"mean": self.mean, "std": self.std}
+        write_json(folder / INDEX_FILE, asdict(_IndexFile(FORMAT, *facts, moments, self.corrupt, self.attributes)))
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
@@ -188,7 +188,11 @@ def open_shard(folder: Path, shard: Shard, name: str) -> Iterator[Any]:
     with open_tensors(path, MEND) as file:
         rows = file.get_slice(name)
         found, shape = rows.get_dtype(), rows.get_shape()
-        if found != (wanted := DTYPES[name][0]) or shape[:1] != [shard.images] or (name == "images") != (len(shape) == 4):
+        if (
+            found != (wanted := DTYPES[name][0])
+            or shape[:1] != [shard.images]
+            or (name == "images") != (len(shape) == 4)
+        ):
             raise UnveilError(
                 f"{path}: {name} are {found} {shape}, expected {wanted} of {shard.images} images, "
                 f"as {INDEX_FILE} says; {MEND}"

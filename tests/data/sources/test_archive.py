@@ -110,7 +110,7 @@ def test_data_is_no_page(tmp_path: Path) -> None:
     assert describe_page(b"202599\n5_o_Clock_Shadow quota exceeded") is None
     (tmp_path / "a.txt").write_bytes(QUOTA_PAGE)
     with pytest.raises(UnveilError, match="Quota exceeded"):
-        refuse_page(tmp_path / "a.txt")
+        refuse_page(tmp_path / "a.txt", "a table")
 
 
 def test_images_are_told_by_their_names() -> None:

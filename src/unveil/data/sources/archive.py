@@ -50,17 +50,14 @@ def archived_images(path: Path) -> list[str]:
     Raises:
         UnveilError: the file is a web page, cut off, another kind of file, or a zip with other contents.
     """
+    refuse_page(path, "a zip archive")
     head = _head(path)
-    page = describe_page(head)
-    if page is not None:
-        raise UnveilError(f"{path}: found {page}, expected a zip archive; delete it and get the archive anew")
     if not head.startswith(b"PK"):
-        raise UnveilError(f"{path}: found {_describe_bytes(head)}, expected a zip archive; name the right file")
+        kinds = (name for magic, name in MAGIC.items() if head.startswith(magic))
+        found = next(kinds, f"a file that starts with {head[:4]!r}") if head else "an empty file"
+        raise UnveilError(f"{path}: found {found}, expected a zip archive; name the right file")
     with open_zip(path, "get the archive anew") as archive:
-        return _image_names(path, [member.filename for member in archive.infolist() if not member.is_dir()])
-
-
-def _image_names(path: Path, members: list[str]) -> list[str]:
+        members = [member.filename for member in archive.infolist() if not member.is_dir()]
     images = [member for member in members if is_image(PurePosixPath(member))]
     expected = f"expected {image_member('000001.jpg')} and so on"
     if not images:
@@ -80,11 +77,10 @@ def is_image(path: PurePosixPath) -> bool:
     return not any(map(is_hidden, path.parts)) and path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def refuse_page(path: Path) -> None:
-    """Raise UnveilError if a file that should hold data holds a web page."""
-    page = describe_page(_head(path))
-    if page is not None:
-        raise UnveilError(f"{path}: found {page}, expected data; delete it and get the file anew")
+def refuse_page(path: Path, expected: str) -> None:
+    """Raise UnveilError if a file that should hold something else holds a web page."""
+    if page := describe_page(_head(path)):
+        raise UnveilError(f"{path}: found {page}, expected {expected}; delete it and get the file anew")
 
 
 def describe_page(head: bytes) -> str | None:
@@ -129,12 +125,3 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def _head(path: Path) -> bytes:
     with regular(path).open("rb") as stream:
         return stream.read(HEAD_BYTES)
-
-
-def _describe_bytes(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    for magic, name in MAGIC.items():
-        if head.startswith(magic):
-            return name
-    return f"a file that starts with {head[:4]!r}"

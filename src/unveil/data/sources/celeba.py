@@ -98,7 +98,7 @@ def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFa
     copy = _find(place, key)
     say(f"{key}: found {images(len(copy.names))} in {copy.images}")
     for source in copy.annotations.values():
-        refuse_page(source)
+        refuse_page(source, "a table")
     published = copy.has_published_names
     (_check_published if published else _check_own)(copy, say)
     for name, source in copy.annotations.items():

@@ -47,7 +47,7 @@ def fetch_file(host: Host, target: Path, published: PublishedFile, say: Say) -> 
         host.bring(target, published, say)
     except HostFailed as error:
         raise HostFailed(f"{target.name}: {host.name}: {error}") from None
-    _discard(partial_files(target))
+    _discard_parts(target)
     md5, size = file_digest(target, "md5"), target.stat().st_size
     if md5 == published.md5:
         return
@@ -72,12 +72,12 @@ def _usable_bytes(target: Path, published: PublishedFile) -> int:
     sizes = [path.stat().st_size for path in partial_files(target)]
     if len(sizes) == 1 and sizes[0] < published.bytes:
         return sizes[0]
-    _discard(partial_files(target))
+    _discard_parts(target)
     return 0
 
 
-def _discard(paths: list[Path]) -> None:
-    for path in paths:
+def _discard_parts(target: Path) -> None:
+    for path in partial_files(target):
         path.unlink()
 
 
