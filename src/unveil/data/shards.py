@@ -106,9 +106,9 @@ class ShardIndex:
         """Write ``index.json``."""
         splits = {name: _Split(self.num_images(name), tuple(shards)) for name, shards in self.splits.items()}
         images = sum(split.images for split in splits.values())
-        facts: list[Any] = [self.source, self.protocol, self.image_size, images, self.train_holds, splits]
-        moments: Any = {"mean": self.mean, "std": self.std}
-        write_json(folder / INDEX_FILE, asdict(_IndexFile(FORMAT, *facts, moments, self.corrupt, self.attributes)))
+        facts: list[Any] = [FORMAT, self.source, self.protocol, self.image_size, images, self.train_holds, splits]
+        facts += [{"mean": self.mean, "std": self.std}, self.corrupt, self.attributes]
+        write_json(folder / INDEX_FILE, asdict(_IndexFile(*facts)))
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.data.archives import make_celeba
 from tests.data.local_server import QUOTA_PAGE
 
@@ -114,31 +115,18 @@ def same_files(a: Path, b: Path, names: tuple[str, ...] = ALL_FILES) -> bool:
 def test_an_own_set_is_copied_as_it_is(own: Path, destination: Path, name: str) -> None:
     facts, said = write(destination, own / name)
     assert same_files(own, destination)
-    assert not facts.published
-    assert facts.canvas == CANVAS
-    assert "own set" in facts.origin
+    assert (facts.published, facts.canvas, facts.images) == (False, CANVAS, COUNT)
+    assert "own set" in facts.origin and str(own) not in facts.origin
     assert "not the published set" in said
-    assert str(own) not in facts.origin
 
 
-def test_the_published_set_is_recognised(published: Path, destination: Path) -> None:
-    facts, _ = write(destination, published)
-    assert same_files(published, destination)
-    assert facts.published
-    assert facts.canvas == CANVAS
-    assert "non-commercial" in facts.licence
-
-
-def test_the_variable_names_the_copy(own: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_names_the_copy_and_the_parameter_wins(
+    own: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CELEBA_ROOT", str(own))
-    _, said = write(destination, None)
-    assert "CELEBA_ROOT" in said
+    assert "CELEBA_ROOT" in write(destination, None)[1]
     monkeypatch.setenv("CELEBA_ROOT", str(own / "no"))
     assert failure(destination, None).startswith("CELEBA_ROOT")
-
-
-def test_the_parameter_wins_over_the_variable(own: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CELEBA_ROOT", str(own / "no"))
     write(destination, own)
 
 
@@ -168,58 +156,56 @@ def as_torchvision(own: Path) -> Path:
     return own
 
 
+def as_it_was(own: Path) -> Path:
+    return own
+
+
 def renamed(own: Path) -> Path:
     """As a browser saves the second download."""
     (own / ZIP).rename(own / "img_align_celeba (1).zip")
     return own / "img_align_celeba (1).zip"
 
 
-@pytest.mark.parametrize("arrange", [as_published, as_published_zip, as_torchvision, renamed])
+@pytest.mark.parametrize("arrange", [as_it_was, as_published, as_published_zip, as_torchvision, renamed])
 def test_zips_are_found(published: Path, destination: Path, tmp_path: Path, arrange: Callable[[Path], Path]) -> None:
     original = make_celeba(tmp_path / "original", num_images=COUNT)
     facts, _ = write(destination, arrange(published))
-    assert facts.published
+    assert (facts.published, facts.canvas, facts.images) == (True, CANVAS, COUNT)
+    assert "non-commercial" in facts.licence
     assert same_files(original, destination)
 
 
-def images_folder_itself(own: Path) -> Path:
-    unpack(own)
-    return own / "img_align_celeba"
-
-
-def unpacked(own: Path) -> Path:
-    unpack(own)
-    return own
-
-
-def unpacked_as_published(own: Path) -> Path:
+def unpacked_as_published(own: Path) -> None:
     unpack(own, "Img")
     (own / "Anno").mkdir()
     for name in ANNOTATION_FILES:
         (own / name).rename(own / "Anno" / name)
-    return own
 
 
-def nested(own: Path) -> Path:
+def nested(own: Path) -> None:
     """As Kaggle's archive unpacks."""
     unpack(own, "img_align_celeba")
-    return own
 
 
-def nested_itself(own: Path) -> Path:
-    return nested(own) / "img_align_celeba" / "img_align_celeba"
-
-
-@pytest.mark.parametrize("arrange", [unpacked, images_folder_itself, unpacked_as_published, nested, nested_itself])
+@pytest.mark.parametrize(
+    ("arrange", "place"),
+    [
+        (unpack, ""),
+        (unpack, "img_align_celeba"),
+        (unpacked_as_published, ""),
+        (nested, ""),
+        (nested, "img_align_celeba/img_align_celeba"),
+    ],
+)
 def test_unpacked_images_are_packed(
-    own: Path, destination: Path, tmp_path: Path, arrange: Callable[[Path], Path]
+    own: Path, destination: Path, tmp_path: Path, arrange: Callable[[Path], None], place: str
 ) -> None:
     original = make_celeba(tmp_path / "original", num_images=COUNT)
-    place = arrange(own)
+    arrange(own)
     for junk in (".DS_Store", "Thumbs.db"):
         for folder in own.rglob("img_align_celeba"):
             (folder / junk).write_bytes(b"x")
-    facts, _ = write(destination, place)
+    facts, _ = write(destination, own / place)
     assert same_files(original, destination, ANNOTATION_FILES)
     assert "unpacked" in facts.origin
     assert facts.canvas == CANVAS
@@ -268,25 +254,16 @@ def test_a_repacked_archive_of_the_published_set_is_named(published: Path, desti
     with zipfile.ZipFile(published / ZIP, "a") as archive:
         archive.writestr("note.txt", b"mine")
     line = failure(destination, published)
-    assert "changed checksum" in line
-    assert "unpacked images" in line
+    assert "changed checksum" in line and "unpacked images" in line
 
 
-def test_other_sizes_have_no_canvas(own: Path, destination: Path) -> None:
-    from PIL import Image
-
-    unpack(own)
-    Image.new("RGB", (178, 200)).save(own / "img_align_celeba" / "000003.jpg")
-    facts, said = write(destination, own)
-    assert facts.canvas is None
-    assert "178 x 218" in said
-
-
-def test_a_corrupt_image_is_left_to_preprocess(own: Path, destination: Path) -> None:
+def test_another_size_leaves_no_canvas_and_a_corrupt_image_is_left_to_preprocess(own: Path, destination: Path) -> None:
     unpack(own)
     (own / "img_align_celeba" / "000003.jpg").write_bytes(b"not an image")
-    facts, _ = write(destination, own)
-    assert facts.canvas == CANVAS
+    assert write(destination, own)[0].canvas == CANVAS
+    Image.new("RGB", (178, 200)).save(own / "img_align_celeba" / "000003.jpg")
+    facts, said = write(destination, own)
+    assert facts.canvas is None and "178 x 218" in said
 
 
 def _flag(content: bytearray, local: int, entry: int) -> None:
@@ -337,85 +314,83 @@ def test_a_member_that_cannot_be_read_is_a_corrupt_image(
 # --- what is wrong with a copy ----------------------------------------------------------------------------
 
 
-def test_a_path_that_does_not_exist(destination: Path, tmp_path: Path) -> None:
-    line = failure(destination, tmp_path / "no")
-    assert line.startswith(f"download.celeba.path: {tmp_path / 'no'} does not exist")
-
-
-def test_a_folder_without_images(destination: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty" / "img_align_celeba").mkdir(parents=True)
-    line = failure(destination, tmp_path / "empty")
-    assert "neither img_align_celeba.zip nor a folder img_align_celeba" in line
-
-
-@pytest.mark.parametrize("name", ANNOTATION_FILES)
-def test_a_missing_annotation_file(own: Path, destination: Path, name: str) -> None:
-    (own / name).unlink()
-    line = failure(destination, own)
-    assert f"missing annotation file {name};" in line
-    assert layout.__name__ not in line
-    assert celeba.HOME in line
-
-
-def test_kaggles_tables_are_named(own: Path, destination: Path) -> None:
-    (own / "list_attr_celeba.txt").rename(own / "list_attr_celeba.csv")
-    line = failure(destination, own)
-    assert "missing annotation file list_attr_celeba.txt" in line
-    assert "Kaggle" in line
-
-
-@pytest.mark.parametrize("name", ALL_FILES)
-def test_a_quota_page_saved_under_the_name(own: Path, destination: Path, name: str) -> None:
-    (own / name).write_bytes(QUOTA_PAGE)
-    line = failure(destination, own)
-    assert str(own / name) in line
-    assert "Quota exceeded" in line
-
-
-def test_a_truncated_zip(own: Path, destination: Path) -> None:
+def _truncate(own: Path) -> None:
     content = (own / ZIP).read_bytes()
     (own / ZIP).write_bytes(content[: len(content) * 2 // 3])
-    line = failure(destination, own)
-    assert "truncated zip" in line
-    assert f"{len(content) * 2 // 3:,} bytes" in line
 
 
-def test_images_that_the_archive_lacks(own: Path, destination: Path) -> None:
+def _thin_out(own: Path) -> None:
     unpack(own)
     for number in (2, 5, 7, 9):
         (own / "img_align_celeba" / f"{number:06d}.jpg").unlink()
-    line = failure(destination, own)
-    assert f"lacks 4 of the {COUNT} images in list_attr_celeba.txt" in line
-    assert "(000002.jpg, 000005.jpg, 000007.jpg, ...)" in line
 
 
-def test_images_without_rows(own: Path, destination: Path) -> None:
+def _add_image(own: Path) -> None:
     unpack(own)
     shutil.copy(own / "img_align_celeba" / "000001.jpg", own / "img_align_celeba" / "000099.jpg")
-    line = failure(destination, own)
-    assert f"lacks rows for 1 of the {COUNT + 1} images" in line
-    assert "000099.jpg" in line
 
 
-def test_an_image_twice(own: Path, destination: Path) -> None:
+def _double(own: Path) -> None:
     with zipfile.ZipFile(own / ZIP, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("img_align_celeba/000004.jpg", b"again")
-    assert "000004.jpg twice" in failure(destination, own)
 
 
-def test_annotation_files_that_do_not_fit_each_other(own: Path, destination: Path) -> None:
-    path = own / "identity_CelebA.txt"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:2] + lines[3:]) + "\n")
+def _edit(name: str, old: str, new: str) -> Callable[[Path], object]:
+    return lambda own: (own / name).write_text((own / name).read_text().replace(old, new, 1))
+
+
+def _empty(own: Path) -> None:
+    shutil.rmtree(own)
+    (own / "img_align_celeba").mkdir(parents=True)
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "not there": (shutil.rmtree, ["download.celeba.path: ", "own does not exist"]),
+    "no images": (_empty, ["neither img_align_celeba.zip nor a folder img_align_celeba"]),
+    "truncated": (_truncate, ["truncated zip", " bytes without a table of contents"]),
+    "images lacking": (
+        _thin_out,
+        [f"lacks 4 of the {COUNT} images in list_attr_celeba.txt", "(000002.jpg, 000005.jpg, 000007.jpg, ...)"],
+    ),
+    "rows lacking": (_add_image, [f"lacks rows for 1 of the {COUNT + 1} images", "000099.jpg"]),
+    "an image twice": (_double, ["000004.jpg twice"]),
+    "a row less": (
+        lambda own: drop_line(own / "identity_CelebA.txt", 2),
+        ["own/identity_CelebA.txt: row 3 is of 000004.jpg, expected 000003.jpg"],
+    ),
+    "a broken row": (
+        _edit("list_eval_partition.txt", "000002.jpg 0", "000002.jpg 7"),
+        ["own/list_eval_partition.txt, line 2"],
+    ),
+    "Kaggle's tables": (
+        lambda own: (own / "list_attr_celeba.txt").rename(own / "list_attr_celeba.csv"),
+        ["missing annotation file list_attr_celeba.txt", "Kaggle"],
+    ),
+}
+
+
+def drop_line(path: Path, number: int) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:number] + lines[number + 1 :]))
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_with_a_copy_is_one_line(own: Path, destination: Path, kind: str) -> None:
+    spoil, words = WRONG[kind]
+    spoil(own)
     line = failure(destination, own)
-    assert str(path) in line
-    assert "row 3 is of 000004.jpg, expected 000003.jpg" in line
+    assert all(word in line for word in words)
 
 
-def test_a_broken_row_is_named_where_it_lies(own: Path, destination: Path) -> None:
-    path = own / "list_eval_partition.txt"
-    path.write_text(path.read_text().replace("000002.jpg 0", "000002.jpg 7"))
-    assert f"{path}, line 2" in failure(destination, own)
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_each_file_is_named_that_is_missing_or_a_quota_page(own: Path, destination: Path, name: str) -> None:
+    (own / name).write_bytes(QUOTA_PAGE)
+    line = failure(destination, own)
+    assert str(own / name) in line and "Quota exceeded" in line
+    (own / name).unlink()
+    if name != ZIP:
+        line = failure(destination, own)
+        assert f"missing annotation file {name};" in line and celeba.HOME in line
 
 
 # --- the network ------------------------------------------------------------------------------------------
@@ -441,10 +416,8 @@ def mirror(published: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 def test_the_drive_delivers_all(published: Path, destination: Path, drive: StandIn, mirror: StandIn) -> None:
     facts, said = write(destination, None)
     assert same_files(published, destination)
-    assert facts.published
-    assert facts.origin == "CelebA's published files, from the drive"
-    assert drive.asked[-1] == ZIP  # the small files come first
-    assert mirror.asked == []
+    assert (facts.published, facts.origin) == (True, "CelebA's published files, from the drive")
+    assert drive.asked[-1] == ZIP and mirror.asked == []  # the small files come first
     assert "asking the network" in said
     assert not (destination.parent / "downloads").exists()
 
