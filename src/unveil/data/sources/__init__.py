@@ -42,11 +42,14 @@ def fetch(
         split: cartoon, folder: shares of train, valid and test.
         num_faces: cartoon: faces to draw.
         seed: cartoon: another seed, other faces.
-        celeba_path: celeba: archive or folder on disk; None takes $CELEBA_ROOT, then the network.
-        mirror: celeba: whether a mirror may deliver.
-        folder_path: folder: the folder of images.
-        attributes: folder: a CSV of attributes, or None.
-        on_corrupt: folder: ``error`` names the unreadable images, ``skip`` leaves them out.
+        celeba_path: celeba: the zip, a folder that holds it, or the folder of unpacked images; None takes
+            $CELEBA_ROOT, then the network.
+        mirror: celeba: whether a mirror may deliver what Google Drive does not.
+        folder_path: folder: the folder of images, in any depth, hidden ones aside.
+        attributes: folder: CSV; first column the file name (the path in the folder, or the bare name where it is the
+            only one), then any of CelebA's 40 attributes as 0/1 or -1/1. Attributes without a column, and all of them
+            without a CSV, are false.
+        on_corrupt: folder: ``error`` names the unreadable images, ``skip`` leaves them out and moves no others.
         downloads: celeba: where files from the network gather, and stay if not all arrive.
         say: takes lines of progress.
 

@@ -9,7 +9,7 @@ set, that is, if it holds the 202,599 names; any other set is taken as it is, an
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,23 +51,16 @@ HEAD_BYTES = 1 << 20  # of an image, in which its size stands
 def write(
     destination: Path, *, path: Path | None, mirror: bool, say: Say = print, downloads: Path = DOWNLOADS
 ) -> SourceFacts:
-    """Fill ``destination`` with CelebA, or with an own set in its format.
+    """Fill ``destination``, an empty folder, with CelebA, or with an own set in its format.
 
-    Args:
-        destination: an empty folder.
-        path: the zip, a folder that holds it, or the folder of unpacked images; None takes the environment
-            variable CELEBA_ROOT, and if that is not set the network.
-        mirror: whether a mirror may deliver what Google Drive does not.
-        say: takes lines of progress, and every change of the source.
-        downloads: where files from the network gather until all are complete.
+    The arguments are those of ``unveil.data.sources.fetch``.
 
     Raises:
         UnveilError: what is missing, damaged, changed or out of reach, with how to mend it.
     """
     if path is not None:
         return _write_local(destination, path, "download.celeba.path", say)
-    named = os.environ.get(ROOT_VARIABLE)
-    if named:
+    if named := os.environ.get(ROOT_VARIABLE):
         return _write_local(destination, expanded(Path(named)), ROOT_VARIABLE, say)
     say(f"no copy on disk is named (download.celeba.path, {ROOT_VARIABLE}): asking the network")
     return _write_from_network(destination, mirror=mirror, say=say, downloads=downloads)
@@ -138,8 +131,7 @@ def _find(place: Path, key: str) -> _Copy:
             archive = base / ZIP_NAME
             return _Copy(archive, archived_images(archive), _find_annotations(base, key))
     for folder in [base / IMAGE_FOLDER for base in reversed(bases)] + [place]:  # the deepest: Kaggle nests them
-        names = _unpacked_names(folder)
-        if names:
+        if names := _unpacked_names(folder):
             holder = place if folder == place else folder.parent
             return _Copy(folder, names, _find_annotations(holder, key))
     raise UnveilError(
@@ -160,14 +152,13 @@ def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
     places = [base / folder for base in (holder, holder.parent, holder.parent.parent) for folder in ANNOTATION_FOLDERS]
     found: dict[str, Path] = {}
     for name in ANNOTATION_FILES:
-        path = next((place / name for place in places if (place / name).exists()), None)
-        if path is not None:
+        if path := next((place / name for place in places if (place / name).exists()), None):
             found[name] = path
     missing = [name for name in ANNOTATION_FILES if name not in found]
     if missing:
         tables = [place / Path(name).with_suffix(".csv") for name in missing for place in places]
-        table = next((path for path in tables if path.is_file()), None)
-        hint = f" ({table} is Kaggle's edition in another format)" if table is not None else ""
+        hints = (f" ({path} is Kaggle's edition in another format)" for path in tables if path.is_file())
+        hint = next(hints, "")
         raise UnveilError(
             f"{key}: missing annotation file {', '.join(missing)}{hint}; expected beside the images in "
             f"{holder}, in the two folders above, or in their folders Anno and Eval; get the file from {HOME}"
@@ -230,15 +221,15 @@ def _some(names: Sequence[str]) -> str:
 
 def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
     """Write the unpacked images into the stored zip, in the order of their names; return the canvas."""
-    paths = [copy.images / name for name in sorted(copy.names)]
+    paths = [copy.images / name for name in copy.names]
     require_space(destination, sum(path.stat().st_size for path in paths), ZIP_NAME)
-    sizes: list[tuple[int, int] | None] = []
+    progress = Progress(ZIP_NAME, len(paths), say, describe=images)
+    sizes: set[tuple[int, int] | None] = set()
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        progress = Progress(ZIP_NAME, len(paths), say, describe=images)
         for path in paths:
             content = read_bytes(path, MOST_BYTES)
-            sizes.append(_size(content[:HEAD_BYTES]))
+            sizes.add(_size(content[:HEAD_BYTES]))
             yield path.name, content
             progress.add(1)
 
@@ -246,16 +237,15 @@ def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
     return _canvas(sizes)
 
 
-def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> Iterator[tuple[int, int] | None]:
+def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> set[tuple[int, int] | None]:
     progress = Progress(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
+    sizes: set[tuple[int, int] | None] = set()
     with open_zip(path, "get the archive anew") as archive:
         for name in names:
-            try:
-                with archive.open(layout.image_member(name)) as stream:
-                    yield _size(stream.read(HEAD_BYTES))
-            except DAMAGE:
-                yield None
+            with suppress(*DAMAGE), archive.open(layout.image_member(name)) as stream:
+                sizes.add(_size(stream.read(HEAD_BYTES)))
             progress.add(1)
+    return sizes
 
 
 def _size(head: bytes) -> tuple[int, int] | None:
@@ -265,9 +255,8 @@ def _size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _canvas(sizes: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:
-    different = {size for size in sizes if size is not None}
-    return CANVAS if different == {CANVAS} else None
+def _canvas(sizes: set[tuple[int, int] | None]) -> tuple[int, int] | None:
+    return CANVAS if sizes - {None} == {CANVAS} else None
 
 
 # --- the network ------------------------------------------------------------------------------------------

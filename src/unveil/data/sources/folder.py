@@ -42,15 +42,7 @@ SIGNS = TRUE | {"0", "+0", "-1"}
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it goes into the archive.
-
-    Args:
-        suffix: ``.jpg`` or ``.png``.
-        content: the bytes of the file.
-        width: in pixels, after rotation.
-        height: in pixels, after rotation.
-        problem: why the image cannot be read, "" if it can.
-    """
+    """An image as it goes into the archive: a JPEG or PNG, its size in pixels after rotation, or why it is none."""
 
     suffix: str = ""
     content: bytes = b""
@@ -69,20 +61,10 @@ def write(
     on_corrupt: str = "error",
     say: Say = print,
 ) -> SourceFacts:
-    """Fill ``destination`` with the images of a folder, in CelebA's layout.
+    """Fill ``destination``, an empty folder, with the images of a folder, in CelebA's layout.
 
-    Images are numbered in the order of their relative paths, whatever the machine or the number of workers.
-
-    Args:
-        destination: an empty folder.
-        path: searched recursively for jpg, jpeg, png, bmp, webp, tif, tiff and gif; not for hidden files.
-        attributes: CSV; first column the file name (the path relative to ``path``, or the bare name where it
-            is the only one), then any of CelebA's 40 attributes as 0/1 or -1/1. Attributes without a column,
-            and all of them without a CSV, are false.
-        split: shares of train, valid and test, that sum to 1; see ``assign_splits``.
-        workers: processes, 0 = all cores.
-        on_corrupt: ``error`` names the unreadable images; ``skip`` leaves them out, and moves no others.
-        say: takes lines of progress.
+    Images are numbered in the order of their relative paths, whatever the machine or the number of workers. The
+    arguments are those of ``unveil.data.sources.fetch``.
 
     Raises:
         UnveilError: no images, too few for the splits, unreadable ones, or a CSV that does not fit.
@@ -96,9 +78,7 @@ def write(
     encoded = in_processes(encode_image, [path / name for name in found], workers, IMAGES_PER_PROCESS)
     progress = Progress(ZIP_NAME, len(found), say, describe=images)
 
-    names: list[str] = []
-    boxes: list[tuple[int, int, int, int]] = []
-    rows: list[int] = []
+    kept: list[tuple[int, str, int, int]] = []  # row, name, width, height
     problems: list[str] = []
 
     def contents() -> Iterator[tuple[str, bytes]]:
@@ -107,31 +87,31 @@ def write(
             if image.problem:
                 problems.append(f"{source} ({image.problem})")
                 continue
-            rows.append(row)
-            names.append(f"{row + 1:06d}{image.suffix}")
-            boxes.append((0, 0, image.width, image.height))
-            yield names[-1], image.content
+            kept.append((row, f"{row + 1:06d}{image.suffix}", image.width, image.height))
+            yield kept[-1][1], image.content
 
     write_stored_zip(destination / ZIP_NAME, contents())
     if problems:
         some = ", ".join([*problems[:MOST_NAMED], *(["..."] if len(problems) > MOST_NAMED else [])])
         line = f"{len(problems)} of {len(found)} images cannot be read: {some}"
-        if on_corrupt == "error" or not names:
+        if on_corrupt == "error" or not kept:
             raise UnveilError(f"{path}: {line}; repair or remove them, or set preprocess.on_corrupt to skip")
         say(f"left out, {line}")
+    rows = [row for row, *_ in kept]
+    names = [name for _, name, *_ in kept]
     write_annotations(
         destination,
         attributes=labels[rows],
         partition=partition[rows],
         identities=np.array(rows) + 1,
-        boxes=np.asarray(boxes, dtype=np.int64),
+        boxes=np.array([(0, 0, width, height) for *_, width, height in kept]),
         landmarks=np.zeros((len(rows), 10), dtype=np.int64),
         names=names,
     )
-    kept = sum(name.endswith(".jpg") for name in names)
+    jpegs = sum(name.endswith(".jpg") for name in names)
+    left_out = f", {len(problems)} unreadable ones left out" if problems else ""
     return SourceFacts(
-        origin=f"a folder of {len(found)} images, {kept} of them JPEGs kept as they were, the others as PNG"
-        + (f", {len(problems)} unreadable ones left out" if problems else ""),
+        origin=f"a folder of {len(found)} images, {jpegs} of them JPEGs kept as they were, the others as PNG{left_out}",
         licence="unknown: that of the images in the folder; its owner knows",
         credit="unknown: whoever made the images in the folder",
         images=len(names),
