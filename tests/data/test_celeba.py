@@ -134,13 +134,9 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
     ("a split 3", celeba.PARTITION_FILE, "a.jpg 0\n\nb.jpg 3\n", ["line 3", "valid"]),
     ("a value too many", celeba.IDENTITY_FILE, "a.jpg 1 2\nb.jpg 1\n", ["line 1", "found 3 fields, expected 2"]),
     ("no value", celeba.IDENTITY_FILE, "a.jpg\n", ["line 1", "one value"]),
-    (
-        "a name twice",
-        celeba.IDENTITY_FILE,
-        "a.jpg 1\na.jpg 2\n",
-        ["line 2", "line 1"],
-    ),
+    ("a name twice", celeba.IDENTITY_FILE, "a.jpg 1\na.jpg 2\n", ["line 2", "line 1"]),
     ("no rows", celeba.IDENTITY_FILE, "\n", ["no rows"]),
+    ("nothing", celeba.PARTITION_FILE, "", ["no rows"]),
     (
         "an attribute of 0",
         celeba.ATTRIBUTES_FILE,
@@ -165,18 +161,8 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "3\nimage_id x_1 y_1 width height\na.jpg 1 2 3 4\n",
         ["line 1", "count 3", "expected 1"],
     ),
-    (
-        "no count",
-        celeba.BOXES_FILE,
-        "image_id x_1 y_1 width height\na.jpg 1 2 3 4\n",
-        ["line 1", "number of images"],
-    ),
-    (
-        "a value too few",
-        celeba.BOXES_FILE,
-        "1\nx_1 y_1 width height\na.jpg 1 2 3\n",
-        ["line 3", "4 values"],
-    ),
+    ("no count", celeba.BOXES_FILE, "image_id x_1 y_1 width height\na.jpg 1 2 3 4\n", ["line 1", "number of images"]),
+    ("a value too few", celeba.BOXES_FILE, "1\nx_1 y_1 width height\na.jpg 1 2 3\n", ["line 3", "4 values"]),
 ]
 
 
@@ -196,7 +182,7 @@ def test_what_is_broken_is_named(tmp_path: Path, file: str, content: str, words:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("text", ["-", "+", "9" * 25, "1.0", "0x1", ""])
+@pytest.mark.parametrize("text", ["-", "+", "9" * 19, "9" * 5000, "1.0", "0x1", ""])
 def test_what_is_no_number_is_found_in_any_row(tmp_path: Path, text: str, place: int) -> None:
     values = ["0", "1", "2"]
     values[place] = text
@@ -223,19 +209,11 @@ def test_the_nearest_attribute_is_named(name: str, meant: str) -> None:
     assert "did you mean" not in celeba.unknown_attribute("xyzzy")
 
 
-@pytest.mark.parametrize("rows", ["000001.jpg 0", "", "000001.jpg 0\n000002.jpg 1"])
-def test_a_file_without_a_last_line_end_is_read_or_named(tmp_path: Path, rows: str) -> None:
-    (tmp_path / celeba.PARTITION_FILE).write_text(rows)
-    if rows:
-        assert celeba.read_partition(tmp_path)[0] == [row.split()[0] for row in rows.splitlines()]
-    else:
-        with pytest.raises(UnveilError, match="no rows"):
-            celeba.read_partition(tmp_path)
-
-
-@pytest.mark.parametrize("spoil", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize(
+    "spoil", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n"), bytes.rstrip]
+)
 def test_what_editors_leave_in_tables_changes_nothing(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    """A byte order mark, and line ends of another system."""
+    """A byte order mark, line ends of another system, and none at the end."""
     celeba.write_annotations(tmp_path, **example(20))
     paths = [tmp_path / name for name in celeba.ANNOTATION_FILES]
     names, before = celeba.read_annotations(*paths)
@@ -245,13 +223,6 @@ def test_what_editors_leave_in_tables_changes_nothing(tmp_path: Path, spoil: Cal
     assert names_after == names
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("digits", [19, 25, 5000])
-def test_a_value_beyond_64_bits_is_named(tmp_path: Path, digits: int) -> None:
-    (tmp_path / celeba.IDENTITY_FILE).write_text(f"000001.jpg 1\n000002.jpg {'9' * digits}\n")
-    with pytest.raises(UnveilError, match=r"line 2: found '000002\.jpg 999"):
-        celeba.read_annotations(tmp_path / celeba.IDENTITY_FILE)
 
 
 def test_images_are_numbered_within_64_bits() -> None:

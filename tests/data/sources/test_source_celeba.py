@@ -427,42 +427,31 @@ def test_the_mirror_delivers_what_the_drive_does_not(
 ) -> None:
     drive.reasons = QUOTA
     facts, said = write(destination, None)
-    assert same_files(published, destination)
-    assert facts.published
+    assert same_files(published, destination) and facts.published
     assert mirror.asked == [ZIP]
-    assert f"from the mirror: {ZIP}" in facts.origin
-    assert "from the drive: identity_CelebA.txt" in facts.origin
+    assert f"from the mirror: {ZIP}" in facts.origin and "from the drive: identity_CelebA.txt" in facts.origin
     assert f"{ZIP}: the drive: quota exceeded; turning to the mirror" in said
 
 
-def test_a_changed_file_is_not_taken(published: Path, destination: Path, drive: StandIn, mirror: StandIn) -> None:
-    drive.folder = make_celeba(destination.parent / "changed", num_images=COUNT + 1)
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_host_that_fails_or_has_a_changed_file_is_not_asked_again(
+    published: Path, destination: Path, drive: StandIn, mirror: StandIn, changed: bool
+) -> None:
+    drive.folder = make_celeba(destination.parent / "changed", num_images=COUNT + 1) if changed else None
     facts, said = write(destination, None)
     assert same_files(published, destination)
-    assert "the drive: changed checksum: found MD5" in said
+    assert f"the drive: {'changed checksum: found MD5' if changed else 'no network'}" in said
+    assert len(drive.asked) == 1 and sorted(mirror.asked) == sorted(ALL_FILES)
     assert facts.origin == "CelebA's published files, from the mirror"
 
 
-def test_a_host_that_fails_is_not_asked_again(destination: Path, drive: StandIn, mirror: StandIn) -> None:
-    drive.folder = None
-    facts, _ = write(destination, None)
-    assert len(drive.asked) == 1
-    assert sorted(mirror.asked) == sorted(ALL_FILES)
-    assert facts.origin == "CelebA's published files, from the mirror"
-
-
-def test_without_permission_no_mirror_is_asked(destination: Path, drive: StandIn, mirror: StandIn) -> None:
+def test_without_permission_no_mirror_is_asked_and_what_arrived_serves_the_next_run(
+    destination: Path, drive: StandIn, mirror: StandIn
+) -> None:
     drive.reasons = QUOTA
     line = failure(destination, None, mirror=False)
-    assert "quota exceeded" in line
-    assert "CELEBA_ROOT" in line
-    assert mirror.asked == []
-
-
-def test_what_arrived_serves_the_next_run(destination: Path, drive: StandIn) -> None:
-    drive.reasons = QUOTA
-    failure(destination, None, mirror=False)
-    assert names_in(destination) == []
+    assert "quota exceeded" in line and "CELEBA_ROOT" in line
+    assert mirror.asked == [] and names_in(destination) == []
     drive.asked, drive.reasons = [], {}
     facts, said = write(destination, None, mirror=False)
     assert drive.asked == [ZIP]

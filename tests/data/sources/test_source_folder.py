@@ -6,8 +6,8 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unveil.data import celeba
-from unveil.data.sources import fetch, folder
+from unveil.data.sources import SourceRecord, fetch, folder
 from unveil.data.sources.folder import assign_splits, encode_image, image_paths, read_table
 from unveil.errors import UnveilError
 
@@ -46,6 +46,12 @@ def decoded(path: Path) -> np.ndarray:
         assert image.size == (encoded.width, encoded.height)
         assert not {"icc_profile", "exif", "gamma", "transparency"} & set(image.info)
         return np.asarray(image)
+
+
+def get(place: Path, say: Callable[[str], None] = silent, **settings: Any) -> SourceRecord:
+    """Fetch the folder ``in`` of a place into its folder ``raw``."""
+    settings = {"workers": 1, "raw": place / "raw", **settings}
+    return fetch(source="folder", split=SPLIT, folder_path=place / "in", say=say, **settings)
 
 
 def many(place: Path, count: int) -> Path:
@@ -89,89 +95,101 @@ def test_a_rotated_jpeg_stands_upright(tmp_path: Path, orientation: int) -> None
     np.testing.assert_array_equal(decoded(tmp_path / "a.jpg"), upright)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
-def test_lossless_formats_keep_every_pixel(tmp_path: Path, suffix: str) -> None:
-    picture().save(tmp_path / f"a.{suffix}", lossless=True)  # WebP asks for it, the others ignore it
-    np.testing.assert_array_equal(decoded(tmp_path / f"a.{suffix}"), np.asarray(picture()))
+def _plain(path: Path) -> np.ndarray:
+    picture().save(path, lossless=True)  # WebP asks for it, the others ignore it
+    return np.asarray(picture())
 
 
-def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.jpg", "PNG")
-    np.testing.assert_array_equal(decoded(tmp_path / "a.jpg"), np.asarray(picture()))
+def _misnamed(path: Path) -> np.ndarray:
+    picture().save(path, "PNG")
+    return np.asarray(picture())
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
-    colour = np.asarray(picture()).astype(float)
+def _grey(path: Path) -> np.ndarray:
+    picture().convert("L").save(path, quality=95)
+    with Image.open(path) as image:
+        return np.stack([np.asarray(image)] * 3, axis=-1)
+
+
+def _black_and_white(path: Path) -> np.ndarray:
+    image = picture().convert("1")
+    image.save(path)
+    return np.stack([np.asarray(image) * 255] * 3, axis=-1)
+
+
+def _transparent(path: Path) -> np.ndarray:
     alpha = np.broadcast_to(np.linspace(0, 255, SIZE[0]).round(), SIZE[::-1])
-    rgba = np.dstack([colour, alpha]).astype(np.uint8)
-    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([np.asarray(picture()), alpha]).astype(np.uint8)).save(path)
     share = alpha[..., None] / 255
-    expected = colour * share + 255 * (1 - share)
-    np.testing.assert_allclose(decoded(tmp_path / "a.png"), expected, atol=1.0)
+    return np.asarray(picture()) * share + 255 * (1 - share)
 
 
-def test_grey_with_transparency_lies_on_white(tmp_path: Path) -> None:
+def _grey_and_transparent(path: Path) -> np.ndarray:
     pixels = np.zeros((3, 4, 2), np.uint8)
     pixels[1, :, 1] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    seen = decoded(tmp_path / "a.png")
-    assert (seen[0] == 255).all()
-    assert (seen[1] == 0).all()
+    Image.fromarray(pixels).save(path)
+    return np.stack([255 - pixels[..., 1]] * 3, axis=-1)
 
 
-def test_a_transparent_colour_of_a_palette_is_white(tmp_path: Path) -> None:
-    image = Image.new("P", (4, 2), 0)
+def _transparent_colour_of_a_palette(path: Path) -> np.ndarray:
+    image = Image.new("P", (2, 1), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((0, 0), 1)
-    image.save(tmp_path / "a.png", transparency=0)
-    seen = decoded(tmp_path / "a.png")
-    assert seen[0, 0].tolist() == [200, 100, 50]
-    assert seen[1, 1].tolist() == [255, 255, 255]
+    image.save(path, transparency=0)
+    return np.array([[[200, 100, 50], [255, 255, 255]]])
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_grey_becomes_three_equal_channels(tmp_path: Path, suffix: str) -> None:
-    grey = picture().convert("L")
-    grey.save(tmp_path / f"a.{suffix}", quality=95)
-    with Image.open(tmp_path / f"a.{suffix}") as image:
-        expected = np.asarray(image)
-    np.testing.assert_array_equal(decoded(tmp_path / f"a.{suffix}"), np.stack([expected] * 3, axis=-1))
-
-
-def test_black_and_white(tmp_path: Path) -> None:
-    picture().convert("1").save(tmp_path / "a.png")
-    assert set(np.unique(decoded(tmp_path / "a.png"))) <= {0, 255}
-
-
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path, suffix: str) -> None:
+def _sixteen_bits(path: Path) -> np.ndarray:
     values = np.linspace(0, 65535, 40 * 30).round().astype(np.uint16).reshape(30, 40)
-    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    seen = decoded(tmp_path / f"a.{suffix}")
-    assert (seen.min(), seen.max()) == (0, 255)
-    np.testing.assert_allclose(seen[..., 1], values / 257.0, atol=0.5 + 1e-9)
+    Image.fromarray(values).save(path)
+    return np.stack([values / 257.0] * 3, axis=-1)
 
 
-def test_floating_point_is_scaled(tmp_path: Path) -> None:
+def _floating_point(path: Path) -> np.ndarray:
     values = np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)
-    Image.fromarray(values).save(tmp_path / "a.tiff")
-    np.testing.assert_allclose(decoded(tmp_path / "a.tiff")[..., 0], values * 255, atol=0.51)
-    Image.fromarray(values * 1000).save(tmp_path / "b.tiff")
-    assert "grey values from 0 to 1000" in encode_image(tmp_path / "b.tiff").problem
+    Image.fromarray(values).save(path)
+    return np.stack([values * 255] * 3, axis=-1)
 
 
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    Image.new("CMYK", SIZE, (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    red = decoded(tmp_path / "a.jpg").reshape(-1, 3).mean(axis=0)
-    np.testing.assert_allclose(red, [255, 0, 0], atol=3)
+def _cmyk(path: Path) -> np.ndarray:
+    Image.new("CMYK", SIZE, (0, 255, 255, 0)).save(path, quality=100)
+    return np.full((*SIZE[::-1], 3), [255, 0, 0])
 
 
-def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
+def _animation(path: Path) -> np.ndarray:
     frames = [Image.new("P", (6, 6), 0) for _ in range(3)]
     for frame, colour in zip(frames, ([255, 0, 0], [0, 255, 0], [0, 0, 255]), strict=True):
         frame.putpalette(colour * 256)
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
-    assert decoded(tmp_path / "a.gif")[3, 3].tolist() == [255, 0, 0]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    return np.full((6, 6, 3), [255, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "suffix", "most"),
+    [
+        *((_plain, suffix, 0) for suffix in ("png", "bmp", "tiff", "webp")),
+        (_misnamed, "jpg", 0),
+        *((_grey, suffix, 0) for suffix in ("png", "jpg")),
+        (_black_and_white, "png", 0),
+        (_transparent, "png", 1.0),
+        (_grey_and_transparent, "png", 0),
+        (_transparent_colour_of_a_palette, "png", 0),
+        *((_sixteen_bits, suffix, 0.5 + 1e-9) for suffix in ("png", "tiff")),
+        (_floating_point, "tiff", 0.51),
+        (_cmyk, "jpg", 3),
+        (_animation, "gif", 0),
+    ],
+)
+def test_every_kind_of_image_becomes_what_one_sees(
+    tmp_path: Path, make: Callable[[Path], np.ndarray], suffix: str, most: float
+) -> None:
+    expected = make(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(decoded(tmp_path / f"a.{suffix}"), expected, rtol=0, atol=most)
+
+
+def test_grey_values_beyond_their_range_are_named(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1000, 1200, dtype=np.float32).reshape(30, 40)).save(tmp_path / "a.tiff")
+    assert "grey values from 0 to 1000" in encode_image(tmp_path / "a.tiff").problem
 
 
 def truncated_jpeg(path: Path) -> None:
@@ -204,7 +222,7 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, damage: Callabl
     for name in ("5b.jpg", "7b.jpg"):
         damage(tmp_path / "in" / name)
     with pytest.raises(UnveilError) as caught:
-        fetch(tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=1)
+        get(tmp_path)
     line = str(caught.value)
     assert line.startswith(f"{tmp_path / 'in'}: 2 of 11 images cannot be read: 5b.jpg (")
     assert "), 7b.jpg (" in line
@@ -215,10 +233,10 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path, damage: Callabl
 
 def test_unreadable_images_are_left_out_if_asked_and_the_others_stay_as_they_were(tmp_path: Path) -> None:
     place = many(tmp_path / "in", 40)
-    get = partial(fetch, source="folder", split=SPLIT, folder_path=place, workers=2)
+    settings: dict[str, Any] = {"attributes": tmp_path / "a.csv", "workers": 2}
     rows = {path: number % 2 for number, path in enumerate(image_paths(place, silent))}
     (tmp_path / "a.csv").write_text("file,Male\n" + "".join(f"{path},{sign}\n" for path, sign in rows.items()))
-    whole = get(tmp_path / "whole", attributes=tmp_path / "a.csv", say=silent)
+    whole = get(tmp_path, raw=tmp_path / "whole", **settings)
     broken = ["1.png", "4.jpg", "deep/er/0.jpg", "deep/er/9.png", "deep/er/12.jpg", "7.png", "38.jpg"]
     for number, name in enumerate(broken):
         (truncated_jpeg, truncated_png, text, nothing, bomb)[number % 5](place / name)
@@ -226,12 +244,12 @@ def test_unreadable_images_are_left_out_if_asked_and_the_others_stay_as_they_wer
     os.mkfifo(place / "10.jpg")
 
     with pytest.raises(UnveilError, match=r"in: 8 of 40 images cannot be read: 1\.png \(") as caught:
-        get(tmp_path / "raw", attributes=tmp_path / "a.csv", say=silent)
+        get(tmp_path, **settings)
     assert all(f"{name} (" in str(caught.value) for name in (*broken, "10.jpg"))
     assert not re.search("0x[0-9a-f]{6}", str(caught.value)) and "on_corrupt" in str(caught.value)
 
     said: list[str] = []
-    record = get(tmp_path / "raw", attributes=tmp_path / "a.csv", on_corrupt="skip", say=said.append)
+    record = get(tmp_path, said.append, on_corrupt="skip", **settings)
     assert any(line.startswith("left out, 8 of 40 images cannot be read: 1.png (") for line in said)
     assert (whole.images, record.images) == (40, 32)
     assert record.origin.endswith(", 8 unreadable ones left out") and "left out" not in whole.origin
@@ -251,7 +269,7 @@ def test_many_unreadable_images_are_counted_and_some_are_named(tmp_path: Path) -
     for number in range(12):
         text(tmp_path / "in" / f"b{number:02d}.jpg")
     with pytest.raises(UnveilError, match=r"12 of 17 images .* b09\.jpg \([^)]*\), \.\.\.; repair"):
-        fetch(tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=1)
+        get(tmp_path)
 
 
 def test_a_folder_of_nothing_readable_is_an_error_also_if_such_images_are_left_out(tmp_path: Path) -> None:
@@ -259,23 +277,19 @@ def test_a_folder_of_nothing_readable_is_an_error_also_if_such_images_are_left_o
     for number in range(4):
         text(tmp_path / "in" / f"{number}.jpg")
     with pytest.raises(UnveilError, match="4 of 4 images cannot be read"):
-        fetch(
-            tmp_path / "raw", source="folder", split=SPLIT, folder_path=tmp_path / "in", on_corrupt="skip", say=silent
-        )
+        get(tmp_path, on_corrupt="skip")
 
 
 def test_names_that_are_not_utf8_are_taken_and_can_be_told(tmp_path: Path) -> None:
     many(tmp_path / "in", 6)
     (tmp_path / "in" / os.fsdecode(b"\xff\xfe.png")).write_bytes((tmp_path / "in" / "1.png").read_bytes())
-    said: list[str] = []
-    get = partial(fetch, source="folder", split=SPLIT, folder_path=tmp_path / "in", workers=2)
-    assert get(tmp_path / "raw", say=said.append).images == 7
+    assert get(tmp_path, workers=2).images == 7
     (tmp_path / "a.csv").write_text("file,Male\n" + "".join(f"{Path(name).name},1\n" for name in ("1.png", "2.jpg")))
     with pytest.raises(UnveilError, match="5 of 7 images have no row"):
-        get(tmp_path / "raw", attributes=tmp_path / "a.csv", say=silent)
+        get(tmp_path, attributes=tmp_path / "a.csv", workers=2)
     text(tmp_path / "in" / os.fsdecode(b"\xff\xfe.png"))
     with pytest.raises(UnveilError, match=re.escape("1 of 7 images cannot be read: \udcff\udcfe.png")):
-        get(tmp_path / "raw", say=silent)
+        get(tmp_path, workers=2)
 
 
 # --- the folder as a whole --------------------------------------------------------------------------------
@@ -288,7 +302,7 @@ def test_a_folder_becomes_celebas_layout(tmp_path: Path) -> None:
     (tmp_path / "in" / "phone.HEIC").write_text("x")
     (tmp_path / "in" / ".hidden.jpg").write_text("x")
     raw = tmp_path / "raw"
-    record = fetch(raw, source="folder", split=SPLIT, folder_path=tmp_path / "in", say=said.append, workers=1)
+    record = get(tmp_path, said.append)
 
     found = image_paths(tmp_path / "in", silent)
     assert found == sorted(found)
@@ -310,7 +324,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     many(tmp_path / "in", 40)
     raws = [tmp_path / "one", tmp_path / "two"]
     for raw, workers in zip(raws, (1, 2), strict=True):
-        fetch(raw, source="folder", split=SPLIT, folder_path=tmp_path / "in", say=silent, workers=workers)
+        get(tmp_path, raw=raw, workers=workers)
     first, second = ({path.name: path.read_bytes() for path in raw.iterdir()} for raw in raws)
     assert first == second
 
@@ -433,14 +447,6 @@ def test_the_table_reaches_the_layout(tmp_path: Path) -> None:
     many(tmp_path / "in", 6)
     rows = [f"{Path(name).name},{i % 2}" for i, name in enumerate(image_paths(tmp_path / "in", silent))]
     (tmp_path / "a.csv").write_text("\n".join(["file,Eyeglasses", *rows]))
-    fetch(
-        tmp_path / "raw",
-        source="folder",
-        split=SPLIT,
-        folder_path=tmp_path / "in",
-        attributes=tmp_path / "a.csv",
-        say=silent,
-        workers=1,
-    )
+    get(tmp_path, attributes=tmp_path / "a.csv")
     _, (signs,) = celeba.read_annotations(tmp_path / "raw" / celeba.ATTRIBUTES_FILE)
     assert signs[:, celeba.ATTRIBUTES.index("Eyeglasses")].tolist() == [-1, 1] * 3
