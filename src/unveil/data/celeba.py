@@ -90,7 +90,7 @@ ANNOTATION_FILES = tuple(_TABLES)
 
 
 @dataclass(frozen=True)
-class PublishedFile:
+class CelebAFile:
     """One file of the published set.
 
     The MD5s and Google Drive identifiers are those of ``torchvision.datasets.CelebA.file_list``, the sizes
@@ -102,16 +102,14 @@ class PublishedFile:
     drive_id: str
 
 
-PUBLISHED: Mapping[str, PublishedFile] = MappingProxyType(
+PUBLISHED: Mapping[str, CelebAFile] = MappingProxyType(
     {
-        ZIP_NAME: PublishedFile("00d2c5bc6d35e252742224ab0c1e8fcb", 1_443_490_838, "0B7EVK8r0v71pZjFTYXZWM3FlRnM"),
-        ATTRIBUTES_FILE: PublishedFile("75e246fa4810816ffd6ee81facbd244c", 26_721_026, "0B7EVK8r0v71pblRyaVFSWGxPY0U"),
-        PARTITION_FILE: PublishedFile("d32c9cbf5e040fd4025c592c306e6668", 2_836_386, "0B7EVK8r0v71pY0NSMzRuSXJEVkk"),
-        IDENTITY_FILE: PublishedFile(
-            "32bd1bd63d3c78cd57e08160ec5ed1e2", 3_424_458, "1_ee_0u7vcNLOfNLegJRHmolfH5ICW-XS"
-        ),
-        BOXES_FILE: PublishedFile("00566efa6fedff7a56946cd1c10f1c16", 6_082_035, "0B7EVK8r0v71pbThiMVRxWXZ4dU0"),
-        LANDMARKS_FILE: PublishedFile("cc24ecafdb5b50baae59b03474781f8c", 12_156_055, "0B7EVK8r0v71pd0FJY3Blby1HUTQ"),
+        ZIP_NAME: CelebAFile("00d2c5bc6d35e252742224ab0c1e8fcb", 1_443_490_838, "0B7EVK8r0v71pZjFTYXZWM3FlRnM"),
+        ATTRIBUTES_FILE: CelebAFile("75e246fa4810816ffd6ee81facbd244c", 26_721_026, "0B7EVK8r0v71pblRyaVFSWGxPY0U"),
+        PARTITION_FILE: CelebAFile("d32c9cbf5e040fd4025c592c306e6668", 2_836_386, "0B7EVK8r0v71pY0NSMzRuSXJEVkk"),
+        IDENTITY_FILE: CelebAFile("32bd1bd63d3c78cd57e08160ec5ed1e2", 3_424_458, "1_ee_0u7vcNLOfNLegJRHmolfH5ICW-XS"),
+        BOXES_FILE: CelebAFile("00566efa6fedff7a56946cd1c10f1c16", 6_082_035, "0B7EVK8r0v71pbThiMVRxWXZ4dU0"),
+        LANDMARKS_FILE: CelebAFile("cc24ecafdb5b50baae59b03474781f8c", 12_156_055, "0B7EVK8r0v71pd0FJY3Blby1HUTQ"),
     }
 )
 PUBLISHED_IMAGES = 202_599

@@ -13,7 +13,7 @@ from tests.data.archives import make_celeba
 from tests.data.local_server import QUOTA_PAGE
 
 from unveil.data import celeba as layout
-from unveil.data.celeba import ANNOTATION_FILES, CANVAS, PublishedFile
+from unveil.data.celeba import ANNOTATION_FILES, CANVAS, CelebAFile
 from unveil.data.preprocess import preprocess
 from unveil.data.sources import celeba, fetch
 from unveil.data.sources.facts import SourceFacts
@@ -34,7 +34,7 @@ class StandIn:
     reasons: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def bring(self, target: Path, published: PublishedFile, say: Say) -> None:
+    def bring(self, target: Path, published: CelebAFile, say: Say) -> None:
         name = target.name
         self.asked.append(name)
         if name in self.reasons or self.folder is None:
@@ -60,7 +60,7 @@ def own(tmp_path: Path) -> Path:
 def published(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same set, with its checksums as the published ones."""
     files = {
-        name: PublishedFile(hashlib.md5((own / name).read_bytes()).hexdigest(), (own / name).stat().st_size, name)
+        name: CelebAFile(hashlib.md5((own / name).read_bytes()).hexdigest(), (own / name).stat().st_size, name)
         for name in ALL_FILES
     }
     monkeypatch.setattr(layout, "PUBLISHED", files)

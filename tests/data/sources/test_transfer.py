@@ -12,14 +12,14 @@ import requests
 from huggingface_hub import constants
 from tests.data.local_server import QUOTA_PAGE, LocalServer, closed_address, scan_page, serving
 
-from unveil.data.celeba import PublishedFile
+from unveil.data.celeba import CelebAFile
 from unveil.data.sources import transfer
 from unveil.data.sources.progress import Say
 from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file
 
 NAME = "file.zip"
 CONTENT = b"PK" + bytes(range(256)) * 20_000
-EXPECTED = PublishedFile(hashlib.md5(CONTENT).hexdigest(), len(CONTENT), "abc")
+EXPECTED = CelebAFile(hashlib.md5(CONTENT).hexdigest(), len(CONTENT), "abc")
 DRIVE_PATH = "/uc?id=abc"
 MIRROR_PATH = f"/datasets/{transfer.MIRROR_REPOSITORY}/resolve/main/{NAME}"
 PART = NAME + "abcdefgh.part"  # as gdown names what is not complete
@@ -69,7 +69,7 @@ def failure(host: Host, folder: Path) -> str:
 
 
 def delivering(content: bytes) -> Host:
-    def bring(target: Path, published: PublishedFile, say: Say) -> None:
+    def bring(target: Path, published: CelebAFile, say: Say) -> None:
         target.write_bytes(content)
 
     return Host("the test host", bring)

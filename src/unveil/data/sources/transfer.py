@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unveil.data.celeba import PublishedFile
+from unveil.data.celeba import CelebAFile
 from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
 from unveil.files import file_digest
@@ -30,10 +30,10 @@ class Host:
     """
 
     name: str
-    bring: Callable[[Path, PublishedFile, Say], None]
+    bring: Callable[[Path, CelebAFile, Say], None]
 
 
-def fetch_file(host: Host, target: Path, published: PublishedFile, say: Say) -> None:
+def fetch_file(host: Host, target: Path, published: CelebAFile, say: Say) -> None:
     """Bring one published file to ``target``, whose name is the file's.
 
     Only a file with the published MD5 stays. If it was begun by an earlier run, its beginning may be what is wrong:
@@ -67,7 +67,7 @@ def partial_files(target: Path) -> list[Path]:
     return list(target.parent.glob(f"{target.name}{'?' * 8}.part"))
 
 
-def _usable_bytes(target: Path, published: PublishedFile) -> int:
+def _usable_bytes(target: Path, published: CelebAFile) -> int:
     """How many bytes gdown can go on from: it takes one partial file, and asks for at least one more byte."""
     sizes = [path.stat().st_size for path in partial_files(target)]
     if len(sizes) == 1 and sizes[0] < published.bytes:
@@ -81,7 +81,7 @@ def _discard_parts(target: Path) -> None:
         path.unlink()
 
 
-def from_drive(target: Path, published: PublishedFile, say: Say) -> None:
+def from_drive(target: Path, published: CelebAFile, say: Say) -> None:
     """Fetch a file from Google Drive; what arrives of it stays for the next run."""
     import gdown  # both take long to import and are rarely needed
     import requests
@@ -104,7 +104,7 @@ def from_drive(target: Path, published: PublishedFile, say: Say) -> None:
     target.chmod(0o644)  # gdown makes it readable to its owner alone
 
 
-def from_mirror(target: Path, published: PublishedFile, say: Say) -> None:
+def from_mirror(target: Path, published: CelebAFile, say: Say) -> None:
     """Fetch a file from the mirror; the variables HF_ENDPOINT and HF_HUB_OFFLINE hold.
 
     After a break it goes on where it was, but what arrived does not outlast the run.
