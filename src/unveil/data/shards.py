@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class _IndexFile:
     image_size: Side
     images: Amount
     train_holds: Literal["train", "all"]
-    splits: Mapping[SplitName, _Split]
+    splits: dict[SplitName, _Split]
     moments: _Moments
     corrupt: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -104,11 +104,16 @@ class ShardIndex:
 
     def save(self, folder: Path) -> None:
         """Write ``index.json``."""
-        splits = {name: _Split(self.num_images(name), tuple(shards)) for name, shards in self.splits.items()}
-        images = sum(split.images for split in splits.values())
-        facts: list[Any] = [FORMAT, self.source, self.protocol, self.image_size, images, self.train_holds, splits]
-        facts += [{"mean": self.mean, "std": self.std}, self.corrupt, self.attributes]
-        write_json(folder / INDEX_FILE, asdict(_IndexFile(*facts)))
+        counts = {
+            name: {"images": self.num_images(name), "shards": [vars(shard) for shard in shards]}
+            for name, shards in self.splits.items()
+        }
+        moments = {"mean": self.mean, "std": self.std}
+        facts = {
+            name: getattr(self, name) for name in ("source", "protocol", "image_size", "train_holds", "attributes")
+        }
+        facts |= {"images": sum(map(self.num_images, self.splits)), "corrupt": self.corrupt}
+        write_json(folder / INDEX_FILE, {"format": FORMAT, **facts, "splits": counts, "moments": moments})
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
@@ -163,6 +168,8 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
     for shard in index.splits[split]:  # before there is memory for all that the index tells of
         with open_shard(folder, shard, name) as rows:
             shape = rows.get_shape()[1:]
+    if len(index.splits[split]) == 1:
+        return read_shard(folder, index.splits[split][0], name, wanted)
     result = torch.empty(wanted, *shape, dtype=DTYPES[name][1])
     filled = 0
     for shard in index.splits[split]:  # so that a split is in memory once and not twice
