@@ -14,8 +14,9 @@ from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, image_seed, sample_steps
+from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, sample_steps
 from unveil.networks.unet import UNet, UNetConfig
+from unveil.seeds import image_seed
 from unveil.workers import Workers
 
 SHAPE = (3, 8, 8)

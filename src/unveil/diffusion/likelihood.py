@@ -25,7 +25,7 @@ from torch import Tensor
 from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.ode import rk45
 from unveil.diffusion.paths import NoisePath
-from unveil.diffusion.sampling import image_seed
+from unveil.seeds import image_seed
 
 LEVEL = 1 / 127.5  # distance of two grey levels in images of [-1, 1]
 

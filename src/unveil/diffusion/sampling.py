@@ -1,6 +1,5 @@
 """Sampling many images: noise that belongs to an image, not to a batch, and samplers by name."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from unveil.diffusion.denoiser import DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction, Step
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
+from unveil.seeds import image_seed
 from unveil.workers import ALONE, Workers
 
 
@@ -162,8 +162,3 @@ def sample_steps(
     x = noise() * path.start_scale(sigmas[0]).item()
     yield Step(x, x, sigmas[0].item(), 0)
     yield from run_sampler(config, evaluate, sigmas, x, noise)
-
-
-def image_seed(purpose: str, seed: int, number: int) -> int:
-    """Seed of what is random about one image, in 256 bits: another for another purpose, seed or number."""
-    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {number}".encode()).digest(), "little")

@@ -26,9 +26,9 @@ from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
 from unveil.data.shards import ShardIndex
 from unveil.data.sources.facts import SOURCE_FILE, SourceRecord
-from unveil.diffusion.sampling import image_seed
 from unveil.errors import UnveilError
 from unveil.evaluation.images.sets import spread
+from unveil.seeds import image_seed
 
 AT_ONCE = 128  # images that are held as floats, or at full size
 COMPARED = 16  # images by which an archive is recognised
