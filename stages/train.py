@@ -13,10 +13,10 @@ import torch
 import typer
 
 from unveil.data.augmentation import LABELS
-from unveil.data.batches import StreamBatches, open_batches
+from unveil.data.batches import StreamBatches, load_split, open_batches
 from unveil.data.pixels import to_uint8
-from unveil.data.shards import ShardIndex, load_images, verify
-from unveil.diffusion.design import Diffusion, build_objective, build_penalty
+from unveil.data.shards import ShardIndex, verify
+from unveil.diffusion.design import Diffusion, build_loss
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.distributed import Processes, joined, local_device
@@ -39,7 +39,8 @@ from unveil.run.stage import Run, Terminated, signals_noted, stage
 from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
-from unveil.training.loop import SIGMA_BINS, Progress, Trainer, Training
+from unveil.training.curves import SIGMA_BINS, Progress
+from unveil.training.loop import Trainer, Training
 from unveil.training.usage import usage
 from unveil.workers import workers
 
@@ -50,7 +51,7 @@ PREVIEW_SAMPLER = Sampler("heun", steps=10, grid="karras", sigma_min=0.03, sigma
 app = typer.Typer(add_completion=False)
 
 
-def training_config(settings: Train, diffusion: Diffusion, precision: str, optimizer_precision: str) -> Training:
+def training_config(settings: Train, precision: str, optimizer_precision: str) -> Training:
     """The loop's part of the parameters, with the arithmetic that was chosen."""
     return Training(
         seed=settings.seed,
@@ -66,9 +67,6 @@ def training_config(settings: Train, diffusion: Diffusion, precision: str, optim
         log_every_images=settings.log_every_images,
         preview_every_images=settings.preview_every_images,
         checkpoint_every_images=settings.checkpoint_every_images,
-        penalty=build_penalty(diffusion),
-        noise_candidates=settings.diffusion.noise_candidates,
-        input_perturbation=settings.diffusion.input_perturbation,
         validate_every_images=settings.validate_every_images,
         lr_schedule=settings.lr_schedule,
         lr_reference_images=settings.lr_reference_images,
@@ -269,15 +267,15 @@ def main(
         checkpoints = held.enter_context(checkpoints_for(run, config, processes))
         held_out = None
         if settings.validate_every_images:
-            held_out = load_images(SHARDS, "valid", settings.validation_images).to(device)
+            held_out = load_split(SHARDS, "valid", settings.validation_images).to(device)
             if index.train_holds == "all":
                 run.tag("unveil.validation", "trained on too")
                 run.say(f"protocol {index.protocol} trains on all images: the validation loss is of images seen")
         trainer = Trainer(
             denoiser,
-            build_objective(config.diffusion),
+            build_loss(config.diffusion),
             batches,
-            training_config(settings, config.diffusion, precision, arithmetic["optimizer_precision"]),
+            training_config(settings, precision, arithmetic["optimizer_precision"]),
             checkpoints,
             held_out,
             processes,

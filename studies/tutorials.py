@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import Batch, DeviceBatches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
+from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import Objective, Simple
 from unveil.diffusion.parameterizations import X0, Eps, Parameterization
 from unveil.diffusion.paths import VPLinear
@@ -238,9 +239,9 @@ class ScaledBatches(DeviceBatches):
         self.scale = scale
         self.shift = shift
 
-    def batch(self, number: int) -> Tensor:
-        """Batch ``number``: float32 [batch_size, 3, H, W]."""
-        return self.scale * super().batch(number) + self.shift
+    def batch(self, number: int) -> Batch:
+        """Batch ``number``, of float32 images [batch_size, 3, H, W]."""
+        return Batch(self.scale * super().batch(number).images + self.shift)
 
 
 def pixel_range(pixels: str) -> tuple[float, float]:
@@ -527,7 +528,7 @@ class Study:
         denoiser, objective = training_parts(build_network(budget.network_of(setup)).to(self.device), setup)
         batches = ScaledBatches(self._images, budget.batch_size, setup.seed, *PIXELS[setup.pixels])
         checkpoints = Checkpoints(self.out / "checkpoints" / folder.name)
-        trainer = Trainer(denoiser, objective, batches, budget.training_of(setup, self.precision), checkpoints)
+        trainer = Trainer(denoiser, Loss(objective), batches, budget.training_of(setup, self.precision), checkpoints)
         trainer.resume()
         for point in trainer.run():
             self.say(

@@ -24,7 +24,7 @@ import torch
 
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import Diffusion, build_denoiser, build_objective, build_penalty
+from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
 from unveil.evaluation.features import extraction
 from unveil.networks.design import build_network
 from unveil.networks.unet import UNetConfig
@@ -59,14 +59,11 @@ def trainer(params: Params, threads: Workers, **changes: Any) -> Trainer:
         precision=resolve_precision("auto", CPU),
         optimizer=settings.optimizer,
         optimizer_precision=optimizer_precision(settings.optimizer, CPU),
-        penalty=build_penalty(diffusion),
         log_every_images=0,
     )
     images = torch.randint(0, 256, (1000, 3, params.preprocess.image_size, params.preprocess.image_size))
     batches = DeviceBatches(images.to(torch.uint8), settings.batch_size, 0, horizontal_flip=False)
-    return Trainer(
-        denoiser_of(params), build_objective(diffusion), batches, replace(config, **changes), workers=threads
-    )
+    return Trainer(denoiser_of(params), build_loss(diffusion), batches, replace(config, **changes), workers=threads)
 
 
 def denoiser_of(params: Params) -> Denoiser:

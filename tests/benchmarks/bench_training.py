@@ -58,7 +58,7 @@ from torch import Tensor, nn
 
 from unveil.data.batches import Batches, DeviceBatches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
-from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
+from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import autocast
@@ -157,7 +157,7 @@ def training(network: nn.Module, batches: Batches, options: argparse.Namespace, 
         log_every_images=LOG_STEPS * options.batch,
     )
     denoiser = build_denoiser(network, DIFFUSION).to(options.device)
-    return stepping(Trainer(denoiser, build_objective(DIFFUSION), batches, config), log)
+    return stepping(Trainer(denoiser, build_loss(DIFFUSION), batches, config), log)
 
 
 def stepping(trainer: Trainer, log: Path) -> Run:

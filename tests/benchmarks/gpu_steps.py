@@ -42,8 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unveil.data.augmentation import LABELS
 from unveil.data.batches import open_batches
 from unveil.data.shards import verify
-from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
-from unveil.diffusion.objectives import Penalty
+from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
@@ -173,8 +172,6 @@ DEMO = Shape(
         ema_rampup=0.09,
         precision="auto",
         log_every_images=640,
-        penalty=Penalty(0.1, 4.0),
-        noise_candidates=4,
         optimizer="muon",
         ema_profiles=(0.05, 0.1),
         snapshot_every_images=10_000,
@@ -404,7 +401,7 @@ def build_trainer(shape: Shape, setting: Setting, config: Training, checkpoints:
         optimizer_precision=optimizer_precision(config.optimizer, device),
     )
     kept = Checkpoints(checkpoints) if checkpoints is not None else None
-    return Trainer(denoiser, build_objective(shape.diffusion), batches, config, kept)
+    return Trainer(denoiser, build_loss(shape.diffusion), batches, config, kept)
 
 
 # The steps

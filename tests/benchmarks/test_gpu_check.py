@@ -22,7 +22,7 @@ from tests.benchmarks.gpu_check import Asked, markdown, outcomes
 from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step, start_method
 
 from unveil.data.augmentation import LABELS
-from unveil.diffusion.design import Diffusion, build_objective, build_path, denoiser_values
+from unveil.diffusion.design import Diffusion, build_loss, build_path, denoiser_values
 from unveil.diffusion.sampling import build_grid
 from unveil.networks.config import UNetConfig
 from unveil.params import load_params
@@ -55,8 +55,8 @@ def test_the_shapes_are_the_recipes(shape: Shape, repository: Path) -> None:
     assert shape.network == UNetConfig(size, **settings.network.model_dump(), augment_labels=labels)
     diffusion = Diffusion(**settings.diffusion.model_dump())
     assert denoiser_values(shape.diffusion) == denoiser_values(diffusion)
-    assert build_objective(shape.diffusion) == build_objective(diffusion)
-    recipes = training_config(settings, diffusion, settings.precision, "fp32")
+    assert build_loss(shape.diffusion) == build_loss(diffusion)
+    recipes = training_config(settings, settings.precision, "fp32")
     assert shape.training == replace(
         recipes, preview_every_images=0, checkpoint_every_images=0, validate_every_images=0
     )

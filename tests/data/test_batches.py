@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unveil.data import batches as batches_module
-from unveil.data.batches import DeviceBatches, StreamBatches, open_batches
+from unveil.data.batches import DeviceBatches, StreamBatches, load_split, open_batches
 from unveil.data.choices import Loader
 from unveil.data.pixels import to_float, to_uint8
 from unveil.data.shards import ShardIndex, write_shard
@@ -45,7 +45,7 @@ def test_every_epoch_holds_every_image_once(count: int, batch_size: int, seed: i
     batches = DeviceBatches(_numbered(count), batch_size, seed, horizontal_flip=True)
     drawn: list[int] = []
     while len(drawn) < epochs * count:
-        batch = batches.batch(len(drawn) // batch_size)
+        batch = batches.batch(len(drawn) // batch_size).images
         assert batch.shape == (batch_size, 3, 2, 4) and batch.dtype == torch.float32
         drawn += _numbers(batch)
     for epoch in range(epochs):
@@ -56,16 +56,16 @@ def test_every_epoch_holds_every_image_once(count: int, batch_size: int, seed: i
 @given(batch_size=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), order=st.permutations(range(6)))
 def test_a_batch_depends_on_the_seed_and_its_number_alone(batch_size: int, seed: int, order: list[int]) -> None:
     one, other = (DeviceBatches(_numbered(10), batch_size, seed, horizontal_flip=True) for _ in range(2))
-    in_turn = [one.batch(number) for number in range(6)]
+    in_turn = [one.batch(number).images for number in range(6)]
     for number in order:
-        assert torch.equal(other.batch(number), in_turn[number])
+        assert torch.equal(other.batch(number).images, in_turn[number])
 
 
 def test_epochs_and_seeds_have_their_own_order() -> None:
     orders = []
     for seed in (0, 1):
         batches = DeviceBatches(_numbered(100), 100, seed, horizontal_flip=False)
-        orders += [tuple(_numbers(batches.batch(epoch))) for epoch in range(3)]
+        orders += [tuple(_numbers(batches.batch(epoch).images)) for epoch in range(3)]
     assert len(set(orders)) == 6
     assert tuple(range(100)) not in orders
 
@@ -74,7 +74,7 @@ def test_each_image_is_mirrored_half_of_the_time() -> None:
     batches = DeviceBatches(_numbered(50), 100, 0, horizontal_flip=True)
     seen: Counter[tuple[int, bool]] = Counter()
     for number in range(200):  # every image 400 times
-        batch = to_uint8(batches.batch(number))[:, 0, 0]
+        batch = to_uint8(batches.batch(number).images)[:, 0, 0]
         assert ((batch[:, 0] == 255 - batch[:, 3]) & (batch[:, 0] == batch[:, 1])).all()
         seen.update((min(left, right), left > right) for left, right in zip(*batch[:, [0, 3]].T.tolist(), strict=True))
     rates = [seen[number, True] / 400 for number in range(50)]
@@ -86,21 +86,21 @@ def test_every_batch_has_its_own_coins() -> None:
     patterns = []
     for seed in (0, 1):
         batches = DeviceBatches(_numbered(50), 50, seed, horizontal_flip=True)
-        first_columns = (to_uint8(batches.batch(number))[:, 0, 0] for number in range(20))
+        first_columns = (to_uint8(batches.batch(number).images)[:, 0, 0] for number in range(20))
         patterns += [tuple((batch[:, 0] > batch[:, 3]).tolist()) for batch in first_columns]
     assert len(set(patterns)) == 40
 
 
 def test_without_flips_images_stay_as_they_are() -> None:
     images = _numbered(30)
-    batch = DeviceBatches(images, 30, 0, horizontal_flip=False).batch(0)
+    batch = DeviceBatches(images, 30, 0, horizontal_flip=False).batch(0).images
     assert torch.equal(to_uint8(batch), images[_numbers(batch)])
 
 
 def test_the_images_themselves_are_not_touched() -> None:
     images = _numbered(8)
     batches = DeviceBatches(images, 8, 0, horizontal_flip=True)
-    batches.batch(0).zero_()
+    batches.batch(0).images.zero_()
     assert torch.equal(images, _numbered(8))
 
 
@@ -125,16 +125,20 @@ def test_floats_are_rounded_to_the_nearest_pixel_and_clipped() -> None:
 
 
 def _shards(folder: Path, counts: list[int]) -> tuple[Tensor, ShardIndex]:
+    """Their attributes are the bits of the image's first pixel."""
     images = torch.randint(0, 256, (sum(counts), 3, 4, 4), dtype=torch.uint8)
     shards = tuple(
-        write_shard(
-            folder, "train", number, part, torch.zeros(len(part), 40, dtype=torch.bool), torch.arange(len(part))
-        )
+        write_shard(folder, "train", number, part, _bits(part), torch.arange(len(part)))
         for number, part in enumerate(images.split(counts))
     )
     index = ShardIndex("cartoon", "squash", 4, ("Smiling",), {"train": shards}, (0.0,) * 3, (1.0,) * 3)
     index.save(folder)
     return images, index
+
+
+def _bits(images: Tensor) -> Tensor:
+    """Bool [n, 40]: those of the first pixel, and zeros."""
+    return (images[:, 0, 0, :1].int() >> torch.arange(40).clamp_max(30)) % 2 > 0
 
 
 @pytest.mark.parametrize("numbers", [range(12), [7, 3, 3, 11, 0, 1, 2], [40, 41, 2]])
@@ -143,7 +147,23 @@ def test_streamed_batches_are_those_of_the_device(tmp_path: Path, numbers: Itera
     streamed = StreamBatches(tmp_path, index.splits["train"], 4, 3, horizontal_flip=True)
     resident = DeviceBatches(images, 4, 3, horizontal_flip=True)
     for number in numbers:
-        assert torch.equal(streamed.batch(number), resident.batch(number))
+        one, other = streamed.batch(number), resident.batch(number)
+        assert torch.equal(one.images, other.images) and one.attributes is other.attributes is None
+
+
+@pytest.mark.parametrize("loader", ["device", "stream"])
+def test_attributes_come_with_their_images_if_asked_for(tmp_path: Path, loader: Loader) -> None:
+    _shards(tmp_path, [5, 11, 7])
+    batches = open_batches(tmp_path, "train", loader, 6, 0, False, torch.device("cpu"), slice(1, 5), attributes=True)
+    for number in (0, 3, 4):
+        batch = batches.batch(number)
+        assert len(batch) == 4 and batch.attributes is not None and batch.attributes.dtype == torch.int8
+        assert torch.equal(batch.attributes, 2 * _bits(to_uint8(batch.images)).to(torch.int8) - 1)
+        some = batch[2:]
+        assert some.attributes is not None and torch.equal(some.attributes, batch.attributes[2:])
+    split = load_split(tmp_path, "train", 13, attributes=True)
+    assert split.attributes is not None and torch.equal(split.attributes > 0, _bits(split.images)) and len(split) == 13
+    assert load_split(tmp_path, "train").attributes is None
 
 
 def test_the_loader_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

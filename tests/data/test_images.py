@@ -166,7 +166,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "samples.npz": ("a.npz", lambda path: read_npz(path, 1)),
     "samples.safetensors": ("a.safetensors", lambda path: read_safetensors(path, 1)),
     "a shard": (SHARD.file, lambda path: read_shard(path.parent, SHARD, "images")),
-    "rows of a shard": (SHARD.file, lambda path: ShardRows(path.parent, SHARD, "images")),
+    "rows of a shard": (SHARD.file, lambda path: ShardRows(path.parent, SHARD)),
 }
 
 

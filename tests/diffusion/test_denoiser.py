@@ -57,16 +57,16 @@ def test_its_weights_are_the_networks() -> None:
     assert list(Denoiser(network, EDM(), Eps()).parameters()) == list(network.parameters())
 
 
-def test_labels_go_to_the_network_as_they_are_and_only_if_there_are_any() -> None:
-    heard: list[tuple[Tensor, ...]] = []
+def test_a_condition_goes_to_the_network_as_it_is_and_only_if_there_is_one() -> None:
+    heard: list[tuple[object, ...]] = []
 
     class Network(nn.Module):
-        def forward(self, x: Tensor, c_noise: Tensor, *labels: Tensor) -> Tensor:
-            heard.append(labels)
+        def forward(self, x: Tensor, c_noise: Tensor, *told: object) -> Tensor:
+            heard.append(told)
             return x
 
     denoiser = Denoiser(Network(), EDM(), Eps())
-    x, sigma, labels = torch.randn(2, 3, 4, 4), torch.ones(2), torch.randn(2, 9)
+    x, sigma, condition = torch.randn(2, 3, 4, 4), torch.ones(2), object()
     denoiser(x, sigma)
-    denoiser(x, sigma, augment_labels=labels)
-    assert heard[0] == () and heard[1][0] is labels
+    denoiser(x, sigma, condition)
+    assert heard == [(), (condition,)]

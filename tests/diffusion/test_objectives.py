@@ -3,7 +3,6 @@
 import itertools
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from tests.diffusion.closed_forms import gaussian_denoiser
 from torch import Tensor, nn
 
 from unveil.diffusion.denoiser import Denoiser, expand
+from unveil.diffusion.loss import Draws, Loss, Penalty
 from unveil.diffusion.objectives import (
     P2,
     EDMObjective,
@@ -19,10 +19,7 @@ from unveil.diffusion.objectives import (
     Likelihood,
     MinSNR,
     Objective,
-    Penalty,
     Simple,
-    denoising_loss,
-    nearest_noise,
 )
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
@@ -148,7 +145,7 @@ def test_simple_is_ddpms_error_of_the_predicted_noise(network: nn.Module, images
     alpha_bar = expand(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[t], x0)
     predicted = network(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, t.double())
     expected = (predicted - noise).square().mean((1, 2, 3))  # 2006.11239, eq. 14
-    loss = denoising_loss(Denoiser(network, path, Eps()), Simple(path), x0, path.sigmas[t], noise)
+    loss = Loss(Simple(path))(Denoiser(network, path, Eps()), x0, Draws(path.sigmas[t], noise))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
 
 
@@ -161,7 +158,7 @@ def test_flow_is_the_error_of_the_velocity(network: nn.Module, images: tuple[Ten
     image = denoiser(x_t / (1 - expand(t, x0)), t / (1 - t))
     velocity = (x_t - image) / expand(t, x0)  # 2511.13720: v from a predicted image
     expected = (velocity - (noise - x0)).square().mean((1, 2, 3))
-    torch.testing.assert_close(denoising_loss(denoiser, objective, x0, t / (1 - t), noise), expected)
+    torch.testing.assert_close(Loss(objective)(denoiser, x0, Draws(t / (1 - t), noise)), expected)
 
 
 def test_flow_holds_its_weight_at_small_times() -> None:
@@ -181,7 +178,7 @@ def test_edm_is_the_networks_own_error(network: nn.Module, images: tuple[Tensor,
     predicted = network(x / (s**2 + d**2).sqrt(), sigma.log() / 4)
     expected = (predicted - target).square().mean((1, 2, 3))
     denoiser = Denoiser(network, EDM(), EDMPreconditioning(d))
-    loss = denoising_loss(denoiser, EDMObjective(sigma_data=d), x0, sigma, noise)
+    loss = Loss(EDMObjective(sigma_data=d))(denoiser, x0, Draws(sigma, noise))
     torch.testing.assert_close(loss, expected)
 
 
@@ -224,11 +221,11 @@ def test_the_best_denoiser_has_the_least_loss(objective: Objective) -> None:
     x0, noise = torch.randn(2, 20_000, 4, generator=generator, dtype=torch.float64)
     x0, sigma = mean + std * x0, objective.sample_sigma(20_000, generator).double()
     best = gaussian_denoiser(mean, std)
-    loss = denoising_loss(best, objective, x0, sigma, noise)
+    loss = Loss(objective)(best, x0, Draws(sigma, noise))
     least = objective.weight(sigma) * std**2 * sigma**2 / (std**2 + sigma**2)
     assert (loss - least).mean().abs() < 4 * (loss - least).std() / 20_000**0.5
     for other in (gaussian_denoiser(mean, 0.5), gaussian_denoiser(mean, 0.7), gaussian_denoiser(0.2, std)):
-        assert denoising_loss(other, objective, x0, sigma, noise).mean() > loss.mean()
+        assert Loss(objective)(other, x0, Draws(sigma, noise)).mean() > loss.mean()
 
 
 PARAMETERIZATIONS: list[Parameterization] = [Eps(), V(), X0(), EDMPreconditioning(), Velocity()]
@@ -258,7 +255,7 @@ def test_everything_trains(objective: Objective) -> None:
         sigma, (x0, noise) = objective.sample_sigma(256, generator), torch.randn(2, 256, 4, generator=generator)
         losses = []
         for _ in range(10):
-            loss = denoising_loss(denoiser, objective, 0.4 + 0.2 * x0, sigma, noise).mean()
+            loss = Loss(objective)(denoiser, 0.4 + 0.2 * x0, Draws(sigma, noise)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -276,82 +273,15 @@ def test_input_perturbation_is_adm_ips(network: nn.Module, images: tuple[Tensor,
     predicted = network(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * (noise + gamma * xi), t.double())
     expected = (predicted - noise).square().mean((1, 2, 3))
     denoiser = Denoiser(network, path, Eps())
-    loss = denoising_loss(denoiser, Simple(path), x0, path.sigmas[t], noise, gamma * xi)
+    loss = Loss(Simple(path))(denoiser, x0, Draws(path.sigmas[t], noise, gamma * xi))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
-    plain = denoising_loss(denoiser, Simple(path), x0, path.sigmas[t], noise)
-    assert torch.equal(denoising_loss(denoiser, Simple(path), x0, path.sigmas[t], noise, 0 * xi), plain)
-
-
-@pytest.mark.parametrize("scale", [1e-4, 0.08, 1.0, 100.0])
-@pytest.mark.parametrize("sigma", [0.01, 1.0, 100.0])
-def test_pseudo_huber_errors_are_exact_in_float32(scale: float, sigma: float) -> None:
-    errors = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None].requires_grad_()
-    loss = Penalty(scale)(errors, torch.full((5,), sigma))
-    e, c = errors.detach()[:, 0].double(), scale * (1 + sigma**2)
-    share = (1 + sigma**2) ** -0.5
-    exact = share * 2 * c * e.square() / ((e.square() + c**2).sqrt() + c)
-    torch.testing.assert_close(loss.detach().double(), exact, rtol=1e-5, atol=1e-12)
-    (gradient,) = torch.autograd.grad(loss.sum(), errors)
-    torch.testing.assert_close(gradient[:, 0].double(), share * 2 * e / (1 + (e / c) ** 2).sqrt(), rtol=1e-5, atol=0.0)
-
-
-def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above() -> None:
-    def penalty(error: float, scale: float, sigma: float = 0.0) -> float:
-        errors = torch.full((1, 3, 2, 2), error, dtype=torch.float64)
-        return float(Penalty(scale)(errors, torch.tensor([sigma], dtype=torch.float64)))
-
-    assert penalty(0.3, 0.0) == pytest.approx(0.09)
-    assert penalty(0.3, 0.4) == pytest.approx(2 * 0.4 * (0.5 - 0.4))
-    assert penalty(0.3, 0.1, sigma=3**0.5) == pytest.approx(2 * 0.4 * (0.5 - 0.4) / 2)
-    assert penalty(0.003, 10.0) == pytest.approx(9e-6)
-    assert penalty(3.0, 1e-6) == pytest.approx(2 * 1e-6 * 3.0)
-
-
-@pytest.mark.parametrize(("scale", "sigma", "best"), [(0.0, 0.1, 0.25), (1e-4, 0.1, 0.0), (1e-4, 1000.0, 0.25)])
-def test_the_best_denoiser_is_the_mean_and_only_of_small_scales_at_small_sigma_the_median(
-    scale: float, sigma: float, best: float
-) -> None:
-    x0 = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[:, None]
-    guesses = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)
-    levels, still = torch.full((4,), sigma, dtype=torch.float64), torch.zeros_like(x0)
-
-    def loss(guess: Tensor) -> Tensor:
-        return denoising_loss(lambda x, sigma: guess + still, EDMObjective(), x0, levels, still, penalty=Penalty(scale))
-
-    losses = [loss(guess).mean() for guess in guesses]
-    assert guesses[int(torch.stack(losses).argmin())] == pytest.approx(best)
+    plain = Loss(Simple(path))(denoiser, x0, Draws(path.sigmas[t], noise))
+    assert torch.equal(Loss(Simple(path))(denoiser, x0, Draws(path.sigmas[t], noise, 0 * xi)), plain)
 
 
 def test_a_perfect_denoiser_has_no_loss(images: tuple[Tensor, Tensor]) -> None:
     x0, noise = images
     sigma = torch.full((8,), 2.0, dtype=torch.float64)
     for objective, penalty in itertools.product(OBJECTIVES, (Penalty(), Penalty(0.02), Penalty(0.0, 4.0))):
-        loss = denoising_loss(lambda x, sigma: x0, objective, x0, sigma, noise, penalty=penalty)
+        loss = Loss(objective, penalty)(lambda x, sigma: x0, x0, Draws(sigma, noise))
         assert loss.tolist() == [0.0] * 8
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.1])
-def test_a_texture_weighs_more_in_differences_and_a_wrong_colour_nothing(scale: float) -> None:
-    sigma = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    plain, both = (partial(Penalty(scale, weight), sigma=sigma) for weight in (0.0, 3.0))
-    colour = torch.full((2, 3, 4, 5), 0.2, dtype=torch.float64)
-    torch.testing.assert_close(both(colour), plain(colour))
-    board = colour * (1 - 2 * ((torch.arange(4)[:, None] + torch.arange(5)) % 2))
-    torch.testing.assert_close(both(board), plain(colour) + 3 * 2 * plain(2 * colour))
-
-
-def test_the_best_denoiser_of_squared_differences_is_the_mean_too() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(6, 2, 3, 3, dtype=torch.float64)
-    guess = images.mean(0, keepdim=True).requires_grad_()
-    (gradient,) = torch.autograd.grad(Penalty(0.0, 5.0)(guess - images, torch.ones(6)).mean(), guess)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
-
-
-def test_an_image_takes_the_nearest_of_its_own_draws_of_noise() -> None:
-    torch.manual_seed(0)
-    x0, candidates = torch.randn(3, 2, 4, 4), torch.randn(5, 3, 2, 4, 4)
-    chosen = nearest_noise(x0, candidates)
-    for image, noise, own in zip(x0, chosen, candidates.unbind(1), strict=True):
-        assert torch.equal(noise, min(own, key=lambda draw: float((draw - image).norm())))
-    assert torch.equal(nearest_noise(x0, candidates[:1]), candidates[0])

@@ -6,7 +6,10 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
+from unveil.networks.condition import Condition
+from unveil.networks.config import UNetConfig
 from unveil.networks.embedding import NoiseEmbedding, RandomFourier, embed, sinusoidal_embedding
+from unveil.networks.unet import UNet
 
 POSITIONS = torch.tensor([-1.5, 0.0, 0.25, 1.0, 17.0, 500.5, 999.0])
 
@@ -73,16 +76,39 @@ def test_labels_start_unheard_and_zeros_always_are() -> None:
     labels = torch.randn(len(POSITIONS), 9)
     assert all(torch.equal(told.state_dict()[name], value) for name, value in plain.state_dict().items())
     assert set(told.state_dict()) - set(plain.state_dict()) == {"augment.weight"}
-    assert torch.equal(told(POSITIONS, labels), plain(POSITIONS))
+    assert torch.equal(told(POSITIONS, Condition(labels)), plain(POSITIONS))
     assert told.augment is not None
     torch.nn.init.normal_(told.augment.weight)
-    assert torch.equal(told(POSITIONS, torch.zeros_like(labels)), told(POSITIONS))
+    assert torch.equal(told(POSITIONS, Condition(torch.zeros_like(labels))), told(POSITIONS))
     expected = told.layers(told.waves(POSITIONS) + labels @ told.augment.weight.T)
-    torch.testing.assert_close(told(POSITIONS, labels), expected)
-    assert (told(POSITIONS, labels) - told(POSITIONS)).abs().max() > 1e-3
+    torch.testing.assert_close(told(POSITIONS, Condition(labels)), expected)
+    assert (told(POSITIONS, Condition(labels)) - told(POSITIONS)).abs().max() > 1e-3
 
 
-def test_labels_that_would_not_be_heard_are_refused() -> None:
+def test_what_would_not_be_heard_is_refused() -> None:
+    labels, attributes = torch.zeros(len(POSITIONS), 9), torch.zeros(len(POSITIONS), 40)
     for embedding in (NoiseEmbedding(32, 128), None):
-        with pytest.raises(ValueError, match="given to a network that takes none"):
-            embed(embedding, POSITIONS, torch.zeros(len(POSITIONS), 9))
+        with pytest.raises(ValueError, match=r"condition\.augmentation: found \[7, 9\], expected None"):
+            embed(embedding, POSITIONS, Condition(labels))
+    told = NoiseEmbedding(32, 128, labels=9)
+    with pytest.raises(ValueError, match=r"condition\.attributes: found \[7, 40\], expected None"):
+        told(POSITIONS, Condition(labels, attributes))
+    with pytest.raises(ValueError, match=r"condition\.augmentation: found \[7, 8\], expected \[n, 9\]"):
+        told(POSITIONS, Condition(labels[:, :8]))
+    assert torch.equal(told(POSITIONS, Condition()), told(POSITIONS))
+
+
+def test_weights_of_earlier_versions_load_by_their_names() -> None:
+    earlier = {
+        "layers.0.weight": (128, 32),
+        "layers.0.bias": (128,),
+        "layers.2.weight": (128, 128),
+        "layers.2.bias": (128,),
+        "augment.weight": (32, 9),
+    }
+    embedding = NoiseEmbedding(32, 128, labels=9)
+    embedding.load_state_dict({name: torch.ones(shape) for name, shape in earlier.items()})
+    assert all((weight == 1).all() for weight in embedding.parameters())
+    assert list(UNet(UNetConfig(8, 32, (1,), 1, (), augment_labels=9)).state_dict())[:5] == [
+        f"embedding.{name}" for name in earlier
+    ]

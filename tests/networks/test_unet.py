@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unveil.networks.blocks import AttentionBlock, Refinement, ResidualBlock
+from unveil.networks.condition import Condition
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.networks.embedding import Sinusoids
@@ -350,8 +351,8 @@ def test_labels_of_augmentation_go_with_the_noise_level(changes: dict[str, Any])
         nn.init.normal_(parameter, std=0.1)
     x, c_noise = _input(SMALL)
     labels = torch.randn(len(x), 9)
-    assert torch.equal(network(x, c_noise, torch.zeros_like(labels)), network(x, c_noise))
-    assert not torch.allclose(network(x, c_noise, labels), network(x, c_noise), atol=1e-3)
+    assert torch.equal(network(x, c_noise, Condition(torch.zeros_like(labels))), network(x, c_noise))
+    assert not torch.allclose(network(x, c_noise, Condition(labels)), network(x, c_noise), atol=1e-3)
     with pytest.raises(ValueError, match="augment_labels is 9 with noise_conditioning none"):
         build_network(replace(SMALL, augment_labels=9, noise_conditioning="none"))
 

@@ -48,7 +48,8 @@ from studies import tutorials
 from unveil.data.pixels import to_float
 from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.diffusion import samplers
-from unveil.diffusion.objectives import Simple, denoising_loss
+from unveil.diffusion.loss import Draws, Loss
+from unveil.diffusion.objectives import Simple
 from unveil.diffusion.paths import VPLinear
 from unveil.errors import UnveilError
 from unveil.networks.config import UNetConfig
@@ -170,7 +171,7 @@ def test_only_a_mistake_of_the_network_changes_the_network(case: Case) -> None:
 @pytest.mark.parametrize("pixels", [name for name in PIXELS if name != "unit-shown-as-signed"])
 def test_what_a_process_saw_is_shown_as_it_was(pixels: str) -> None:
     images = torch.randint(256, (5, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    x = ScaledBatches(images, 5, 0, *PIXELS[pixels]).batch(0)
+    x = ScaledBatches(images, 5, 0, *PIXELS[pixels]).batch(0).images
     low, high = {"signed": (-1, 1), "unit": (0, 1), "bytes": (0, 255)}[pixels]
     assert low <= x.min() < x.max() <= high
     assert sorted(shown(x, pixels).sum((1, 2, 3)).tolist()) == sorted(images.long().sum((1, 2, 3)).tolist())
@@ -222,7 +223,7 @@ def test_only_the_right_reading_of_the_output_denoises() -> None:
     for target, answer in answers.items():
         oracle = _Constant(answer)
         denoiser, objective = training_parts(oracle, Setup(target=target))  # type: ignore[arg-type]
-        assert denoising_loss(denoiser, objective, x0, sigma, noise).max() < 1e-10
+        assert Loss(objective)(denoiser, x0, Draws(sigma, noise)).max() < 1e-10
         for read_as in answers:
             setup = Setup(target=target, read_as=read_as)  # type: ignore[arg-type]
             found = sampling_denoiser(oracle, setup, 50)(x, sigma)
@@ -245,7 +246,7 @@ def test_the_losses_are_what_their_names_say() -> None:
         denoiser, objective = training_parts(network, setup)
         sigma = objective.sample_sigma(4, torch.Generator().manual_seed(0))
         expected = (network.answer - answer).square().flatten(1).mean(1)
-        torch.testing.assert_close(denoising_loss(denoiser, objective, x0, sigma, noise), expected)
+        torch.testing.assert_close(Loss(objective)(denoiser, x0, Draws(sigma, noise)), expected)
 
 
 def test_the_image_is_learned_at_the_same_timesteps_as_the_noise() -> None:

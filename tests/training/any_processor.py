@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unveil.data.batches import DeviceBatches
-from unveil.diffusion.design import Diffusion, build_denoiser, build_objective
+from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.networks.design import build_network
@@ -69,7 +69,7 @@ images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
 denoiser = build_denoiser(build_network(network), diffusion)
 with noted("train"):
     batches = DeviceBatches(images, 4, 0, horizontal_flip=False)
-    list(Trainer(denoiser, build_objective(diffusion), batches, config).run())
+    list(Trainer(denoiser, build_loss(diffusion), batches, config).run())
 with noted("sample"):
     sampler = Sampler(**{field.name: getattr(params.sample, field.name) for field in fields(Sampler)})
     noise = SampleNoise(0, range(2), (3, 16, 16))

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
@@ -301,7 +302,9 @@ def _trained(config: Training = CONFIG, weights: int = 0) -> LossCurve:
     images = torch.randint(0, 256, (64, 3, 1, 1), generator=generator, dtype=torch.uint8).expand(-1, -1, 8, 8)
     torch.manual_seed(weights)
     denoiser = Denoiser(_Network(), Flow(), X0())
-    trainer = Trainer(denoiser, FlowMatching(), DeviceBatches(images, 16, config.seed, horizontal_flip=False), config)
+    trainer = Trainer(
+        denoiser, Loss(FlowMatching()), DeviceBatches(images, 16, config.seed, horizontal_flip=False), config
+    )
     return LossCurve.of("trainer", ((point.images, point.loss) for point in trainer.run()))
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import Batch, DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.loss import Draws, Loss
 from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
@@ -23,8 +24,9 @@ from unveil.networks.unet import UNet, UNetConfig
 from unveil.precision import autocast, resolve_precision
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName
+from unveil.training.curves import Progress, Record
 from unveil.training.ema import EMA, PowerAverage
-from unveil.training.loop import Progress, Trainer, Training, _Record
+from unveil.training.loop import Trainer, Training
 from unveil.workers import ALONE, Workers
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
@@ -42,6 +44,7 @@ CONFIG = Training(
     log_every_images=2 * BATCH,
     checkpoint_every_images=4 * BATCH,
 )
+LOSS = Loss(FlowMatching())
 CPU_PRECISIONS = ["fp32", "bf16"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -61,12 +64,13 @@ def _trainer(
     batch_size: int = BATCH,
     device: str = "cpu",
     threads: Workers = ALONE,
+    loss: Loss = LOSS,
 ) -> Trainer:
     torch.manual_seed(weights)
     denoiser = Denoiser(network(), Flow(), X0()).to(device)
     batches = DeviceBatches(_images().to(device), batch_size, 0, horizontal_flip=True)
     folder = Checkpoints(checkpoints) if checkpoints is not None else None
-    return Trainer(denoiser, FlowMatching(), batches, config, folder, workers=threads)
+    return Trainer(denoiser, loss, batches, config, folder, workers=threads)
 
 
 def _curve(points: list[Progress]) -> list[tuple[int, float, float, float, bool]]:
@@ -127,7 +131,7 @@ def test_every_step_has_its_own_noise_and_noise_levels() -> None:
             return sigma
 
     trainer = _trainer()
-    trainer.objective = Spy()
+    trainer.loss = Loss(Spy())
     list(trainer.run())
     assert len(drawn) == 12
     for (sigma, noise), (other_sigma, other_noise) in itertools.combinations(drawn, 2):
@@ -145,7 +149,7 @@ def test_input_perturbation_adds_noise_and_changes_no_other_draw() -> None:
         return hook
 
     for gamma in (0.0, 0.1, 0.2):
-        trainer = _trainer(replace(CONFIG, images=BATCH, input_perturbation=gamma))
+        trainer = _trainer(replace(CONFIG, images=BATCH), loss=Loss(FlowMatching(), input_perturbation=gamma))
         trainer.network.register_forward_pre_hook(look(gamma))
         list(trainer.run())
     t = seen[0.0][1] / 1000
@@ -241,8 +245,8 @@ def test_previews_are_due_at_their_interval() -> None:
 
 
 def test_a_step_that_fp16_left_out_does_not_spoil_the_mean_gradient() -> None:
-    assert _Record(norms=[torch.tensor(value) for value in (1.0, math.inf, 3.0, math.nan)]).mean_norm() == 2
-    assert math.isnan(_Record(norms=[torch.tensor(math.inf)]).mean_norm())
+    assert Record(norms=[torch.tensor(value) for value in (1.0, math.inf, 3.0, math.nan)]).mean_norm() == 2
+    assert math.isnan(Record(norms=[torch.tensor(math.inf)]).mean_norm())
 
 
 # -------------------------------------------------------------------------------- the average
@@ -576,14 +580,14 @@ def test_a_batch_in_parts_gives_the_same_weights(parts: int, count: int, two_thr
 def test_the_losses_of_the_noise_levels_add_up() -> None:
     trainer = _trainer(replace(CONFIG, log_every_images=12 * BATCH, checkpoint_every_images=0))
     sigmas: list[Tensor] = []
-    draw = trainer.objective.sample_sigma
+    draw = trainer.loss.objective.sample_sigma
 
     class Recorded(FlowMatching):
         def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
             sigmas.append(draw(count, generator))
             return sigmas[-1]
 
-    trainer.objective = Recorded()
+    trainer.loss = Loss(Recorded())
     (point,) = trainer.run()
     all_sigmas = torch.cat(sigmas)
     total = 0.0
@@ -600,20 +604,20 @@ def test_a_loss_far_above_its_median_stops_the_training(tmp_path: Path) -> None:
     points = trainer.run()
     for _ in range(6):
         next(points)
-    weight = trainer.objective.weight
+    weight = trainer.loss.objective.weight
 
     class Broken(FlowMatching):
         def weight(self, sigma: Tensor) -> Tensor:
             return 1e4 * weight(sigma)
 
-    trainer.objective = Broken()
+    trainer.loss = Loss(Broken())
     with pytest.raises(UnveilError, match=r"the loss rose to .* times its running median .*checkpoint is .*step-0000"):
         list(points)
 
 
 def test_the_validation_loss_changes_nothing_and_is_always_of_the_same_noise() -> None:
     plain, validated = _trainer(), _trainer(replace(CONFIG, validate_every_images=6 * BATCH))
-    validated.held_out = _images()
+    validated.held_out = Batch(_images())
     points = list(validated.run())
     assert [point.images // BATCH for point in points if point.validation_loss is not None] == [6, 12]
     assert points[-1].validation_loss == validated.validation_loss() == validated.validation_loss()
@@ -773,11 +777,12 @@ def test_augmentation_changes_the_images_and_no_other_draw(monkeypatch: pytest.M
     plain, augmented = _trainer(network=_told), _trainer(AUGMENTED, network=_told)
     seen: list[tuple[Tensor, ...]] = []
 
-    def look(denoiser: object, objective: object, x0: Tensor, sigma: Tensor, noise: Tensor, *_: object) -> Tensor:
-        seen.append((x0, sigma, noise))
-        return sum((parameter.sum() * 0 for trainer in (plain, augmented) for parameter in trainer.parameters), sigma)
+    def look(loss: Loss, denoiser: object, images: Tensor, draws: Draws, condition: object) -> Tensor:
+        seen.append((images, draws.sigma, draws.noise))
+        weights = (parameter.sum() * 0 for trainer in (plain, augmented) for parameter in trainer.parameters)
+        return sum(weights, draws.sigma)
 
-    monkeypatch.setattr("unveil.training.loop.denoising_loss", look)
+    monkeypatch.setattr(Loss, "__call__", look)
     plain._step()
     augmented._step()
     (x0, *draws), (changed, *same) = seen
@@ -786,7 +791,7 @@ def test_augmentation_changes_the_images_and_no_other_draw(monkeypatch: pytest.M
 
 
 def test_a_network_that_cannot_be_told_of_the_augmentation_is_not_trained() -> None:
-    with pytest.raises(ValueError, match="given to a network that takes none"):
+    with pytest.raises(ValueError, match="the network was built without room for it"):
         next(_trainer(AUGMENTED).run())
 
 
@@ -794,7 +799,7 @@ def test_the_validation_is_of_images_as_they_are() -> None:
     losses = []
     for config in (CONFIG, AUGMENTED):
         trainer = _trainer(config, network=_told)
-        trainer.held_out = _images()
+        trainer.held_out = Batch(_images())
         losses.append(trainer.validation_loss())
     assert losses[0] == losses[1]
 

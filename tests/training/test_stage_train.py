@@ -24,7 +24,8 @@ from unveil.run.stage import Run
 from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
-from unveil.training.loop import Progress, Trainer
+from unveil.training.curves import Progress
+from unveil.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16

@@ -5,11 +5,11 @@ normalisation happen on the device.
 """
 
 import os
-from collections import OrderedDict
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,23 +18,50 @@ from torch import Tensor
 
 from unveil.data.choices import Loader
 from unveil.data.pixels import to_float
-from unveil.data.shards import Shard, ShardIndex, ShardRows, load_images
+from unveil.data.shards import Shard, ShardIndex, ShardRows, load_tensor
+from unveil.seeds import batch_seed
 
 BATCHES_AHEAD = 3
 SHARE_OF_MEMORY = 0.4  # of what is free: a split that takes more is streamed
 
 
-class Batches(Protocol):
-    """What training draws from."""
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is known of them; ``batch[here]`` are some of them.
 
-    batch_size: int
+    Attributes:
+        images: [n, C, H, W], uint8 as they lie in the shards, or float32 in [-1, 1] as a network takes them.
+        attributes: int8 [n, k], 1 where the image has the attribute and -1 where not; None = they were not read.
+    """
 
-    def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0, or this process's part of it: float32 [n, C, H, W] in [-1, 1], on the device."""
+    images: Tensor
+    attributes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, here: slice | Tensor) -> "Batch":
+        return Batch(self.images[here], None if self.attributes is None else self.attributes[here])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on a device; a GPU is not waited for where the memory is pinned."""
+        attributes = None if self.attributes is None else self.attributes.to(device, non_blocking=True)
+        return Batch(self.images.to(device, non_blocking=True), attributes)
 
 
-class Order:
-    """Which images a batch holds, and which of them are mirrored.
+def signed(attributes: Tensor) -> Tensor:
+    """Attributes as shards hold them, bool or 0 and 1, as those of a :class:`Batch`: int8, -1 and 1."""
+    return attributes.to(torch.int8) * 2 - 1
+
+
+def load_split(folder: Path, split: str, limit: int | None = None, attributes: bool = False) -> Batch:
+    """A split in memory, uint8, in order of the ids; the first ``limit`` images. Raises as ``load_tensor`` does."""
+    told = signed(load_tensor(folder, split, "attributes", limit)) if attributes else None
+    return Batch(load_tensor(folder, split, "images", limit), told)
+
+
+class Batches(ABC):
+    """What training draws from: the order of the images, and which of them are mirrored.
 
     Args:
         count: images of the split.
@@ -55,58 +82,75 @@ class Order:
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
-    def positions(self, number: int) -> NDArray[np.int64]:
+    def batch(self, number: int) -> Batch:
+        """Batch ``number``, from 0, or the part of it, on the device, its images float32 [n, C, H, W] in [-1, 1]."""
+        batch = self._rows(number)
+        images = batch.images
+        if self.horizontal_flip:
+            generator = np.random.default_rng(batch_seed("flips", self.seed, number))
+            coins = generator.random(self.batch_size)[self.part] < 0.5
+            mirrored = torch.from_numpy(coins).to(images.device)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(3), images)
+        return Batch(to_float(images), batch.attributes)
+
+    @abstractmethod
+    def _rows(self, number: int) -> Batch:
+        """The images of batch ``number`` on the device, uint8 and not mirrored."""
+
+    def _positions(self, number: int) -> NDArray[np.int64]:
         """Positions in the split of the images of batch ``number``: int64 [n]."""
         drawn = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
         epochs, offsets = np.divmod(drawn, self.count)
         return np.concatenate([self._of_epoch(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
 
-    def flip(self, images: Tensor, number: int) -> Tensor:
-        """Mirror the images of batch ``number`` that are to be mirrored."""
-        if not self.horizontal_flip:
-            return images
-        coins = np.random.default_rng([self.seed, 1, number]).random(self.batch_size)[self.part] < 0.5
-        mirrored = torch.from_numpy(coins).to(images.device)[:, None, None, None]
-        return torch.where(mirrored, images.flip(3), images)
-
     def _of_epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
             self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+            self._permutation = np.random.default_rng(batch_seed("order", self.seed, epoch)).permutation(self.count)
         return self._permutation
 
 
-class DeviceBatches:
+class DeviceBatches(Batches):
     """Batches of a split that lies on the device.
+
+    >>> batches = DeviceBatches(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), 4, seed=0, horizontal_flip=True)
+    >>> batches.batch(0).images.shape, batches.batch(0).images.max()
+    (torch.Size([4, 3, 8, 8]), tensor(-1.))
 
     Args:
         images: uint8 [N, C, H, W], on the device where the batches are wanted.
-        batch_size, seed, horizontal_flip, part: see :class:`Order`.
+        batch_size, seed, horizontal_flip, part: see :class:`Batches`.
+        attributes: of the images, as in :class:`Batch`; None = the batches have none.
     """
 
     def __init__(
-        self, images: Tensor, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
+        self,
+        images: Tensor,
+        batch_size: int,
+        seed: int,
+        horizontal_flip: bool,
+        part: slice = slice(None),
+        attributes: Tensor | None = None,
     ) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self._order = Order(len(images), batch_size, seed, horizontal_flip, part)
+        super().__init__(len(images), batch_size, seed, horizontal_flip, part)
+        self.split = Batch(images, attributes)
 
-    def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0: float32 [n, C, H, W] in [-1, 1]."""
-        chosen = torch.from_numpy(self._order.positions(number)).to(self.images.device)
-        return to_float(self._order.flip(self.images[chosen], number))
+    def _rows(self, number: int) -> Batch:
+        return self.split[torch.from_numpy(self._positions(number)).to(self.split.images.device)]
 
 
-class StreamBatches:
+class StreamBatches(Batches):
     """Batches of a split that stays on disk: rows are read one by one, a few batches ahead, by a thread.
 
-    Memory holds those few batches and the order of an epoch (8 bytes an image), however large the split is.
+    Memory holds those few batches and the order of an epoch (8 bytes an image), however large the split is. A batch is
+    fast if asked for in turn.
 
     Args:
         folder: of the shards.
         shards: of the split, in order.
-        batch_size, seed, horizontal_flip, part: see :class:`Order`.
+        batch_size, seed, horizontal_flip, part: see :class:`Batches`.
         device: where the batches are wanted; a GPU gets them from pinned memory.
+        attributes: read the images' attributes too.
     """
 
     def __init__(
@@ -118,36 +162,36 @@ class StreamBatches:
         horizontal_flip: bool,
         device: torch.device | str = "cpu",
         part: slice = slice(None),
+        attributes: bool = False,
     ) -> None:
-        self.batch_size = batch_size
         self.device = torch.device(device)
-        self._files = [ShardRows(folder, shard, "images") for shard in shards]
+        self._names = ("images", "attributes") if attributes else ("images",)
+        self._files = [ShardRows(folder, shard, self._names) for shard in shards]
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
-        self._order = Order(int(self._starts[-1]), batch_size, seed, horizontal_flip, part)
+        super().__init__(int(self._starts[-1]), batch_size, seed, horizontal_flip, part)
         self._thread = ThreadPoolExecutor(1)
-        self._ahead: OrderedDict[int, Future[Tensor]] = OrderedDict()
+        self._ahead: dict[int, Future[Batch]] = {}
 
-    def batch(self, number: int) -> Tensor:
-        """Batch ``number``, from 0: float32 [n, C, H, W] in [-1, 1]; fast if asked for in turn."""
+    def _rows(self, number: int) -> Batch:
         wanted = range(number, number + BATCHES_AHEAD)
         for other in [key for key in self._ahead if key not in wanted]:
             self._ahead.pop(other).cancel()
         for key in wanted:
             if key not in self._ahead:
                 self._ahead[key] = self._thread.submit(self._read, key)
-        images = self._ahead.pop(number).result().to(self.device, non_blocking=True)
-        return to_float(self._order.flip(images, number))
+        return self._ahead.pop(number).result().to(self.device)
 
-    def _read(self, number: int) -> Tensor:
-        positions = self._order.positions(number)
-        images = torch.empty(
-            len(positions), *self._files[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-        )
-        rows = images.numpy()
-        numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        for place, (file, position) in enumerate(zip(numbers.tolist(), positions.tolist(), strict=True)):
-            rows[place] = self._files[file].read(position - int(self._starts[file]))
-        return images
+    def _read(self, number: int) -> Batch:
+        positions = self._positions(number)
+        files = np.searchsorted(self._starts, positions, side="right") - 1
+        places = list(zip(files.tolist(), (positions - self._starts[files]).tolist(), strict=True))
+        read: list[Tensor] = []
+        for name in self._names:
+            shape, pin = (len(places), *self._files[0].shapes[name]), self.device.type == "cuda"
+            read.append(torch.empty(shape, dtype=torch.uint8, pin_memory=pin))
+            for target, (file, row) in zip(read[-1].numpy(), places, strict=True):
+                target[...] = self._files[file].read(row, name)
+        return Batch(read[0], *map(signed, read[1:]))
 
 
 def open_batches(
@@ -159,6 +203,7 @@ def open_batches(
     horizontal_flip: bool,
     device: torch.device,
     part: slice = slice(None),
+    attributes: bool = False,
 ) -> DeviceBatches | StreamBatches:
     """Batches of a split, by the loader that is asked for; ``auto`` streams what the device has no room for.
 
@@ -168,8 +213,10 @@ def open_batches(
     index = ShardIndex.load(folder)
     size = index.num_images(split) * 3 * index.image_size**2
     if loader == "stream" or (loader == "auto" and size > SHARE_OF_MEMORY * _free_memory(device)):
-        return StreamBatches(folder, index.splits[split], batch_size, seed, horizontal_flip, device, part)
-    return DeviceBatches(load_images(folder, split).to(device), batch_size, seed, horizontal_flip, part)
+        shards = index.splits[split]
+        return StreamBatches(folder, shards, batch_size, seed, horizontal_flip, device, part, attributes)
+    found = load_split(folder, split, attributes=attributes).to(device)
+    return DeviceBatches(found.images, batch_size, seed, horizontal_flip, part, found.attributes)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -215,37 +215,40 @@ def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) 
 
 
 class ShardRows:
-    """Rows of one tensor of a shard, read one at a time, so that no more than those are in memory.
+    """Rows of some tensors of a shard, read one at a time, so that no more than those are in memory.
 
     Args:
         folder: of the shards.
         shard: which one.
-        name: of a uint8 tensor: ``images``.
+        names: of tensors of one byte an element, ``images`` and ``attributes``.
 
     Raises:
         UnveilError: if the shard is missing or damaged.
         OSError: with the path, if the system refuses to open it, such as one more file.
     """
 
-    def __init__(self, folder: Path, shard: Shard, name: str) -> None:
-        with open_shard(folder, shard, name) as rows:
-            self.shape = tuple(rows.get_shape()[1:])
-        self._bytes = prod(self.shape)
+    def __init__(self, folder: Path, shard: Shard, names: Sequence[str] = ("images",)) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            with open_shard(folder, shard, name) as rows:
+                self.shapes[name] = tuple(rows.get_shape()[1:])
         self._file = regular(folder / shard.file).open("rb", buffering=0)
         # safetensors: the header's length in 8 bytes, the header in JSON, then the tensors.
         length = int.from_bytes(self._file.read(8), "little")
-        self._start = 8 + length + json.loads(self._file.read(length))[name]["data_offsets"][0]
+        header = json.loads(self._file.read(length))
+        self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in names}
 
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """One row. Threads may read at once.
+    def read(self, row: int, name: str = "images") -> NDArray[np.uint8]:
+        """One row of a tensor, as bytes: uint8. Threads may read at once.
 
         Raises:
             UnveilError: if the file has become shorter.
         """
-        data = os.pread(self._file.fileno(), self._bytes, self._start + row * self._bytes)
-        if len(data) != self._bytes:
+        size = prod(self.shapes[name])
+        data = os.pread(self._file.fileno(), size, self._starts[name] + row * size)
+        if len(data) != size:
             raise UnveilError(f"{self._file.name}: became shorter while it was read; {MEND}")
-        return np.frombuffer(data, np.uint8).reshape(self.shape)
+        return np.frombuffer(data, np.uint8).reshape(self.shapes[name])
 
 
 def verify(folder: Path, splits: Sequence[str]) -> None:

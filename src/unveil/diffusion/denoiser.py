@@ -1,6 +1,7 @@
 """The one object that all Gaussian diffusion shares: ``D(x; sigma) = E[x0 | x]`` with ``x = x0 + sigma n``."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +20,13 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """A network made into a denoiser by a parameterization on a noise path.
 
+    >>> import torch
+    >>> from unveil.diffusion.parameterizations import X0
+    >>> from unveil.diffusion.paths import Flow
+    >>> denoiser = Denoiser(lambda x, c_noise: torch.zeros_like(x), Flow(), X0())
+    >>> denoiser(torch.randn(2, 3, 8, 8), torch.tensor([0.5, 80.0])).shape
+    torch.Size([2, 3, 8, 8])
+
     Args:
         network: maps (float [B, C, H, W], c_noise float [B]) to float [B, C, H, W].
         path: names the noise levels.
@@ -31,14 +39,14 @@ class Denoiser(nn.Module):
         self.path = path
         self.parameterization = parameterization
 
-    def forward(self, x: Tensor, sigma: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Any | None = None) -> Tensor:
         """Estimate the clean images.
 
         Args:
             x: float32 [B, C, H, W], images in [-1, 1] plus sigma times unit noise; B may be 0.
             sigma: float [B], positive.
-            augment_labels: float [B, labels], how the images were augmented, for a network that takes it as a third
-                argument; None, as in sampling, is no augmentation.
+            condition: what the network is told of the images, its third argument, such as
+                :class:`unveil.networks.condition.Condition`. None = nothing: the network gets two.
 
         Returns:
             float32 [B, C, H, W]. The network may compute in another precision; the sum is made in float32.
@@ -46,6 +54,6 @@ class Denoiser(nn.Module):
         if not len(x):  # of which PyTorch's pixel_unshuffle makes the wrong shape
             return x
         c_skip, c_out, c_in = (expand(c, x) for c in self.parameterization.coefficients(sigma, self.path))
-        told = () if augment_labels is None else (augment_labels,)
+        told = () if condition is None else (condition,)
         predicted = self.network(c_in * x, self.path.c_noise(sigma), *told)
         return c_skip * x + c_out * predicted.to(x.dtype)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LABELS_NOT_TAKEN = "labels of augmentation given to a network that takes none, expected UNetConfig(augment_labels=9)"
+from unveil.networks.condition import AugmentationEmbedding, Condition, check_room
+
 FOURIER_SCALE = 16.0  # standard deviation of the frequencies (2011.13456)
 
 
@@ -72,8 +73,7 @@ class NoiseEmbedding(nn.Module):
         channels: of the sinusoids; half of those of random frequencies.
         width: of the embedding.
         kind: ``ddpm`` or ``adm``, see :func:`sinusoidal_embedding`, or ``fourier``, see :class:`RandomFourier`.
-        labels: numbers that tell how an image was augmented (2206.00364, app. F.2); a linear map without bias, of
-            zeros at first, adds them to the waves, so that labels of zero say the same as none. 0 = there are none.
+        labels: numbers that tell how an image was augmented, see :class:`AugmentationEmbedding`. 0 = there are none.
     """
 
     def __init__(self, channels: int, width: int, kind: str = "ddpm", labels: int = 0) -> None:
@@ -81,30 +81,26 @@ class NoiseEmbedding(nn.Module):
         self.waves = RandomFourier(channels) if kind == "fourier" else Sinusoids(channels, kind == "adm")
         channels *= 2 if kind == "fourier" else 1
         self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.augment = nn.Linear(labels, channels, bias=False) if labels else None
-        if self.augment is not None:
-            nn.init.zeros_(self.augment.weight)
+        self.augment = AugmentationEmbedding(labels, channels) if labels else None
 
-    def forward(self, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
-        """Embed noise levels [B], and labels [B, labels], as [B, width]. Raises ValueError if it takes no labels."""
+    def forward(self, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """Embed noise levels [B], and what else is told, as [B, width]. Raises ValueError as ``check_room`` does."""
         dtype = cast(nn.Linear, self.layers[0]).weight.dtype
         waves = self.waves(c_noise.to(torch.promote_types(dtype, torch.float32))).to(dtype)
-        if augment_labels is not None:
-            if self.augment is None:
-                raise ValueError(LABELS_NOT_TAKEN)
-            waves = waves + self.augment(augment_labels.to(dtype))
+        check_room(condition, augmentation=self.augment.in_features if self.augment is not None else 0)
+        if self.augment is not None and condition is not None and condition.augmentation is not None:
+            waves = waves + self.augment(condition.augmentation.to(dtype))
         embedded: Tensor = self.layers(waves)
         return embedded
 
 
-def embed(embedding: NoiseEmbedding | None, c_noise: Tensor, augment_labels: Tensor | None) -> Tensor | None:
+def embed(embedding: NoiseEmbedding | None, c_noise: Tensor, condition: Condition | None) -> Tensor | None:
     """What a network's blocks are told: float [B, width], activated; None if they are told nothing.
 
     Raises:
-        ValueError: if there are labels and the network takes none, so that it could not know what was done.
+        ValueError: if the network has no room for something of the condition.
     """
     if embedding is not None:
-        return F.silu(embedding(c_noise, augment_labels))
-    if augment_labels is not None:
-        raise ValueError(LABELS_NOT_TAKEN)
+        return F.silu(embedding(c_noise, condition))
+    check_room(condition)
     return None

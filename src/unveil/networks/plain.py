@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unveil.networks.condition import Condition
 from unveil.networks.config import UNetConfig
 from unveil.networks.embedding import NoiseEmbedding, embed
 
@@ -40,9 +41,9 @@ class PlainUNet(nn.Module):
         self.up = nn.ModuleList(ConvPair(2 * b, b, embedding_channels) for _, b in rising)
         self.conv_out = nn.Conv2d(widths[0], config.patch_channels, 1)
 
-    def forward(self, x: Tensor, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
-        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]; labels are float [B, augment_labels]."""
-        embedding = embed(self.embedding, c_noise, augment_labels)
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """Apply the network to x [B, C, H, W] at noise levels c_noise [B], told ``condition``."""
+        embedding = embed(self.embedding, c_noise, condition)
         h = F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x
         skips = []
         for pair in self.down:

@@ -28,6 +28,7 @@ from unveil.networks.blocks import (
     group_norm,
     zero_init,
 )
+from unveil.networks.condition import Condition
 from unveil.networks.config import UNetConfig
 from unveil.networks.embedding import NoiseEmbedding, embed
 
@@ -37,8 +38,12 @@ __all__ = ["UNet", "UNetConfig"]
 class UNet(nn.Module):
     """A U-Net that maps images and noise levels to images.
 
+    >>> network = UNet(UNetConfig(8, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,)))
+    >>> network(torch.randn(2, 3, 8, 8), torch.tensor([0.0, 999.0])).shape
+    torch.Size([2, 3, 8, 8])
+
     ``forward(x, c_noise)``: x float [B, C, H, W] of about unit scale, c_noise float [B]; returns float [B, C, H, W].
-    A configuration with ``augment_labels`` takes these too; without them they count as zeros.
+    A :class:`Condition` is the third argument; without one nothing was done to the images.
 
     Raises:
         ValueError: if the image size is not divisible by the total downsampling, or a width that attends not by
@@ -103,9 +108,9 @@ class UNet(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, c_noise: Tensor, augment_labels: Tensor | None = None) -> Tensor:
-        """Apply the network to x [B, C, H, W] at noise levels c_noise [B]; labels are float [B, augment_labels]."""
-        embedding = embed(self.embedding, c_noise, augment_labels)
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
+        """Apply the network to x [B, C, H, W] at noise levels c_noise [B], told ``condition``."""
+        embedding = embed(self.embedding, c_noise, condition)
         image = F.pixel_unshuffle(x, self.config.stem) if self.config.stem > 1 else x
         h = self.conv_in(image)
         skips = [h]

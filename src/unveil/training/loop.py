@@ -1,14 +1,11 @@
 """The training loop. It yields what happens; the caller prints, logs and draws."""
 
-import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,27 +13,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unveil.data.augmentation import Transformations, augment
-from unveil.data.batches import Batches
-from unveil.data.pixels import to_float
+from unveil.data.batches import Batch, Batches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.objectives import SQUARED, Objective, Penalty, denoising_loss, nearest_noise
+from unveil.diffusion.loss import SQUARED, Draws, Loss, Penalty
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
+from unveil.networks.condition import Condition
 from unveil.precision import autocast
+from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
+from unveil.training.curves import Progress, Record
 from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.optimization import build_optimizer, learning_rate
+from unveil.training.validation import validation_loss
 from unveil.workers import ALONE, Workers
 
-SIGMA_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Where the intervals of noise levels meet, for the loss of each."""
-SIGMA_BINS = ("below_0.03", *(f"{a:g}_to_{b:g}" for a, b in pairwise(SIGMA_EDGES)), "above_30")
 DIVERGED = 20.0  # times the running median of the loss
 MEDIAN_POINTS = 50
 FEWEST_POINTS = 5  # before which the loss is not judged
 ONE_PROCESS = Processes()
-_Part = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,9 @@ class Training:
         precision, optimizer_precision: of the network, fp32, bf16 or fp16, and of the optimizer, fp32 or bf16.
         penalty: of an error of the denoised image.
         noise_candidates: draws of noise of which an image takes the nearest, see
-            :func:`unveil.diffusion.objectives.nearest_noise`.
+            :func:`unveil.diffusion.loss.nearest_noise`.
         input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
-            :func:`unveil.diffusion.objectives.denoising_loss`.
+            :func:`unveil.diffusion.loss.Loss`.
         log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
         lr_schedule, lr_reference_images: see :func:`unveil.training.optimization.learning_rate`.
         optimizer, weight_decay: see :func:`unveil.training.optimization.build_optimizer`.
@@ -97,37 +93,6 @@ class Training:
     augment: float = 0.0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """The state of training at one point of the curves.
-
-    Attributes:
-        images: images seen.
-        loss: mean over the images since the last point.
-        grad_norm: mean norm of the gradient, before clipping, since the last point; without the steps that
-            fp16's scaling left out because their gradient overflowed.
-        lr: learning rate of the last step.
-        images_per_second: since the last point.
-        seconds_left: estimate at the mean speed of this process.
-        preview: whether a preview grid is due.
-        loss_by_sigma: mean loss of the images of each interval of noise levels, named by its ends (see
-            :data:`SIGMA_EDGES`), those without images left out.
-        validation_loss: of the averaged weights on held-out images, None where it was not due.
-        minutes: spent on training so far, before an interruption too.
-    """
-
-    images: int
-    loss: float
-    grad_norm: float
-    lr: float
-    images_per_second: float
-    seconds_left: float
-    preview: bool
-    loss_by_sigma: Mapping[str, float] = field(default_factory=dict)
-    validation_loss: float | None = None
-    minutes: float = 0.0
-
-
 class Trainer:
     """A denoiser in training: network, optimizer, averaged weights and the number of steps made.
 
@@ -136,11 +101,11 @@ class Trainer:
 
     Args:
         denoiser: on its device; its network's parameters are trained.
-        objective: noise levels and weights.
+        loss: what is drawn for an image, and how its error counts.
         batches: training images on the same device.
         config: how to train.
         checkpoints: where to keep scratch checkpoints; None = nowhere.
-        held_out: uint8 [N, C, H, W] on the device, for the validation loss; None = there is none.
+        held_out: uint8 images on the device, for the validation loss; None = there are none.
         workers: threads that share the work of this process, where it is the only one; how a batch is divided among
             them changes no more than rounding. A network with dropout has one: its masks come from one generator.
         processes: those that share the work. Each computes its part of every batch; all have the same weights, and
@@ -151,16 +116,16 @@ class Trainer:
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: Objective,
+        loss: Loss,
         batches: Batches,
         config: Training,
         checkpoints: Checkpoints | None = None,
-        held_out: Tensor | None = None,
+        held_out: Batch | None = None,
         processes: Processes = ONE_PROCESS,
         workers: Workers = ALONE,
     ) -> None:
         self.denoiser = denoiser
-        self.objective = objective
+        self.loss = loss
         self.batches = batches
         self.config = config
         self.checkpoints = checkpoints
@@ -196,7 +161,7 @@ class Trainer:
         self.total_steps = -(-config.images // batches.batch_size)
         self.part = processes.part(batches.batch_size)
         self.model: nn.Module = denoiser if processes.count == 1 else DistributedDataParallel(denoiser)
-        self._since = _Record()  # what happened since the last point
+        self._since = Record()  # what happened since the last point
 
     @property
     def images_seen(self) -> int:
@@ -265,7 +230,7 @@ class Trainer:
             minutes=self.seconds / 60,
         )
         self.points.append(point)
-        self._since = _Record()
+        self._since = Record()
         return point
 
     def validation_loss(self) -> float:
@@ -275,26 +240,17 @@ class Trainer:
             ValueError: if there are none.
         """
         if self.held_out is None:
-            raise ValueError("no held-out images; expected Trainer(..., held_out=images)")
-        generator = torch.Generator(self.device).manual_seed(_step_seed("validation", self.config.seed, 0))
-        losses: list[Tensor] = []
-        size = self.batches.batch_size
+            raise ValueError("no held-out images; expected Trainer(..., held_out=Batch(images))")
         with self.averaged():
-            for images in self.held_out.split(size * self.workers.count):
-                parts: list[_Part] = []
-                for part in images.split(size):
-                    x0 = to_float(part)
-                    sigma = self.objective.sample_sigma(len(x0), generator)
-                    noise = torch.randn(x0.shape, generator=generator, device=self.device)
-                    parts.append((x0, sigma, noise, None, None))
-                losses += self.workers.map(self._validation_losses, parts)
-        return torch.cat(losses).mean().item()
-
-    @torch.no_grad()
-    def _validation_losses(self, part: _Part) -> Tensor:
-        x0, sigma, noise, _, _ = part
-        with autocast(self.config.precision, self.device):
-            return denoising_loss(self.denoiser, self.objective, x0, sigma, noise, penalty=self.config.penalty)
+            return validation_loss(
+                self.denoiser,
+                self.loss.plain(),
+                self.held_out,
+                torch.Generator(self.device).manual_seed(step_seed("validation", self.config.seed, 0)),
+                self.batches.batch_size,
+                lambda: autocast(self.config.precision, self.device),
+                self.workers,
+            )
 
     @contextmanager
     def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
@@ -394,7 +350,7 @@ class Trainer:
         self.snapshots = dict(facts["snapshots"])
         self.scaler.load_state_dict(facts["scaler"])
         self.points = [Progress(**point) for point in facts["points"]]
-        self._since = _Record.of(tensors, self.device)
+        self._since = Record.of(tensors, self.device)
         self.seconds = facts["seconds"]
         self.step = facts["step"]
         return True
@@ -402,22 +358,14 @@ class Trainer:
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the optimizer: returns the loss and the noise level of each image, and the gradient's norm."""
         config = self.config
-        x0, labels = self._augmented(self.batches.batch(self.step))
-        generator = torch.Generator(self.device).manual_seed(_step_seed("noise", config.seed, self.step))
-        # Of the whole batch in every process, so that an image's noise does not depend on how batches are divided.
-        sigma = self.objective.sample_sigma(self.batches.batch_size, generator)
-        shape = (self.batches.batch_size, *x0.shape[1:])
-        draws = torch.randn((config.noise_candidates, *shape), generator=generator, device=self.device)
-        noise = nearest_noise(x0, draws[:, self.part]) if config.noise_candidates > 1 else draws[0, self.part]
-        perturbation = None
-        if config.input_perturbation:
-            perturbation = config.input_perturbation * torch.randn(shape, generator=generator, device=self.device)
-            perturbation = perturbation[self.part]
+        batch = self.batches.batch(self.step)
+        images, condition = self._augmented(batch.images)
+        generator = torch.Generator(self.device).manual_seed(step_seed("noise", config.seed, self.step))
+        draws = self.loss.draw(images, generator, self.batches.batch_size, self.part)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros_like(sigma)
         purpose = "dropout" if self.processes.is_main else f"dropout {self.processes.rank}"
-        with _global_seed(_step_seed(purpose, config.seed, self.step), self.device):
-            losses[self.part] = self._gradient((x0, sigma[self.part], noise, perturbation, labels))
+        with _global_seed(step_seed(purpose, config.seed, self.step), self.device):
+            losses = self._gradient(images, draws, condition)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
         self.step += 1
@@ -427,60 +375,53 @@ class Trainer:
         self.scaler.update()
         self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
         self.further.update(self.parameters, self.batches.batch_size, self.images_seen)
-        return self.processes.sum(losses), sigma, norm.detach()
+        whole = torch.zeros(2, self.batches.batch_size, device=self.device)  # of all processes
+        whole[:, self.part] = torch.stack([losses, draws.sigma])
+        losses, sigma = self.processes.sum(whole)
+        return losses, sigma, norm.detach()
 
-    def _augmented(self, x0: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This process's images of the step, transformed at random, and their labels."""
-        config = self.config
-        if not config.augment:
-            return x0, None
-        generator = torch.Generator().manual_seed(_step_seed("augment", config.seed, self.step))
-        drawn = Transformations.draw(self.batches.batch_size, config.augment, generator)
-        return augment(x0, drawn, self.part), drawn.labels()[self.part].to(self.device, non_blocking=True)
+    def _augmented(self, images: Tensor) -> tuple[Tensor, Condition | None]:
+        """This process's images of the step, transformed at random, and what the network is told of them."""
+        if not self.config.augment:
+            return images, None
+        generator = torch.Generator().manual_seed(step_seed("augment", self.config.seed, self.step))
+        drawn = Transformations.draw(self.batches.batch_size, self.config.augment, generator)
+        return augment(images, drawn, self.part), Condition(drawn.labels())[self.part].to(self.device)
 
-    def _gradient(self, batch: _Part) -> Tensor:
+    def _gradient(self, images: Tensor, draws: Draws, condition: Condition | None) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
-        parts = list(self._parts(batch))
+        size = -(-len(images) // (self.config.gradient_accumulation * self.workers.count))
+        places = [slice(start, start + size) for start in range(0, len(images), size)]
+
+        def share(here: slice) -> tuple[Tensor, Tensor]:
+            """The loss of each image of a part, and the part's share of the batch's mean loss, scaled."""
+            told = condition[here] if condition is not None else None
+            with autocast(self.config.precision, self.device):
+                losses = self.loss(self.model, images[here], draws[here], told)
+            # DistributedDataParallel divides the sum of the processes' gradients by their number.
+            factor = self.processes.count / self.batches.batch_size
+            return losses.detach(), self.scaler.scale(losses.sum() * factor)
+
+        def add(here: slice) -> Tensor:
+            losses, mean = share(here)
+            mean.backward()
+            return losses
+
+        def apart(here: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            """Threads cannot add to one gradient at once."""
+            losses, mean = share(here)
+            return losses, torch.autograd.grad(mean, self.parameters, allow_unused=True)
+
         if isinstance(self.model, DistributedDataParallel):
             with self.model.no_sync():  # gradients are exchanged once, with the last part's
-                losses = [self._backward(part) for part in parts[:-1]]
-            return torch.cat([*losses, self._backward(parts[-1])])
-        losses = []
-        for start in range(0, len(parts), self.workers.count):
-            for part_losses, gradients in self.workers.map(self._part_gradient, parts[start:][: self.workers.count]):
-                losses.append(part_losses)
+                found = [add(here) for here in places[:-1]]
+            return torch.cat([*found, add(places[-1])])
+        found = []
+        for start in range(0, len(places), self.workers.count):
+            for losses, gradients in self.workers.map(apart, places[start:][: self.workers.count]):
+                found.append(losses)
                 self._add(gradients)
-        return torch.cat(losses)
-
-    def _parts(self, batch: _Part) -> Iterator[_Part]:
-        """A batch in the parts that go through the network, a worker's one after another."""
-        x0, sigma, noise, perturbation, labels = batch
-        size = -(-len(x0) // (self.config.gradient_accumulation * self.workers.count))
-        for start in range(0, len(x0), size):
-            here = slice(start, start + size)
-            perturbed = perturbation[here] if perturbation is not None else None
-            yield x0[here], sigma[here], noise[here], perturbed, labels[here] if labels is not None else None
-
-    def _losses(self, part: _Part) -> tuple[Tensor, Tensor]:
-        """The loss of each image of a part, and the part's share of the batch's mean loss, scaled."""
-        x0, sigma, noise, perturbation, labels = part
-        with autocast(self.config.precision, self.device):
-            denoiser = self.model if labels is None else partial(self.model, augment_labels=labels)
-            losses = denoising_loss(denoiser, self.objective, x0, sigma, noise, perturbation, self.config.penalty)
-        # DistributedDataParallel divides the sum of the processes' gradients by their number.
-        share = self.processes.count / self.batches.batch_size
-        return losses.detach(), self.scaler.scale(losses.sum() * share)
-
-    def _backward(self, part: _Part) -> Tensor:
-        """Add a part's share to the gradient; returns the loss of each image."""
-        losses, share = self._losses(part)
-        share.backward()
-        return losses
-
-    def _part_gradient(self, part: _Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """The loss of each image, and the gradient of the part's share: threads cannot add to one gradient at once."""
-        losses, share = self._losses(part)
-        return losses, torch.autograd.grad(share, self.parameters, allow_unused=True)
+        return torch.cat(found)
 
     def _add(self, gradients: Iterable[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -535,54 +476,9 @@ class Trainer:
         )
 
 
-@dataclass
-class _Record:
-    """Loss and noise level of every image, and norm of every step's gradient, since the last point."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    sigmas: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-
-    def add(self, losses: Tensor, sigma: Tensor, norm: Tensor) -> None:
-        self.losses.append(losses)
-        self.sigmas.append(sigma)
-        self.norms.append(norm)
-
-    def mean_loss(self) -> float:
-        return torch.cat(self.losses).mean().item()
-
-    def mean_norm(self) -> float:
-        norms = torch.stack(self.norms)
-        return norms[norms.isfinite()].mean().item()
-
-    def by_sigma(self) -> dict[str, float]:
-        losses, sigmas = torch.cat(self.losses), torch.cat(self.sigmas)
-        bins = torch.bucketize(sigmas, torch.tensor(SIGMA_EDGES, device=sigmas.device))
-        counts = torch.bincount(bins, minlength=len(SIGMA_BINS)).tolist()
-        sums = torch.bincount(bins, losses.double(), minlength=len(SIGMA_BINS)).tolist()
-        return {name: total / count for name, total, count in zip(SIGMA_BINS, sums, counts, strict=True) if count}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a checkpoint."""
-        parts = {"losses": self.losses, "sigmas": self.sigmas, "norms": self.norms}
-        return {f"since.{name}": torch.stack(values) for name, values in parts.items() if values}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "_Record":
-        """As ``tensors`` wrote it."""
-        parts = ("losses", "sigmas", "norms")
-        return cls(*(list(tensors.get(f"since.{name}", torch.empty(0)).to(device)) for name in parts))
-
-
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     """``value`` in memory as a parameter of its shape is, channels last or not: a fused optimizer wants them alike."""
     return torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-
-
-def _step_seed(purpose: str, seed: int, step: int) -> int:
-    """A seed that differs in its low 32 bits too: PyTorch's CPU generator takes no more."""
-    digest = hashlib.sha256(f"{purpose} {seed} {step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 @contextmanager

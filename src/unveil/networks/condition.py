@@ -1,0 +1,89 @@
+"""What a network is told of an image beside its noise level, as one value from the batch to the embedding."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of n images.
+
+    >>> condition = Condition(attributes=torch.tensor([[1, -1], [-1, 0]]))
+    >>> len(condition), condition[1:].attributes
+    (2, tensor([[-1,  0]]))
+    >>> condition.dropped(1.0, torch.Generator()).attributes
+    tensor([[0, 0],
+            [0, 0]])
+
+    Attributes:
+        augmentation: how each was augmented, float [n, labels]; zeros say that nothing was done.
+        attributes: what each shows, int8 or float [n, k]: 1 = it has the attribute, -1 = it has not, 0 = not told.
+    """
+
+    augmentation: Tensor | None = None
+    attributes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return next((len(part) for part in (self.augmentation, self.attributes) if part is not None), 0)
+
+    def __getitem__(self, here: slice | Tensor) -> "Condition":
+        return Condition(*(None if part is None else part[here] for part in (self.augmentation, self.attributes)))
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """The same on a device; a GPU is not waited for."""
+        parts = (self.augmentation, self.attributes)
+        return Condition(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+
+    def dropped(
+        self, rate: float, generator: torch.Generator, images: int | None = None, part: slice = slice(None)
+    ) -> "Condition":
+        """With some attributes not told, so that a network learns to do without them (2207.12598).
+
+        All attributes of an image are dropped with probability ``rate``, and so is each of the others by itself: the
+        network learns images of any choice of attributes, and of none. Augmentation is always told.
+
+        Args:
+            rate: in [0, 1].
+            generator: of the CPU, so that the same are dropped on every device.
+            images: size of the batch of which this is a part; None = this is all of it.
+            part: which of the batch's images these are. What is dropped of an image does not depend on the division.
+        """
+        if self.attributes is None:
+            return self
+        count = len(self) if images is None else images
+        all_of_them = torch.rand(count, 1, generator=generator) < rate
+        single = torch.rand(count, self.attributes.shape[1], generator=generator) < rate
+        dropped = (all_of_them | single)[part].to(self.attributes.device, non_blocking=True)
+        return Condition(self.augmentation, self.attributes.masked_fill(dropped, 0))
+
+
+class AugmentationEmbedding(nn.Linear):
+    """How an image was augmented, as a vector to be added to the waves of its noise level (2206.00364, app. F.2).
+
+    Float [B, labels] -> [B, channels]. Linear, without bias, of zeros at first: labels of zero say the same as none.
+    """
+
+    def __init__(self, labels: int, channels: int) -> None:
+        super().__init__(labels, channels, bias=False)
+        nn.init.zeros_(self.weight)
+
+
+def check_room(condition: Condition | None, **widths: int) -> None:
+    """Refuse what a network has no room for: it could not know of it, and would learn something else.
+
+    Args:
+        condition: what the network is to be told.
+        widths: of the parts of a condition that it takes, such as ``augmentation=9``; 0, as if left out, is not taken.
+
+    Raises:
+        ValueError: if there is a part that it does not take, or one of another width.
+    """
+    for name in (field.name for field in fields(Condition)) if condition is not None else ():
+        part, width = getattr(condition, name), widths.get(name, 0)
+        if part is not None and part.shape[1:] != (width,):
+            raise ValueError(
+                f"condition.{name}: found {list(part.shape)}, expected "
+                + (f"[n, {width}]" if width else "None: the network was built without room for it")
+            )
