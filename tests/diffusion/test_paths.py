@@ -22,7 +22,6 @@ from unveil.diffusion.paths import (
     VPCosine,
     VPLinear,
     VPSigmoid,
-    final_signal_to_noise,
 )
 from unveil.params import load_params
 
@@ -247,6 +246,6 @@ def test_sampling_starts_from_noise_of_the_strength_that_each_path_ends_with() -
 
 def test_what_is_left_of_the_image_at_the_end() -> None:
     last = _alphas_bar(VPLinear())[-1]
-    assert final_signal_to_noise(VPLinear()) == pytest.approx(last / (1 - last))
+    assert VPLinear().sigma_range()[1] ** -2 == pytest.approx(last / (1 - last))
     assert last == pytest.approx(4e-5, rel=0.02)  # 2305.08891, table 1: sqrt is 0.006353, the square 4.04e-5
-    assert final_signal_to_noise(VPLinear(500)) > 100 * final_signal_to_noise(VPLinear())
+    assert VPLinear(500).sigma_range()[1] < 0.1 * VPLinear().sigma_range()[1]

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from studies import illustrations
 from unveil.diffusion import grids
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
-from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid, final_signal_to_noise
+from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import load_recipe
 
@@ -197,7 +197,7 @@ def test_drawing_again_gives_the_same_bytes(figures, tmp_path, monkeypatch):
 def test_report_says_where_the_linear_path_ends(timesteps, report):
     path = VPLinear(timesteps)
     last = float(path.sigmas[-1])
-    ratio = f"{final_signal_to_noise(path):.2e}".replace("e-0", "e-")
+    ratio = f"{last**-2:.2e}".replace("e-0", "e-")
     assert f"| {timesteps} | {last:.1f} | {ratio} | {last / math.sqrt(3 * 64 * 64):.3g} |" in report
 
 

@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,32 +17,52 @@ from torch import Tensor
 from unveil.diffusion import betas
 
 
-class NoisePath(Protocol):
+class NoisePath(ABC):
     """A noise path. All methods but the ranges work elementwise on float tensors of any shape."""
 
+    @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level at time t."""
 
+    @abstractmethod
     def t(self, sigma: Tensor) -> Tensor:
         """The time at which the noise level is sigma; inverse of :meth:`sigma`."""
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        """The factor of the image in the path's own frame; ``alpha * x`` is what a network on this path sees."""
-
+    @abstractmethod
     def c_noise(self, sigma: Tensor) -> Tensor:
         """How the network is told the noise level."""
 
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """Standard deviation of the noise that a sampler starts from at its largest sigma."""
-
+    @abstractmethod
     def t_range(self) -> tuple[float, float]:
         """The least and the greatest time that training visits, in the path's own time."""
 
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """The factor of the image in the path's own frame, 1 by default; ``alpha x`` is what a network here sees."""
+        return torch.ones_like(sigma)
+
+    def start_scale(self, sigma: Tensor) -> Tensor:
+        """Standard deviation of the noise that a sampler starts from at its largest sigma: sigma, if all is noise."""
+        return sigma
+
     def sigma_range(self) -> tuple[float, float]:
         """The noise levels at the ends of :meth:`t_range`."""
+        least, greatest = self.sigma(torch.tensor(self.t_range(), dtype=torch.float64)).tolist()
+        return least, greatest
 
 
-class DiscreteVP(ABC):
+class VariancePreserving(NoisePath):
+    """A path on which data of unit variance stay so: ``alpha^2 (1 + sigma^2) = 1``."""
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """(1 + sigma^2)^-1/2."""
+        return (1 + sigma.square()).rsqrt()
+
+    def start_scale(self, sigma: Tensor) -> Tensor:
+        """DDPM and Score SDE start from N(0, I) in the path's own frame: 1 / alpha in the common one."""
+        return 1 / self.alpha(sigma)
+
+
+class DiscreteVP(VariancePreserving):
     r"""A variance-preserving path of T timesteps, as DDPM's (2006.11239, eq. 4).
 
     :math:`\alpha_t^2 = \bar\alpha_t = \prod_{i \le t} (1 - \beta_i)` and :math:`s_t^2 = 1 - \bar\alpha_t`.
@@ -81,17 +100,9 @@ class DiscreteVP(ABC):
         share = (target - log_sigmas[low]) / (log_sigmas[low + 1] - log_sigmas[low])
         return (low + share).to(_float_type(sigma))
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        """Variance preserving: ``alpha^2 (1 + sigma^2) = 1``."""
-        return (1 + sigma.square()).rsqrt()
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The timestep, as DDPM's network is told."""
         return self.t(sigma)
-
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """DDPM starts from ``x_T = n``, of unit variance in its own frame: 1 / alpha in the common one."""
-        return 1 / self.alpha(sigma)
 
     def t_range(self) -> tuple[float, float]:
         """0 and T - 1."""
@@ -142,7 +153,7 @@ class VPSigmoid(DiscreteVP):
 
 
 @dataclass(frozen=True)
-class VPSDE:
+class VPSDE(VariancePreserving):
     r"""Score SDE's VP path (2011.13456, eq. 11 and 29): the limit of DDPM's chain, in continuous time.
 
     :math:`\alpha(t) = e^{-B/2}` and :math:`s^2 = 1 - e^{-B}` with
@@ -172,25 +183,13 @@ class VPSDE:
         root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral).sqrt()
         return 2 * integral / (self.beta_min + root)
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        """Variance preserving: ``alpha^2 (1 + sigma^2) = 1``."""
-        return (1 + sigma.square()).rsqrt()
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """999 t, as Score SDE's code tells its VP and sub-VP networks."""
         return 999 * self.t(sigma)
 
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """Score SDE starts from N(0, I) in the path's own frame: 1 / alpha in the common one."""
-        return 1 / self.alpha(sigma)
-
     def t_range(self) -> tuple[float, float]:
         """1e-5 and 1."""
         return self.t_min, 1.0
-
-    def sigma_range(self) -> tuple[float, float]:
-        """The noise levels at those times."""
-        return _ends(self)
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class SubVP(VPSDE):
 
 
 @dataclass(frozen=True)
-class VE:
+class VE(NoisePath):
     """Score SDE's variance-exploding path (2011.13456, eq. 9 and app. C): alpha = 1, and sigma is geometric in t.
 
     ``sigma = sigma_min (sigma_max / sigma_min)^t``, t from 0 to 1. The formula holds, and is used, beyond them.
@@ -233,17 +232,9 @@ class VE:
         """The place of ln(sigma) between the ends' logarithms."""
         return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        """The image is not scaled."""
-        return torch.ones_like(sigma)
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """ln(sigma / 2) (2206.00364, table 1, column VE)."""
         return (sigma / 2).log()
-
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """sigma: Score SDE's prior is N(0, sigma_max^2 I)."""
-        return sigma
 
     def t_range(self) -> tuple[float, float]:
         """0 and 1."""
@@ -255,7 +246,7 @@ class VE:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(NoisePath):
     """The frame of Karras et al. itself (2206.00364): alpha = 1, and time is sigma, any positive number."""
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -266,29 +257,17 @@ class EDM:
         """t(sigma) = sigma."""
         return sigma
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        """The image is not scaled."""
-        return torch.ones_like(sigma)
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """ln(sigma) / 4 (2206.00364, table 1)."""
         return sigma.log() / 4
-
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """sigma: the image is lost in the noise (2206.00364, algorithm 1)."""
-        return sigma
 
     def t_range(self) -> tuple[float, float]:
         """0.002 and 80 (2206.00364, table 1): where its samplers go. Its log-normal objective has no end."""
         return 0.002, 80.0
 
-    def sigma_range(self) -> tuple[float, float]:
-        """As :meth:`t_range`."""
-        return self.t_range()
-
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(NoisePath):
     """Rectified flow (2209.03003, eq. 1; 2210.02747): ``x_t = (1 - t) x0 + t n``, t from 0 (image) to 1 (noise)."""
 
     time_scale: float = 1000.0  # of c_noise, so that the sinusoidal embedding resolves times as it does timesteps
@@ -310,30 +289,9 @@ class Flow:
         """Time in thousandths."""
         return self.time_scale * self.t(sigma)
 
-    def start_scale(self, sigma: Tensor) -> Tensor:
-        """sigma, as on every path that ends in pure noise."""
-        return sigma
-
     def t_range(self) -> tuple[float, float]:
-        """0.001 and 0.999."""
+        """0.001 and 0.999: sigma from about 0.001 to 999."""
         return self.t_min, 1 - self.t_min
-
-    def sigma_range(self) -> tuple[float, float]:
-        """About 0.001 and 999."""
-        return _ends(self)
-
-
-def final_signal_to_noise(path: NoisePath) -> float:
-    """Signal-to-noise ratio (of variances, for data of unit variance) where training ends.
-
-    Near zero, sampling may start from pure noise; where it is not, the start is one that training never saw.
-    """
-    return 1 / math.pow(path.sigma_range()[1], 2)
-
-
-def _ends(path: NoisePath) -> tuple[float, float]:
-    least, greatest = path.sigma(torch.tensor(path.t_range(), dtype=torch.float64)).tolist()
-    return least, greatest
 
 
 def _float_type(x: Tensor) -> torch.dtype:
