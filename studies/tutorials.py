@@ -257,7 +257,7 @@ def shown(x: Tensor, pixels: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ImageError:
+class ImageError(Objective):
     """Plain squared error of the denoised image at levels drawn evenly from a list.
 
     Attributes:

@@ -203,7 +203,13 @@ def test_report_says_where_the_linear_path_ends(timesteps, report):
 
 @pytest.mark.parametrize("path", [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()])
 def test_report_says_between_which_noise_levels_each_path_trains(path, report):
-    names = {VPLinear: "vp-linear", VPCosine: "vp-cosine", VPSigmoid: "vp-sigmoid", VPSDE: "vp-sde", SubVP: "sub-vp"}
+    names: dict[type, str] = {
+        VPLinear: "vp-linear",
+        VPCosine: "vp-cosine",
+        VPSigmoid: "vp-sigmoid",
+        VPSDE: "vp-sde",
+        SubVP: "sub-vp",
+    }
     name = names.get(type(path), type(path).__name__.lower())
     table = report.split("| `path` | $t$ in training |")[1].split("```")[0]
     (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
