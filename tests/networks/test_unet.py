@@ -15,7 +15,7 @@ from unveil.networks.blocks import AttentionBlock, Refinement, ResidualBlock
 from unveil.networks.condition import Condition
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.networks.embedding import Sinusoids
+from unveil.networks.embedding import sinusoidal_embedding
 from unveil.networks.plain import PlainUNet
 from unveil.networks.unet import UNet
 from unveil.recipes import load_recipe
@@ -273,7 +273,7 @@ def test_the_plain_network_has_no_more_than_ronnebergers() -> None:
     network = build_network(_small("plain"))
     assert isinstance(network, PlainUNet)
     kinds = {type(module) for module in network.modules() if not list(module.children())}
-    assert kinds <= {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.SiLU, Sinusoids}
+    assert kinds <= {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.SiLU}
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert len(convolutions) == 2 * 3 + 1 + 1  # pairs down, lowest and up; one up-convolution; the last
     with torch.device("meta"):
@@ -328,8 +328,8 @@ def test_every_family_computes_in_the_type_of_its_weights(family: str, condition
 @pytest.mark.parametrize("family", ["ddpm", "adm"])
 def test_float64_weights_are_told_the_noise_level_in_float64(family: str) -> None:
     """Closed form: cos^2 + sin^2 of one angle, and neighbouring levels that float32 takes for one."""
-    waves = Sinusoids(8, family == "adm")
-    sine, cosine = waves(torch.tensor([999.0, 0.1], dtype=torch.float64)).chunk(2, dim=1)
+    levels = torch.tensor([999.0, 0.1], dtype=torch.float64)
+    sine, cosine = sinusoidal_embedding(levels, 8, cosines_first=family == "adm").chunk(2, dim=1)
     assert (sine.square() + cosine.square() - 1).abs().max() < 1e-14
     network = _awake(_small(family)).double().eval()
     x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)

@@ -116,6 +116,3 @@ def test_further_averages_are_those_that_each_would_be_alone() -> None:
     ]
     assert list(kept.values()) == [tensor for average in alone for tensor in average.parameters]
     assert len({float(kept[name]) for name in kept if name.endswith(".0")}) == 4
-    again = FurtherAverages(start, (40, 80), 0.0, (0.05, 0.2))
-    again.load(kept)
-    assert list(again.tensors().values()) == list(kept.values())

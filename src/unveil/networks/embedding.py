@@ -1,6 +1,7 @@
 """Embeddings of the noise level."""
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
@@ -35,19 +36,6 @@ def sinusoidal_embedding(
     return torch.cat(waves, dim=1)
 
 
-class Sinusoids(nn.Module):
-    """:func:`sinusoidal_embedding` as a module: float [B] -> [B, channels]."""
-
-    def __init__(self, channels: int, cosines_first: bool) -> None:
-        super().__init__()
-        self.channels = channels
-        self.cosines_first = cosines_first
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        """Embed noise levels [B]."""
-        return sinusoidal_embedding(c_noise, self.channels, cosines_first=self.cosines_first)
-
-
 class RandomFourier(nn.Module):
     """Sines and cosines at fixed random frequencies (2006.10739): float [B] -> [B, 2 x channels].
 
@@ -78,7 +66,8 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, channels: int, width: int, kind: str = "ddpm", labels: int = 0) -> None:
         super().__init__()
-        self.waves = RandomFourier(channels) if kind == "fourier" else Sinusoids(channels, kind == "adm")
+        sinusoids = partial(sinusoidal_embedding, dim=channels, cosines_first=kind == "adm")
+        self.waves = RandomFourier(channels) if kind == "fourier" else sinusoids
         channels *= 2 if kind == "fourier" else 1
         self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.augment = AugmentationEmbedding(labels, channels) if labels else None

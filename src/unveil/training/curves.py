@@ -1,6 +1,8 @@
 """The curves of a training: what happens between two points, and what a point says of it."""
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -10,6 +12,11 @@ from torch import Tensor
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Where the intervals of noise levels meet, for the loss of each."""
 SIGMA_BINS = ("below_0.03", *(f"{a:g}_to_{b:g}" for a, b in pairwise(SIGMA_EDGES)), "above_30")
+
+
+DIVERGED = 20.0  # times the running median of the loss
+MEDIAN_POINTS = 50
+FEWEST_POINTS = 5  # before which the loss is not judged
 
 
 @dataclass(frozen=True)
@@ -80,3 +87,23 @@ class Record:
         """As ``tensors`` wrote it."""
         parts = ("losses", "sigmas", "norms")
         return cls(*(list(tensors.get(f"since.{name}", torch.empty(0)).to(device)) for name in parts))
+
+
+def failure(loss: float, points: Sequence[Progress], parameters: Sequence[Tensor]) -> str | None:
+    """What shows that a training has failed, in words; None if nothing does.
+
+    Args:
+        loss: the mean since the last point.
+        points: those before it.
+        parameters: of the network.
+    """
+    if not math.isfinite(loss):
+        return f"the loss became {loss}"
+    if not torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all():
+        return "the weights became infinite or NaN"  # the next loss will show it, but a checkpoint must not
+    if len(points) < FEWEST_POINTS:
+        return None
+    usual = statistics.median(point.loss for point in points[-MEDIAN_POINTS:])
+    if loss > DIVERGED * usual:
+        return f"the loss rose to {loss:.4g}, more than {DIVERGED:g} times its running median of {usual:.4g},"
+    return None

@@ -1,7 +1,7 @@
 """Moving averages of the weights: the one that samples are made with, and others that are kept beside it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -104,22 +104,7 @@ class FurtherAverages:
             average.update(parameters, batch_size, images_seen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, for a checkpoint."""
-        return dict(self._named())
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """As ``tensors`` wrote them."""
-        for name, average in self._named():
-            average.copy_(tensors[name])
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        for number, exponential in self.half_lives.items():
-            yield from _numbered(WeightsChoice("half-life", number), exponential)
-        for deviation, power in self.profiles.items():
-            yield from _numbered(WeightsChoice("power", deviation), power)
-
-
-def _numbered(choice: WeightsChoice, average: Average) -> Iterator[tuple[str, Tensor]]:
-    for number, tensor in enumerate(average.parameters):
-        yield f"{choice}.{number}", tensor
+        """All of them by name and number, for a checkpoint: themselves, not copies."""
+        named: dict[WeightsChoice, Average] = {WeightsChoice("half-life", n): own for n, own in self.half_lives.items()}
+        named |= {WeightsChoice("power", deviation): own for deviation, own in self.profiles.items()}
+        return {f"{name}.{n}": tensor for name, own in named.items() for n, tensor in enumerate(own.parameters)}

@@ -1,9 +1,8 @@
 """The training loop. It yields what happens; the caller prints, logs and draws."""
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,15 +22,13 @@ from unveil.precision import autocast
 from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
-from unveil.training.curves import Progress, Record
+from unveil.training.curves import Progress, Record, failure
 from unveil.training.ema import EMA, Average, FurtherAverages
+from unveil.training.gradient import add_gradients
 from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.validation import validation_loss
 from unveil.workers import ALONE, Workers
 
-DIVERGED = 20.0  # times the running median of the loss
-MEDIAN_POINTS = 50
-FEWEST_POINTS = 5  # before which the loss is not judged
 ONE_PROCESS = Processes()
 
 
@@ -294,13 +291,10 @@ class Trainer:
         """Write a scratch checkpoint of everything that the next step depends on; else ``failures`` says why not."""
         if self.checkpoints is None or not self.processes.is_main:
             return
-        tensors: dict[str, Tensor] = {}
-        for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
-            tensors[f"parameter.{number}"] = parameter.detach()
-            tensors[f"ema.{number}"] = average
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{number}.{name}"] = value
-        tensors |= self._since.tensors() | self.further.tensors()
+        tensors = self._weights() | self._since.tensors()
+        for number, parameter in enumerate(self.parameters):
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         facts = {
             "snapshots": self.snapshots,
             "scaler": self.scaler.state_dict(),
@@ -310,6 +304,12 @@ class Trainer:
         with self._going_on():
             self.saved = self.checkpoints.save(self.step, tensors, facts)
             self.saved_step = self.step
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights and all averages of them, by their names in a checkpoint: themselves, not copies."""
+        own: dict[str, Sequence[Tensor]] = {"parameter": self.parameters, "ema": self.ema.parameters}
+        named = {f"{name}.{n}": weight.detach() for name, weights in own.items() for n, weight in enumerate(weights)}
+        return named | self.further.tensors()
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint from before the end; False if there is none.
@@ -336,17 +336,15 @@ class Trainer:
                 f"{self.checkpoints.folder}: its checkpoints are of another network than this version builds; "
                 "remove the folder to start anew"
             )
-        with torch.no_grad():
-            for number, (parameter, average) in enumerate(zip(self.parameters, self.ema.parameters, strict=True)):
-                parameter.copy_(tensors[f"parameter.{number}"])
-                average.copy_(tensors[f"ema.{number}"])
-                prefix = f"optimizer.{number}."
-                self.optimizer.state[parameter] = {
-                    name.removeprefix(prefix): _laid_out(value.to(self.device), parameter)
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-        self.further.load(tensors)
+        for name, weight in self._weights().items():
+            weight.copy_(tensors[name])
+        for number, parameter in enumerate(self.parameters):
+            prefix = f"optimizer.{number}."
+            self.optimizer.state[parameter] = {
+                name.removeprefix(prefix): _laid_out(value.to(self.device), parameter)
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
         self.snapshots = dict(facts["snapshots"])
         self.scaler.load_state_dict(facts["scaler"])
         self.points = [Progress(**point) for point in facts["points"]]
@@ -390,11 +388,8 @@ class Trainer:
 
     def _gradient(self, images: Tensor, draws: Draws, condition: Condition | None) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
-        size = -(-len(images) // (self.config.gradient_accumulation * self.workers.count))
-        places = [slice(start, start + size) for start in range(0, len(images), size)]
 
         def share(here: slice) -> tuple[Tensor, Tensor]:
-            """The loss of each image of a part, and the part's share of the batch's mean loss, scaled."""
             told = condition[here] if condition is not None else None
             with autocast(self.config.precision, self.device):
                 losses = self.loss(self.model, images[here], draws[here], told)
@@ -402,37 +397,9 @@ class Trainer:
             factor = self.processes.count / self.batches.batch_size
             return losses.detach(), self.scaler.scale(losses.sum() * factor)
 
-        def add(here: slice) -> Tensor:
-            losses, mean = share(here)
-            mean.backward()
-            return losses
-
-        def apart(here: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            """Threads cannot add to one gradient at once."""
-            losses, mean = share(here)
-            return losses, torch.autograd.grad(mean, self.parameters, allow_unused=True)
-
-        if isinstance(self.model, DistributedDataParallel):
-            with self.model.no_sync():  # gradients are exchanged once, with the last part's
-                found = [add(here) for here in places[:-1]]
-            return torch.cat([*found, add(places[-1])])
-        found = []
-        for start in range(0, len(places), self.workers.count):
-            for losses, gradients in self.workers.map(apart, places[start:][: self.workers.count]):
-                found.append(losses)
-                self._add(gradients)
-        return torch.cat(found)
-
-    def _add(self, gradients: Iterable[Tensor | None]) -> None:
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient is None:
-                continue
-            if parameter.grad is not None:
-                parameter.grad += gradient
-            elif gradient.stride() == parameter.stride():
-                parameter.grad = gradient
-            else:  # laid out otherwise, or one value that stands for many
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        size = -(-len(images) // (self.config.gradient_accumulation * self.workers.count))
+        places = [slice(start, start + size) for start in range(0, len(images), size)]
+        return add_gradients(share, places, self.model, self.parameters, self.workers)
 
     def _lr(self) -> float:
         config = self.config
@@ -456,17 +423,10 @@ class Trainer:
             return False
         return self.images_seen // interval > (self.images_seen - self.batches.batch_size) // interval
 
-    def _usual_loss(self) -> float:
-        return statistics.median(point.loss for point in self.points[-MEDIAN_POINTS:])
-
     def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            found = f"the loss became {loss}"
-        elif not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all():
-            found = "the weights became infinite or NaN"  # the next loss will show it, but a checkpoint must not
-        elif len(self.points) >= FEWEST_POINTS and loss > DIVERGED * (usual := self._usual_loss()):
-            found = f"the loss rose to {loss:.4g}, more than {DIVERGED:g} times its running median of {usual:.4g},"
-        else:
+        """Raise UnveilError where the training has failed."""
+        found = failure(loss, self.points, self.parameters)
+        if found is None:
             return
         newest = self.checkpoints.newest() if self.checkpoints is not None else None
         good = f"the last good checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
