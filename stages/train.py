@@ -16,7 +16,8 @@ from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, load_split, open_batches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, verify
-from unveil.diffusion.design import Diffusion, build_loss
+from unveil.diffusion.design import Diffusion
+from unveil.diffusion.loss import build_loss
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.distributed import Processes, joined, local_device
@@ -39,8 +40,8 @@ from unveil.run.stage import Run, Terminated, signals_noted, stage
 from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network
-from unveil.training.curves import SIGMA_BINS, Progress
 from unveil.training.loop import Trainer, Training
+from unveil.training.progress import SIGMA_BINS, Progress
 from unveil.training.usage import usage
 from unveil.workers import workers
 

@@ -24,7 +24,8 @@ import torch
 
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
+from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.loss import build_loss
 from unveil.evaluation.features import extraction
 from unveil.networks.design import build_network
 from unveil.networks.unet import UNetConfig

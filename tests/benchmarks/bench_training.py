@@ -58,7 +58,8 @@ from torch import Tensor, nn
 
 from unveil.data.batches import Batches, DeviceBatches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
-from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
+from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.loss import build_loss
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import autocast

@@ -42,7 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from unveil.data.augmentation import LABELS
 from unveil.data.batches import open_batches
 from unveil.data.shards import verify
-from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
+from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.loss import build_loss
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network

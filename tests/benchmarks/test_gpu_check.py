@@ -22,7 +22,8 @@ from tests.benchmarks.gpu_check import Asked, markdown, outcomes
 from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step, start_method
 
 from unveil.data.augmentation import LABELS
-from unveil.diffusion.design import Diffusion, build_loss, build_path, denoiser_values
+from unveil.diffusion.design import Diffusion, build_path, denoiser_values
+from unveil.diffusion.loss import build_loss
 from unveil.diffusion.sampling import build_grid
 from unveil.networks.config import UNetConfig
 from unveil.params import load_params

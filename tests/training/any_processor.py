@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unveil.data.batches import DeviceBatches
-from unveil.diffusion.design import Diffusion, build_denoiser, build_loss
+from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.loss import build_loss
 from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
 from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.networks.design import build_network

@@ -24,9 +24,9 @@ from unveil.networks.unet import UNet, UNetConfig
 from unveil.precision import autocast, resolve_precision
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName
-from unveil.training.curves import Progress, Record
 from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Trainer, Training
+from unveil.training.progress import Progress, Record
 from unveil.workers import ALONE, Workers
 
 NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)

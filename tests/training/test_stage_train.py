@@ -24,8 +24,8 @@ from unveil.run.stage import Run
 from unveil.training.averages import Averages
 from unveil.training.checkpoint import ModelConfig, load_denoiser
 from unveil.training.choices import WeightsChoice
-from unveil.training.curves import Progress
 from unveil.training.loop import Trainer
+from unveil.training.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16

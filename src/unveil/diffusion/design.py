@@ -8,7 +8,6 @@ from torch import nn
 from unveil import ranges
 from unveil.diffusion.choices import FlowTimes, ObjectiveName, ParameterizationName, PathName, refusal
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.loss import Loss, Penalty
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Objective, Simple
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
@@ -144,12 +143,6 @@ def build_objective(config: Diffusion) -> Objective:
         case "flow":
             return FlowMatching(config.logit_mean, config.logit_std, config.t_min, config.flow_times, ends)
     raise _unknown("objective", config.objective, ObjectiveName)
-
-
-def build_loss(config: Diffusion) -> Loss:
-    """The loss that ``config`` names, with its objective. Raises ValueError as :func:`build_objective` does."""
-    penalty = Penalty(config.huber_scale, config.difference_weight)
-    return Loss(build_objective(config), penalty, config.noise_candidates, config.input_perturbation)
 
 
 def build_denoiser(network: nn.Module, config: Diffusion) -> Denoiser:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unveil.diffusion.denoiser import expand
+from unveil.diffusion.design import Diffusion, build_objective
 from unveil.diffusion.objectives import Objective
 
 
@@ -133,6 +134,12 @@ class Loss:
         told = () if condition is None else (condition,)
         error = denoiser(target + sigma * draws.noise, draws.sigma, *told) - target
         return self.objective.weight(draws.sigma) * self.penalty(error, draws.sigma)
+
+
+def build_loss(config: Diffusion) -> Loss:
+    """The loss that ``config`` names, with its objective. Raises ValueError as :func:`build_objective` does."""
+    penalty = Penalty(config.huber_scale, config.difference_weight)
+    return Loss(build_objective(config), penalty, config.noise_candidates, config.input_perturbation)
 
 
 def nearest_noise(x0: Tensor, candidates: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from unveil.precision import autocast
 from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.choices import OptimizerName, ScheduleName
-from unveil.training.curves import Progress, Record, failure
 from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.gradient import add_gradients
 from unveil.training.optimization import build_optimizer, learning_rate
+from unveil.training.progress import Progress, Record, failure
 from unveil.training.validation import validation_loss
 from unveil.workers import ALONE, Workers
 
