@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from unveil.networks.condition import Condition
+from unveil.networks.unet import UNet, UNetConfig
 from unveil.training import compilation
 from unveil.training.compilation import compile_network
 
@@ -24,6 +26,12 @@ def test_without_a_compiler_it_says_so_and_the_network_runs(monkeypatch: pytest.
 def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "find_spec", lambda name: None)
     assert "triton" in str(compile_network(nn.Linear(2, 2), torch.device("cuda")))
+
+
+def test_a_condition_leaves_the_network_in_one_graph() -> None:
+    network = UNet(UNetConfig(8, 32, (1,), 1, (), augment_labels=9))
+    found = torch._dynamo.explain(network)(torch.randn(2, 3, 8, 8), torch.zeros(2), Condition(torch.randn(2, 9)))
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What a network is told of an image beside its noise level, as one value from the batch to the embedding."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,20 +70,21 @@ class AugmentationEmbedding(nn.Linear):
         nn.init.zeros_(self.weight)
 
 
-def check_room(condition: Condition | None, **widths: int) -> None:
+def check_room(condition: Condition | None, augmentation: int = 0, attributes: int = 0) -> None:
     """Refuse what a network has no room for: it could not know of it, and would learn something else.
 
     Args:
         condition: what the network is to be told.
-        widths: of the parts of a condition that it takes, such as ``augmentation=9``; 0, as if left out, is not taken.
+        augmentation: numbers that it takes of how an image was augmented; 0 = it is not told.
+        attributes: so of its attributes.
 
     Raises:
         ValueError: if there is a part that it does not take, or one of another width.
     """
-    for name in (field.name for field in fields(Condition)) if condition is not None else ():
-        part, width = getattr(condition, name), widths.get(name, 0)
+    if condition is None:
+        return
+    parts = (("augmentation", condition.augmentation, augmentation), ("attributes", condition.attributes, attributes))
+    for name, part, width in parts:
         if part is not None and part.shape[1:] != (width,):
-            raise ValueError(
-                f"condition.{name}: found {list(part.shape)}, expected "
-                + (f"[n, {width}]" if width else "None: the network was built without room for it")
-            )
+            expected = f"[n, {width}]" if width else "None: the network was built without room for it"
+            raise ValueError(f"condition.{name}: found {list(part.shape)}, expected {expected}")
