@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from unveil.data.batches import Batch, DeviceBatches
+from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.loss import Draws, Loss
 from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
+from unveil.networks.condition import Condition
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.precision import autocast, resolve_precision
 from unveil.training.checkpoint import Checkpoints
@@ -793,6 +795,41 @@ def test_augmentation_changes_the_images_and_no_other_draw(monkeypatch: pytest.M
 def test_a_network_that_cannot_be_told_of_the_augmentation_is_not_trained() -> None:
     with pytest.raises(ValueError, match="the network was built without room for it"):
         next(_trainer(AUGMENTED).run())
+
+
+@pytest.mark.parametrize("augment", [0.0, 0.5])
+def test_what_a_batch_says_of_its_images_reaches_the_network_with_them(augment: float) -> None:
+    """Part by part; the attribute here is the image's number, which its one colour tells."""
+    heard: list[tuple[Tensor, Condition]] = []
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = UNet(NETWORK)
+
+        def forward(self, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
+            heard.append((x, condition))
+            return self.inner(x, c_noise)
+
+    numbers = torch.arange(10, dtype=torch.int8)[:, None]
+    config = replace(CONFIG, images=BATCH, gradient_accumulation=2, augment=augment)
+    trainer = _trainer(config, network=Network, loss=Loss(_Noiseless()))
+    trainer.batches = DeviceBatches(_images(), BATCH, 0, horizontal_flip=False, attributes=numbers)
+    list(trainer.run())
+    assert [len(x) for x, _ in heard] == [2, 2]
+    for x, condition in heard:
+        assert condition.attributes is not None and (condition.augmentation is None) == (augment == 0)
+        colours = to_float(_images())[condition.attributes.flatten().long()]
+        torch.testing.assert_close(x, colours, rtol=0, atol=1e-2)
+    refused = _trainer(config, network=_told)
+    refused.batches = trainer.batches
+    with pytest.raises(ValueError, match=r"condition\.attributes: .* the network was built without room for it"):
+        refused._step()
+
+
+class _Noiseless(FlowMatching):
+    def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.full((count,), 1e-4)
 
 
 def test_the_validation_is_of_images_as_they_are() -> None:

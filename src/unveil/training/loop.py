@@ -356,8 +356,7 @@ class Trainer:
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the optimizer: returns the loss and the noise level of each image, and the gradient's norm."""
         config = self.config
-        batch = self.batches.batch(self.step)
-        images, condition = self._augmented(batch.images)
+        images, condition = self._augmented(self.batches.batch(self.step))
         generator = torch.Generator(self.device).manual_seed(step_seed("noise", config.seed, self.step))
         draws = self.loss.draw(images, generator, self.batches.batch_size, self.part)
         self.optimizer.zero_grad(set_to_none=True)
@@ -378,13 +377,15 @@ class Trainer:
         losses, sigma = self.processes.sum(whole)
         return losses, sigma, norm.detach()
 
-    def _augmented(self, images: Tensor) -> tuple[Tensor, Condition | None]:
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Condition | None]:
         """This process's images of the step, transformed at random, and what the network is told of them."""
-        if not self.config.augment:
-            return images, None
-        generator = torch.Generator().manual_seed(step_seed("augment", self.config.seed, self.step))
-        drawn = Transformations.draw(self.batches.batch_size, self.config.augment, generator)
-        return augment(images, drawn, self.part), Condition(drawn.labels())[self.part].to(self.device)
+        images, labels = batch.images, None
+        if self.config.augment:
+            generator = torch.Generator().manual_seed(step_seed("augment", self.config.seed, self.step))
+            drawn = Transformations.draw(self.batches.batch_size, self.config.augment, generator)
+            images, labels = augment(images, drawn, self.part), drawn.labels()[self.part]
+        condition = Condition(labels, batch.attributes)
+        return images, condition.to(self.device) if len(condition) else None
 
     def _gradient(self, images: Tensor, draws: Draws, condition: Condition | None) -> Tensor:
         """The gradient of the batch's mean loss, over all processes; returns the losses of this one's images."""
