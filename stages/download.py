@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from unveil.data.sources import fetch
-from unveil.data.sources.progress import megabytes
 from unveil.layout import DOWNLOAD_RECORD, RAW
+from unveil.progress import megabytes
 from unveil.run.stage import stage
 
 app = typer.Typer(add_completion=False)

@@ -24,6 +24,7 @@ from unveil.files import file_digest
 from unveil.layout import GRID, MODELS, SAMPLE_RECORD, SAMPLES, TRAIN_RECORD, TRAJECTORY
 from unveil.params import Sample
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.progress import Passing, renews
 from unveil.run.launch import start_processes
 from unveil.run.stage import Run, stage
 from unveil.tensors import save_tensors
@@ -102,9 +103,9 @@ def reported(steps: Iterator[Step], line: str, say: Callable[[str], None]) -> It
     """The steps; says ``line`` with their number whenever a while has passed, for grids that are long."""
     said = time.perf_counter()
     for number, step in enumerate(steps):  # number 0 is the start
-        if time.perf_counter() - said >= STEP_SECONDS:
+        if time.perf_counter() - said >= (0.2 if renews() else STEP_SECONDS):
             said = time.perf_counter()
-            say(line.format(number))
+            say(Passing(line.format(number)))
         yield step
 
 
@@ -112,7 +113,7 @@ def progress(run: Run, done: int, total: int, started: float) -> None:
     """Print the speed and the time left."""
     speed = done / (time.perf_counter() - started)
     minutes, seconds = divmod(round((total - done) / speed), 60)
-    run.say(f"{done:>7,} of {total:,} samples  {speed:6.1f} images/s  {minutes}:{seconds:02d} left")
+    run.say(Passing(f"{done:>7,} of {total:,} samples  {speed:6.1f} images/s  {minutes}:{seconds:02d} left"))
 
 
 def averages_facts(choice: WeightsChoice) -> dict[str, str]:

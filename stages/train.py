@@ -35,6 +35,7 @@ from unveil.precision import (
     resolve_precision,
     set_tf32,
 )
+from unveil.progress import Passing
 from unveil.run.launch import start_processes
 from unveil.run.stage import Run, Terminated, signals_noted, stage
 from unveil.training.averages import FOLDER, write_averages
@@ -205,8 +206,10 @@ def report(run: Run, point: Progress) -> None:
     run.log_metrics(point_metrics(point), step=point.images)
     minutes, seconds = divmod(round(point.seconds_left), 60)
     run.say(
-        f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
-        f"{minutes}:{seconds:02d} left"
+        Passing(
+            f"{point.images:>9,} images  loss {point.loss:.4f}  {point.images_per_second:6.1f} images/s  "
+            f"{minutes}:{seconds:02d} left"
+        )
     )
 
 

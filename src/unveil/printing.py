@@ -8,6 +8,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any, TextIO
 
+from unveil.progress import give_way
+
 
 class Unheard:
     """A text stream that drops what nobody can read any more, and escapes what its encoding lacks."""
@@ -19,6 +21,7 @@ class Unheard:
 
     def write(self, text: str) -> int:
         """Write the text, if somebody reads."""
+        give_way()
         with self._dropping():
             self._stream.write(text)
         return len(text)
@@ -48,4 +51,7 @@ def unheard() -> Iterator[None]:
         out: Any = Unheard(sys.stdout or nowhere)
         err: Any = Unheard(sys.stderr or nowhere)
         with redirect_stdout(out), redirect_stderr(err):
-            yield
+            try:
+                yield
+            finally:
+                give_way("\n")

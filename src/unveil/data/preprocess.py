@@ -28,6 +28,8 @@ from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, atomic_directory
+from unveil.progress import Progress
+from unveil.progress import images as in_words
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 
@@ -95,8 +97,9 @@ def preprocess(
     with atomic_directory(destination) as folder, _Images(raw / ZIP_NAME, names, chosen, image_size, workers) as source:
         for split, wanted in members.items():
             shards: list[Shard] = []
+            progress = Progress(split, len(wanted), say, describe=in_words)
             for start in range(0, len(wanted), shard_size):
-                rows, images = source.load(wanted[start : start + shard_size], on_corrupt)
+                rows, images = source.load(wanted[start : start + shard_size], on_corrupt, progress)
                 if len(rows):
                     tensors = map(torch.from_numpy, (images, attributes[rows], ids[rows]))
                     shards.append(write_shard(folder, split, len(shards), *tensors))
@@ -169,7 +172,9 @@ class _Images:
         self._pool.shutdown(cancel_futures=True)
         self._archive.close()
 
-    def load(self, rows: NDArray[np.int64], on_corrupt: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def load(
+        self, rows: NDArray[np.int64], on_corrupt: str, progress: Progress
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Those of some rows of the annotations that are readable: int64 [n], and the images, uint8 [n, 3, size, size].
 
         Raises:
@@ -184,6 +189,7 @@ class _Images:
                     "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
                 )
             good[position] = reason is None
+            progress.add(1)
         self.corrupt.update(rows[~good].tolist())
         return (rows, images) if good.all() else (rows[good], images[good])
 

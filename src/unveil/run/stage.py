@@ -26,6 +26,7 @@ from unveil.errors import UnveilError, line_for_user
 from unveil.files import destination, expanded, file_digest, read_json, read_text, write_json
 from unveil.params import Params, flatten, load_params
 from unveil.printing import unheard
+from unveil.progress import say
 from unveil.ranges import Key
 from unveil.rank import error_of_another, is_main_process, leave_error
 from unveil.run.tracking import (
@@ -149,9 +150,9 @@ class Run:
         return time.perf_counter() - self._started
 
     def say(self, line: str) -> None:
-        """Print a line of progress, once for all processes."""
+        """Print a line, once for all processes; on a terminal a passing one renews the line before."""
         if is_main_process():
-            print(line, flush=True)
+            say(line)
 
     def locate(self, path: Path | None) -> Path | None:
         """A path of params.yaml; a relative one is meant from the project, also in DVC's temporary copy."""

@@ -17,9 +17,9 @@ from unveil.data.celeba import ANNOTATION_FILES, CANVAS, CelebAFile
 from unveil.data.preprocess import preprocess
 from unveil.data.sources import celeba, fetch
 from unveil.data.sources.facts import SourceFacts
-from unveil.data.sources.progress import Say
 from unveil.data.sources.transfer import Host, HostFailed
 from unveil.errors import UnveilError
+from unveil.progress import Say
 
 COUNT = 12
 ZIP = "img_align_celeba.zip"

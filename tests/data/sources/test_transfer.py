@@ -14,8 +14,8 @@ from tests.data.local_server import QUOTA_PAGE, LocalServer, closed_address, sca
 
 from unveil.data.celeba import CelebAFile
 from unveil.data.sources import transfer
-from unveil.data.sources.progress import Say
 from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file
+from unveil.progress import Say
 
 NAME = "file.zip"
 CONTENT = b"PK" + bytes(range(256)) * 20_000

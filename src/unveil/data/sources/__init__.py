@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from unveil.data.sources.facts import SOURCE_FILE, FileFacts, SourceFacts, SourceRecord
-from unveil.data.sources.progress import Say
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, write_json
+from unveil.progress import Say
 
 __all__ = ["SourceFacts", "SourceName", "SourceRecord", "fetch"]
 

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from unveil.data.celeba import image_member
 from unveil.data.images import is_hidden, open_zip
-from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
 from unveil.files import CHUNK_BYTES, regular
+from unveil.progress import Progress, Say, megabytes
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """Suffixes, in lower case, of the files that are taken for images."""

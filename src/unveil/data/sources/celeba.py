@@ -26,10 +26,10 @@ from unveil.data.sources.archive import (
     write_stored_zip,
 )
 from unveil.data.sources.facts import SourceFacts
-from unveil.data.sources.progress import Progress, Say, images, megabytes
 from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file, partial_files
 from unveil.errors import UnveilError
 from unveil.files import expanded, file_digest, read_bytes, read_text, regular, write_text
+from unveil.progress import Progress, Say, images, megabytes
 
 HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 LICENCE = f"CelebA's agreement: non-commercial research only, no redistribution ({HOME})"

@@ -30,9 +30,9 @@ from unveil.data.celeba import (
 from unveil.data.images import MOST_BYTES, find_images, open_image
 from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
 from unveil.data.sources.facts import SourceFacts, in_processes
-from unveil.data.sources.progress import Progress, Say, images
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import read_bytes, read_text
+from unveil.progress import Progress, Say, images
 
 IMAGES_PER_PROCESS = 16  # at least: fewer are not worth its start
 MOST_NAMED = 10  # of unreadable images

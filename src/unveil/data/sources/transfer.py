@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unveil.data.celeba import CelebAFile
-from unveil.data.sources.progress import Progress, Say, megabytes
 from unveil.errors import UnveilError
 from unveil.files import file_digest
+from unveil.progress import Progress, Say, megabytes
 
 RETRIES = 5
 TIMEOUT_S = 30.0

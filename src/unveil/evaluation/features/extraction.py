@@ -21,6 +21,8 @@ from unveil.errors import UnveilError
 from unveil.evaluation.features.efficientnet import EfficientNet1280
 from unveil.evaluation.features.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
 from unveil.files import file_digest
+from unveil.progress import Progress, Say
+from unveil.progress import images as in_words
 from unveil.workers import workers
 
 # A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
@@ -221,6 +223,7 @@ def extract_layers(
     batch_size: int,
     device: str | torch.device,
     count: int | None = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Tensor]:
     """Features of images, all layers from one pass.
 
@@ -232,6 +235,7 @@ def extract_layers(
         batch_size: counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once.
         device: of the network.
         count: N, where it is known: then no value is copied twice.
+        say: is told how far it is, where N is known.
 
     Returns:
         For each layer float32 [N, D] on the CPU, in the order of the images.
@@ -246,6 +250,7 @@ def extract_layers(
     if isinstance(images, Tensor):
         parts, count = [images], len(images) if images.dim() else None
     rows = _Rows(extractor.features.layers, count)
+    progress = Progress(extractor.features.name, count or 0, say, describe=in_words)
 
     @torch.inference_mode()
     def found(batch: Tensor) -> tuple[Tensor, ...]:
@@ -258,6 +263,7 @@ def extract_layers(
             for some in part.split(size * threads.count * ROUNDS):
                 for layers in threads.map(found, some.split(size)):
                     rows.add(layers)
+                progress.add(len(some))
     return rows.together()
 
 
@@ -314,6 +320,7 @@ def features_of(
     batch_size: int,
     device: str | torch.device,
     processes: Processes | None = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Tensor] | None:
     """``extract_layers`` of ``count`` images, shared among processes; every one calls it with the same images.
 
@@ -330,7 +337,7 @@ def features_of(
         )
     share = processes.part(count)
     parts = [images] if isinstance(images, Tensor) else images
-    own = extract_layers(_rows_of(parts, share), extractor, batch_size, device, share.stop - share.start)
+    own = extract_layers(_rows_of(parts, share), extractor, batch_size, device, share.stop - share.start, say)
     gathered = {layer: processes.gather(own.pop(layer)) for layer in extractor.features.layers}
     return {layer: rows for layer, rows in gathered.items() if rows is not None} or None
 

@@ -9,6 +9,7 @@ from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.likelihood import BitsPerDim, LikelihoodConfig, bits_per_dim
 from unveil.errors import UnveilError
 from unveil.evaluation.metrics.distances import significant
+from unveil.progress import Passing
 
 CPU_BATCH = 8  # more gain nothing there, and the values do not depend on it
 
@@ -48,7 +49,7 @@ def measure_likelihood(
                 f"likelihood of the held-out images {start} to {start + len(batch) - 1}: {error}; "
                 "set evaluate.likelihood_images to 0, or train a model whose loss is finite"
             ) from None
-        say(f"likelihood of {start + len(batch)} of {len(images)} images")
+        say(Passing(f"likelihood of {start + len(batch)} of {len(images)} images"))
     found = BitsPerDim(torch.cat([part.values for part in parts]), torch.cat([part.nfe for part in parts]))
     return {
         "bits_per_dim": significant(found.mean),

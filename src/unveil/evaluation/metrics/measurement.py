@@ -129,7 +129,7 @@ def extract_sets(
 
         def compute(images: ImageSet = images) -> dict[str, Tensor] | None:
             say(f"{extractor.features.name}: features of {images.count:,} images, {images.title}")
-            return features_of(images.parts(), images.count, extractor, batch_size, device, processes)
+            return features_of(images.parts(), images.count, extractor, batch_size, device, processes, say)
 
         layers = cache.get_or(feature_facts(extractor, device, images.facts), compute)
         found[name] = None if layers is None else {layer: layers[layer] for layer in chosen}

@@ -1,14 +1,59 @@
-"""Lines of progress for work that takes minutes, with an estimate of the time left."""
+"""What long work says: plain lines, and on a terminal one line of progress that renews itself."""
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
+
+from rich.cells import set_cell_size
 
 Say = Callable[[str], None]
-"""Takes one line for the user."""
+"""Takes one line for the user; one that the next makes idle is a :class:`Passing`."""
+
+_standing: TextIO | None = None  # the terminal on which a passing line stands
+
+
+class Passing(str):
+    """A line that gives way to the next on a terminal; elsewhere a line like any other."""
+
+    __slots__ = ()
+
+
+def renews() -> bool:
+    """Whether stdout is a terminal, on which a line can be written anew."""
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(line: str) -> None:
+    """Print a line at once; on a terminal a passing one takes the place of the one before, cut to its width."""
+    global _standing
+    if isinstance(line, Passing) and renews():
+        _standing = None  # nothing need be erased: the line is written over
+        width = shutil.get_terminal_size().columns - 1
+        sys.stdout.write(f"\r{set_cell_size(line, width).rstrip()}\x1b[K")
+        sys.stdout.flush()
+        _standing = sys.stdout
+    else:
+        give_way()
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def give_way(end: str = "\r\x1b[K") -> None:
+    """Erase the passing line, if one stands, before anything else is written; or leave it, with a line break."""
+    global _standing
+    stream, _standing = _standing, None
+    if stream is not None:
+        stream.write(end)
+        stream.flush()
 
 
 class Progress:
     """Says how far a piece of work is, at most every ``every_s`` seconds, and nothing if it is done before.
+
+    The lines are passing ones: seconds apart, or several a second where they renew themselves.
 
     Args:
         name: what is worked on, the start of each line.
@@ -26,11 +71,12 @@ class Progress:
         *,
         describe: Callable[[int], str],
         done: int = 0,
-        every_s: float = 10.0,
+        every_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.total, self.done = name, total, done
-        self._say, self._describe, self._every_s, self._clock = say, describe, every_s, clock
+        self._say, self._describe, self._clock = say, describe, clock
+        self._every_s = (0.2 if renews() else 10.0) if every_s is None else every_s
         self._start = self._last = clock()
         self._done_at_start = done
 
@@ -44,7 +90,7 @@ class Progress:
         speed = (self.done - self._done_at_start) / (now - self._start)
         left = duration((self.total - self.done) / speed) if speed > 0 else "unknown time"
         done, total = self._describe(self.done), self._describe(self.total)
-        self._say(f"{self.name}: {done} of {total}, {self._describe(int(speed))}/s, about {left} left")
+        self._say(Passing(f"{self.name}: {done} of {total}, {self._describe(int(speed))}/s, about {left} left"))
 
 
 def duration(seconds: float) -> str:
