@@ -47,7 +47,7 @@ style: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 
 ui: $(VENV)/runtime.stamp ## Open MLflow's pages on this project's runs, on port PORT of this machine
-	$(BIN)/python -m unveil.run.tracking ui --port $(PORT)
+	$(BIN)/unveil ui --port $(PORT)
 
 # A Python that was named is taken as it is, if it has what is needed; else .venv is.
 ifneq ($(filter gpu-check,$(MAKECMDGOALS)),)

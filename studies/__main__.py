@@ -5,11 +5,11 @@ from typing import Annotated, get_args
 
 import typer
 
-from unveil.commands import one_line_errors
+from unveil.cli.frame import Frame, one_line_errors
 from unveil.diffusion.choices import SamplerName
 from unveil.errors import UnveilError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Studies behind REPORT.md.")
+app = typer.Typer(cls=Frame, add_completion=False, no_args_is_help=True, help="Studies behind REPORT.md.")
 
 
 @app.callback()

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.evaluation.card.cards import card
+from unveil.cli.averages import describe as describe_averages
 from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
 from unveil.diffusion.design import Diffusion
@@ -30,7 +31,6 @@ from unveil.interchange.pipeline import export_pipeline, read_pipeline
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.run.stage import STAGES, stage
-from unveil.training.__main__ import describe_averages
 from unveil.training.averages import FOLDER, Averages, save_snapshot, write_averages
 from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 from unveil.training.choices import WeightsChoice

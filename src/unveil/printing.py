@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from unveil.progress import give_way
 
@@ -16,6 +16,7 @@ class Unheard:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lost: OSError | None = None
         with suppress(AttributeError):  # a stream that a test put there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
@@ -37,21 +38,32 @@ class Unheard:
             yield
         except OSError as error:  # of a log on a full disk only this text is lost
             if error.errno in (errno.EPIPE, errno.EIO, errno.EBADF):
-                with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
-                    os.dup2(nowhere.fileno(), self._stream.fileno())
+                self._drop_all()
+            else:
+                self._lost = error
+
+    def _drop_all(self) -> None:
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def lost(self) -> OSError | None:
+        """Why some of the text was lost, although somebody reads; the last thing to ask: what is left is dropped."""
+        self.flush()
+        if self._lost is not None:
+            self._drop_all()  # else the interpreter would fail with it at its end
+        return self._lost
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Within the block, stdout and stderr may be closed by whoever read them."""
+def unheard() -> Iterator[Unheard]:
+    """Within the block, stdout, which is yielded, and stderr may be closed by whoever read them."""
     with Path(os.devnull).open("w") as nowhere:  # for a stream that was closed before Python began
-        out: Any = Unheard(sys.stdout or nowhere)
-        err: Any = Unheard(sys.stderr or nowhere)
-        with redirect_stdout(out), redirect_stderr(err):
+        out, err = Unheard(sys.stdout or nowhere), Unheard(sys.stderr or nowhere)
+        with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
             try:
-                yield
+                yield out
             finally:
                 give_way("\n")

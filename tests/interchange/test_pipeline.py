@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from unveil.cli.main import app
 from unveil.data.shards import Shard, ShardIndex
 from unveil.diffusion.design import Diffusion
 from unveil.diffusion.grids import ddim_timesteps
@@ -24,7 +25,6 @@ from unveil.diffusion.paths import DiscreteVP
 from unveil.diffusion.sampling import Sampler, run_sampler
 from unveil.errors import UnveilError
 from unveil.files import file_digest
-from unveil.interchange.__main__ import app
 from unveil.interchange.pipeline import export_pipeline, import_pipeline, read_pipeline
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network

@@ -101,8 +101,8 @@ def smoke(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
         if not said.exists():
             copy_sources(repository, project.root)
             project.command("git", "init", "--quiet", "--initial-branch=main")
-            code = "from unveil.recipes.__main__ import app; app()"
-            project.command(sys.executable, "-c", f"import sys; sys.path.insert(0, 'src'); {code}", "apply", "smoke")
+            code = "import sys; sys.path.insert(0, 'src'); from unveil.cli.main import app; app()"
+            project.command(sys.executable, "-c", code, "recipes", "apply", "smoke")
             project.commit("smoke")
             output = project.dvc("repro")
             # What is copied is not what others run commands in, whose lock files come and go.

@@ -42,7 +42,7 @@ def imported(smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         text = text.replace(old.strip(), new.strip())
     params.write_text(text.replace("attention_resolutions: [4]", "attention_resolutions: [16]"), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", "src")
-    project.command(sys.executable, "-m", "unveil.interchange", "import", "tmp/theirs", "--force")
+    project.command(sys.executable, "-m", "unveil", "import", "tmp/theirs", "--force")
     project.dvc("commit", "--force", "train")
     return project
 

@@ -52,7 +52,7 @@ def server(experiments: Experiments, repository: Path, tmp_path_factory: pytest.
     log = tmp_path_factory.mktemp("ui") / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "unveil.run.tracking", "ui", "--port", str(port)],
+            [sys.executable, "-m", "unveil", "ui", "--port", str(port)],
             cwd=experiments.root,
             env=os.environ | {"PYTHONPATH": str(repository / "src")},
             stdout=stream,

@@ -15,11 +15,11 @@ import torch
 from typer.testing import CliRunner
 
 from unveil import recipes
+from unveil.cli.main import app
 from unveil.errors import UnveilError
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.params import flatten, load_params, parse_params
 from unveil.recipes import apply_recipe, load_recipe, names
-from unveil.recipes.__main__ import app
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 # Those that the documentation names.
@@ -349,7 +349,7 @@ def test_a_partial_recipe_that_does_not_fit_the_rest_is_refused(path: Path) -> N
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, ["recipes", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -393,7 +393,7 @@ def test_apply_without_a_params_file_is_one_line(tmp_path: Path) -> None:
 
 def test_python_m_runs_it(path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "unveil.recipes", "apply", "smoke"],
+        [sys.executable, "-m", "unveil", "recipes", "apply", "smoke"],
         cwd=path.parent,
         env=os.environ | {"PYTHONPATH": str(SHIPPED.parent / "src")},
         capture_output=True,

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from unveil.cli.main import app
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.loss import Loss
@@ -25,7 +26,6 @@ from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.run.tracking import Store, TrackedRun
 from unveil.training import comparison
-from unveil.training.__main__ import app
 from unveil.training.comparison import FALSE_ALARMS, LossCurve, _freedom, _noise, _student, compare, read_curve
 from unveil.training.loop import Trainer, Training
 
@@ -363,7 +363,7 @@ BAD_FILES = {
 
 def _command(*names: object) -> tuple[int, str, str]:
     """Exit code and both outputs of the command."""
-    done = CliRunner().invoke(app, ["compare", *map(str, names)])
+    done = CliRunner().invoke(app, ["curves", "compare", *map(str, names)])
     assert done.exception is None or isinstance(done.exception, SystemExit)
     return done.exit_code, done.stdout, done.stderr
 

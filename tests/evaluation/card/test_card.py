@@ -150,7 +150,7 @@ def test_a_card_is_read_without_pytorch(tmp_path: Path) -> None:
     path = tmp_path / "card.json"
     card().save(path)
     code = (
-        "import sys; from pathlib import Path; import unveil.evaluation.__main__; "
+        "import sys; from pathlib import Path; import unveil.cli.cards; "
         "from unveil.evaluation.card.card import read_card; from unveil.evaluation.card.markdown import render; "
         "render(read_card(Path(sys.argv[1]))); sys.exit('torch' in sys.modules)"
     )

@@ -14,10 +14,11 @@ from tests.conftest import git
 from tests.evaluation.card.cards import FLAT, NAMES, TRAIN, card
 from typer.testing import CliRunner, Result
 
+from unveil.cli.cards import find_card, revision_card
+from unveil.cli.main import app
 from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
 from unveil.errors import UnveilError
-from unveil.evaluation.__main__ import app, find_card, revision_card
 from unveil.evaluation.card.card import Card, Metric, parse_card
 from unveil.evaluation.card.comparison import LIMIT, Comparison, Movement, compare, conclusion, describe, standard_error
 from unveil.run.tracking import Store, TrackedRun
@@ -276,7 +277,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_needs_no_pytorch(pair: tuple[Path, Path]) -> None:
     code = (
-        "import sys; from unveil.evaluation.__main__ import find_card; "
+        "import sys; from unveil.cli.cards import find_card; "
         "from unveil.evaluation.card.comparison import compare; "
         "compare(*map(find_card, sys.argv[1:])); sys.exit('torch' in sys.modules)"
     )

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from studies.averages import Point, half_life_deviation, table, verdict
 from tests.training.test_stage_train import ROOT
 from typer.testing import CliRunner, Result
 
 from stages import evaluate, sample
-from studies import averages as study
+from unveil.cli import search as study
+from unveil.cli.main import app
+from unveil.cli.search import Point, half_life_deviation, table, verdict
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.design import Diffusion
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
-from unveil.training.__main__ import app
 from unveil.training.averages import save_snapshot, write_averages
 from unveil.training.checkpoint import ModelConfig, save_model
 from unveil.training.choices import WeightsChoice
@@ -126,8 +126,8 @@ def test_a_point_is_what_the_stages_would_measure(project: Path) -> None:
 
 def test_the_candidates_are_what_the_snapshots_reach(project: Path) -> None:
     said: list[str] = []
-    settings = study.Settings.of(study_params(project))
-    search = study.Search(Path("models"), Path("data/shards"), project / "out", settings, said.append)
+    params = study_params(project)
+    search = study.Search(Path("models"), Path("data/shards"), project / "out", params, say=said.append)
     found = [str(choice) for choice in search.candidates()]
     assert found[:2] == ["ema", "half-life:90"]
     assert {"power:0.05", "power:0.1", "power:0.04", "power:0.16"} <= set(found)

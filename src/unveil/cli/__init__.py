@@ -1,0 +1,1 @@
+"""The one command ``unveil``: each module holds some of its subcommands, thin, and what they alone need."""
