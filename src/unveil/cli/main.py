@@ -6,7 +6,7 @@ import typer
 
 import unveil
 from unveil.cli import averages, cards, curves, diffusers, doctor, recipes
-from unveil.cli.frame import Frame
+from unveil.run.commands import Frame
 
 app = typer.Typer(
     cls=Frame,
