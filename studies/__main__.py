@@ -5,9 +5,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from unveil.run.commands import Frame, one_line_errors
 from unveil.diffusion.choices import SamplerName
 from unveil.errors import UnveilError
+from unveil.run.commands import Frame, one_line_errors
 
 app = typer.Typer(cls=Frame, add_completion=False, no_args_is_help=True, help="Studies behind REPORT.md.")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from typer.main import get_command
+
 from unveil.cli.main import app
 
 PAGES = ["README.md", "REPORT.md", *(f"docs/{path.name}" for path in Path("docs").glob("*.md"))]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from stages import evaluate, sample
 from unveil.cli import search as study
 from unveil.cli.main import app
-from unveil.cli.search import Point, half_life_deviation, table, verdict
+from unveil.cli.search import SearchPoint, half_life_deviation, table, verdict
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.design import Diffusion
 from unveil.networks.unet import UNet, UNetConfig
@@ -95,7 +95,7 @@ def test_it_measures_writes_and_goes_on(project: Path, monkeypatch: pytest.Monke
     measured: list[str] = []
     original = study.Search.measure
 
-    def watched(search: study.Search, choice: WeightsChoice) -> Point:
+    def watched(search: study.Search, choice: WeightsChoice) -> SearchPoint:
         measured.append(str(choice))
         return original(search, choice)
 
@@ -189,10 +189,10 @@ def test_the_list_names_what_can_be_sampled_with(project: Path) -> None:
 
 
 def test_what_is_best_is_said(project: Path) -> None:
-    own, other = Point("ema", 0.1, 0, 0.2, 1.0), Point("power:0.07", 0.07, 0.01, 0.19, 1.0)
+    own, other = SearchPoint("ema", 0.1, 0, 0.2, 1.0), SearchPoint("power:0.07", 0.07, 0.01, 0.19, 1.0)
     assert "Best: power:0.07, fd 0.19, 5.0% below the model's own 0.2" in verdict([own, other], "fd")
     assert "`weights: power:0.07`" in verdict([own, other], "fd")
-    assert "Keep `weights: ema`" in verdict([own, Point("power:0.2", 0.2, 0, 0.3, 1.0)], "fd")
+    assert "Keep `weights: ema`" in verdict([own, SearchPoint("power:0.2", 0.2, 0, 0.3, 1.0)], "fd")
     assert table([own, other]).splitlines()[2:] == [
         "| power:0.07 | 0.070 | 1.0% | **0.19** |",
         "| ema | 0.100 | 0.0% | 0.2 |",

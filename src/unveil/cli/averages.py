@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unveil.run.commands import examples
+
 if TYPE_CHECKING:
     from unveil.training.averages import Averages
 
@@ -12,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Averages of a trained model's weig
 Models = Annotated[Path, typer.Option(help="Folder of the model.")]
 
 
-@app.command("list", epilog="Example: unveil averages list")
+@app.command("list", epilog=examples("unveil averages list"))
 def list_averages(models: Models = Path("models")) -> None:
     """Show which averages there are, and which can be made, as sample.weights names them."""
     from unveil.training.averages import Averages
@@ -23,7 +25,7 @@ def list_averages(models: Models = Path("models")) -> None:
         typer.echo(line)
 
 
-@app.command(epilog="Example: unveil averages search --weights ema,power:0.05,power:0.1 --images 1000")
+@app.command(epilog=examples("unveil averages search --weights ema,power:0.05,power:0.1 --images 1000"))
 def search(
     weights: Annotated[
         str | None, typer.Option(help="Averages with commas between them; default: all, and a grid of power:S.")

@@ -44,7 +44,7 @@ def compare(
             help="A card.json, a folder with one, a Git revision, a DVC experiment, or an MLflow run.", metavar="A"
         ),
     ],
-    others: Annotated[list[str], typer.Argument(help="What to compare it with, in the same ways.", metavar="B...")],
+    others: Annotated[list[str], typer.Argument(help="What to compare it with, in the same ways.", metavar="B")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a document each, instead of sentences.")] = False,
 ) -> None:
     """Compare an evaluation card with one or more others.

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unveil.run.commands import examples
+
 if TYPE_CHECKING:
-    from unveil.training.comparison import Comparison, LossCurve, Stretch
+    from unveil.training.comparison import CurveComparison, LossCurve, Stretch
 
 PLACES = ("curves.csv", "plots/train/curves.csv")  # within a folder
 app = typer.Typer(no_args_is_help=True, help="Loss curves of training runs.")
@@ -16,7 +18,7 @@ def main() -> None:
     """Loss curves of training runs."""
 
 
-@app.command(epilog="Example: unveil curves compare plots/train other/plots/train")
+@app.command(epilog=examples("unveil curves compare plots/train other/plots/train"))
 def compare(
     first: Annotated[str, typer.Argument(help="A curves.csv, a folder with one, or an MLflow run.", metavar="A")],
     second: Annotated[str, typer.Argument(help="The run to compare it with, in the same ways.", metavar="B")],
@@ -72,7 +74,7 @@ def tracked_curve(run_id: str) -> "LossCurve":
     return LossCurve.of(f"run {run_id}", sorted(latest.items()))
 
 
-def describe(result: "Comparison") -> list[str]:
+def describe(result: "CurveComparison") -> list[str]:
     """The lines that are printed."""
     from unveil.training.comparison import FALSE_ALARMS
 

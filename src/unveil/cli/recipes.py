@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from unveil.recipes import apply_recipe, load_recipe, names
+from unveil.run.commands import examples
 
 app = typer.Typer(no_args_is_help=True, help="Named sets of parameters for params.yaml.")
 
@@ -13,7 +14,7 @@ Name = Annotated[str, typer.Argument(help="A recipe that `list` names.", metavar
 File = Annotated[Path, typer.Option(help="The file of parameters; its comments stay.")]
 
 
-@app.command("list", epilog="Example: unveil recipes list")
+@app.command("list", epilog=examples("unveil recipes list"))
 def list_recipes() -> None:
     """Name every recipe, with what it is."""
     known = names()
@@ -22,14 +23,14 @@ def list_recipes() -> None:
         typer.echo(f"{name:{width}}  {load_recipe(name).description}")
 
 
-@app.command(epilog="Example: unveil recipes show celeba64-ddpm")
+@app.command(epilog=examples("unveil recipes show celeba64-ddpm"))
 def show(name: Name) -> None:
     """Print all parameters of a recipe as YAML."""
     recipe = load_recipe(name)
     typer.echo(f"# {recipe.name}: {recipe.description}\n{recipe.to_yaml()}", nl=False)
 
 
-@app.command(epilog="Examples: unveil recipes apply celeba64-ddpm; unveil recipes apply demo (what was shipped)")
+@app.command(epilog=examples("unveil recipes apply celeba64-ddpm", "unveil recipes apply demo"))
 def apply(name: Name, params: File = Path("params.yaml")) -> None:
     """Write a recipe's values into params.yaml."""
     changed = apply_recipe(name, params)

@@ -42,7 +42,7 @@ OWN = WeightsChoice()
 
 
 @dataclass(frozen=True)
-class Point:
+class SearchPoint:
     """One measurement.
 
     Attributes:
@@ -119,7 +119,7 @@ class Search:
         self.stored = StoredPoints(out / POINTS_FILE, facts)
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[SearchPoint]:
         """Measured so far, the first first."""
         return self.stored.points
 
@@ -179,12 +179,12 @@ class Search:
                 f"{point.distance:9.4g}  {point.seconds:6.1f} s"
             )
 
-    def measure(self, choice: WeightsChoice) -> Point:
+    def measure(self, choice: WeightsChoice) -> SearchPoint:
         """Sample with one average, and measure."""
         real, started = self.real, time.perf_counter()
         distance = significant(frechet_distance(self._statistics(self._samples(choice), self.images), real))
         seconds = round(time.perf_counter() - started, 1)
-        return Point(str(choice), self._deviation(choice), self._error(choice), distance, seconds)
+        return SearchPoint(str(choice), self._deviation(choice), self._error(choice), distance, seconds)
 
     def _samples(self, choice: WeightsChoice) -> list[Tensor]:
         """Batches of images, uint8."""
@@ -253,7 +253,7 @@ class StoredPoints:
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self.path, self.facts = path, facts
-        self.points: list[Point] = []
+        self.points: list[SearchPoint] = []
         if not path.exists():
             return
         found, self.points = read_points(path)
@@ -262,7 +262,7 @@ class StoredPoints:
             different = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
             raise UnveilError(f"{path}: measured with another {different}; choose another --out, or remove it")
 
-    def add(self, point: Point) -> None:
+    def add(self, point: SearchPoint) -> None:
         """Keep one more."""
         self.points.append(point)
         write_json(self.path, {**self.facts, "points": [asdict(point) for point in self.points]})
@@ -284,10 +284,10 @@ class _PointsFile(BaseModel):
     """Points, and beside them the facts that they were measured with."""
 
     model_config = ConfigDict(extra="allow")
-    points: tuple[Point, ...]
+    points: tuple[SearchPoint, ...]
 
 
-def read_points(path: Path) -> tuple[dict[str, Any], list[Point]]:
+def read_points(path: Path) -> tuple[dict[str, Any], list[SearchPoint]]:
     """The facts and the points of a ``points.json``.
 
     Raises:
@@ -311,12 +311,12 @@ def choices_of(text: str) -> list[WeightsChoice]:
     return list(dict.fromkeys(choices))
 
 
-def best_of(points: Sequence[Point]) -> Point:
+def best_of(points: Sequence[SearchPoint]) -> SearchPoint:
     """The point of the least distance; of equal ones the first measured."""
     return min(points, key=lambda point: point.distance)
 
 
-def verdict(points: Sequence[Point], name: str) -> str:
+def verdict(points: Sequence[SearchPoint], name: str) -> str:
     """Which weights to sample with, and how far they are from the model's own."""
     best = best_of(points)
     own = next((point for point in points if point.weights == str(OWN)), None)
@@ -331,7 +331,7 @@ def verdict(points: Sequence[Point], name: str) -> str:
     )
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[SearchPoint]) -> str:
     """The points as a Markdown table, narrow profiles first."""
     rows = ["| weights | relative deviation | error of the profile | distance |", "| --- | ---: | ---: | ---: |"]
     best = best_of(points)
@@ -365,7 +365,7 @@ def write_report(search: Search) -> str:
     return text
 
 
-def draw(points: Sequence[Point], name: str) -> Figure:
+def draw(points: Sequence[SearchPoint], name: str) -> Figure:
     """Distance against relative deviation: a line of power functions, and a mark for each half-life."""
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The frame of every command: what a user can mend is one line, and output that nobody takes is no defect."""
+"""The frame of a command: what a user can mend is one line, and output that nobody takes is no defect."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +12,11 @@ from unveil.printing import unheard
 
 BAD_INPUT = 2  # of comparisons, whose status 1 says that the two differ
 COMPARISONS = ("compare", "curves")
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(["Examples:" if len(commands) > 1 else "Example:", *commands])
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CurveComparison:
     """Two loss curves beside each other.
 
     Attributes:
@@ -191,7 +191,7 @@ def _point(path: Path, line: int, row: dict[str, str]) -> tuple[int, float]:
         ) from None
 
 
-def compare(first: LossCurve, second: LossCurve) -> Comparison:
+def compare(first: LossCurve, second: LossCurve) -> CurveComparison:
     """Compare two curves at the points that both have.
 
     Where one has points between two shared ones, its loss is the mean over all images from the one to the other, so
@@ -212,7 +212,7 @@ def compare(first: LossCurve, second: LossCurve) -> Comparison:
     largest = int(np.argmax(np.abs(relative)))
     half = slice(len(shared) // 2, None) if len(shared) >= FEWEST_FOR_HALF else slice(None)
     x = np.asarray(shared, dtype=np.float64)
-    return Comparison(
+    return CurveComparison(
         points=len(shared),
         images=(shared[0], shared[-1]),
         noise=(_noise(x[half], np.log(a[half])), _noise(x[half], np.log(b[half]))),
