@@ -48,7 +48,7 @@ def build(name: str, who: str, device: torch.device) -> tuple[nn.Module, Call]:
         return ours, torch.compile(ours) if who == "compiled" else ours
     values = {key: value for key, value in from_config(NETWORKS[name]).items() if not key.startswith("_")}
     peer = UNet2DModel(**values).to(device)
-    peer.load_state_dict(from_weights(ours.state_dict(), NETWORKS[name]))
+    peer.load_state_dict(from_weights(ours.state_dict()))
     return peer, lambda x, t: peer(x, t).sample
 
 

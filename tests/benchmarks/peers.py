@@ -71,7 +71,7 @@ class PeerUNet(nn.Module):
         )
         values = {key: value for key, value in from_config(inner).items() if not key.startswith("_")}
         self.unet = UNet2DModel(**values)
-        self.unet.load_state_dict(from_weights(weights, inner))
+        self.unet.load_state_dict(from_weights(weights))
         self.stem = config.stem
         # what denoising-diffusion-pytorch asks of a network
         self.channels = self.out_dim = config.image_channels

@@ -123,14 +123,14 @@ def test_there_and_back_is_the_same(values: dict[str, Any]) -> None:
     small = replace(config, channels=32, norm_groups=16, attention_head_channels=8)
     torch.manual_seed(1)
     weights = build_network(small).state_dict()
-    back = to_weights(from_weights(weights, small), small, "weights")
+    back = to_weights(from_weights(weights), small, "weights")
     assert weights.keys() == back.keys()
     assert all(torch.equal(weights[name], back[name]) for name in weights)
 
 
 def test_the_old_names_of_attention_are_the_new_ones() -> None:
     config = to_config(RESIDUAL, "config.json")
-    theirs = from_weights(build_network(config).state_dict(), config)
+    theirs = from_weights(build_network(config).state_dict())
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for name, tensor in theirs.items():
@@ -227,7 +227,7 @@ def test_a_network_that_is_told_of_augmentation_is_refused_by_the_key_that_made_
 
 def test_weights_that_do_not_belong_to_the_configuration_are_named() -> None:
     config = to_config(RESIDUAL, "config.json")
-    weights = from_weights(build_network(config).state_dict(), config)
+    weights = from_weights(build_network(config).state_dict())
     lacking = {name: tensor for name, tensor in weights.items() if name != "conv_in.bias"}
     with pytest.raises(
         UnveilError, match=r"^f\.safetensors: found no conv_in\.bias, expected one, .*; take both files"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import typer
 
@@ -29,6 +29,7 @@ MEASURED = {
     False: "13.4 minutes on two cores of an AMD EPYC kept to AVX2",
 }
 State = Literal["ok", "--", "!!"]  # !!: the demo cannot run without
+Finding: TypeAlias = tuple[State, str, str]  # of what, and in words
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def examine() -> Machine:
     """Look at everything; nothing is made, changed or fetched."""
     import psutil
 
+    from unveil.run.tracking import machine_tags
+
     packages = {name: _version_of(name) for name in PACKAGES}
     instructions, gpus = _torch_facts() if packages["torch"] else ((), ())
     store, store_problem = _store() if packages["mlflow"] else ("", "mlflow is not installed")
@@ -102,7 +105,7 @@ def examine() -> Machine:
     celeba, celeba_places = _celeba(settings)
     return Machine(
         packages=packages,
-        processor=_processor(),
+        processor=machine_tags()["unveil.cpu"],
         instructions=instructions,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=psutil.virtual_memory().total,
@@ -120,51 +123,47 @@ def examine() -> Machine:
     )
 
 
-def findings(machine: Machine) -> Iterator[tuple[State, str, str]]:
-    """State, title and words of each fact, with how to mend what is missing."""
+def findings(machine: Machine) -> Iterator[Finding]:
+    """Each fact, with how to mend what is missing."""
     yield "ok", "Python", f"{platform.python_version()}, {sys.executable}"
     for name, found in machine.packages.items():
-        yield ("ok", name, found) if found else ("!!", name, "not installed; `make repro` installs it into .venv")
+        yield _finding(name, found, "not installed; `make repro` installs it into .venv", "!!")
     capable = ", ".join(machine.instructions) or "neither AVX2 nor AVX-512 nor bf16"
     slow = "" if "bf16" in machine.instructions else "; without bf16 `precision: auto` computes in fp32"
     yield "ok", "processor", f"{machine.processor}: {capable}{slow}"
-    few = "" if machine.cores > 1 else "; the demo was measured on two"
-    yield "ok", "cores", f"{machine.cores} that may be used{few}"
-    yield _enough("memory", machine.memory, LEAST_MEMORY, "take a machine with more")
-    yield _enough("free disk", machine.free, LEAST_FREE, "make room, or link data, models and .unveil to another disk")
-    for name, memory in machine.gpus:
-        yield "ok", "GPU", f"{name}, {memory / GIB:.0f} GiB"
-    if not machine.gpus:
-        yield "--", "GPU", "none that PyTorch sees; recipes marked `for a GPU` need one"
     yield (
-        ("ok", "DVC project", str(machine.project))
-        if machine.project
-        else ("!!", "DVC project", "none around this folder; go to the clone, or `dvc init` there")
+        "ok",
+        "cores",
+        f"{machine.cores} that may be used{'' if machine.cores > 1 else '; the demo was measured on two'}",
     )
-    yield (
-        ("ok", "Git", machine.git) if machine.git else ("--", "Git", "no checkout; `git init`, which experiments need")
-    )
+    for title, amount, least, mend in (
+        ("memory", machine.memory, LEAST_MEMORY, "take a machine with more"),
+        ("free disk", machine.free, LEAST_FREE, "make room, or link data, models and .unveil to another disk"),
+    ):
+        words = f"{amount / GIB:.1f} GiB"
+        yield _finding(title, words if amount >= least else None, f"{words}, expected {least / GIB:.0f}; {mend}", "!!")
+    gpus = "; ".join(f"{name}, {memory / GIB:.0f} GiB" for name, memory in machine.gpus)
+    yield _finding("GPU", gpus, "none that PyTorch sees; recipes marked `for a GPU` need one")
+    project = machine.project and str(machine.project)
+    yield _finding("DVC project", project, "none around this folder; go to the clone, or `dvc init` there", "!!")
+    yield _finding("Git", machine.git, "no checkout; `git init`, which experiments need")
     if machine.project:
-        yield (
-            ("!!", "params.yaml", machine.params_problem) if machine.params_problem else ("ok", "params.yaml", "right")
-        )
-    yield (
-        ("--", "MLflow store", f"{machine.store}: {machine.store_problem}; or set UNVEIL_TRACKING=off")
-        if machine.store_problem
-        else ("ok", "MLflow store", machine.store)
-    )
+        yield _finding("params.yaml", not machine.params_problem and "right", machine.params_problem or "", "!!")
+    wrong = f"{machine.store}: {machine.store_problem}; or set UNVEIL_TRACKING=off"
+    yield _finding("MLflow store", not machine.store_problem and machine.store, wrong)
     yield "ok", "weights", "efficientnet-lite0, which the demo uses, is installed with the project"
     for name, path in machine.weights.items():
-        fetched = f"not in {machine.weights_places}; fetched at first use, or set UNVEIL_WEIGHTS"
-        yield ("ok", "weights", f"{name}: {path}") if path else ("--", "weights", f"{name}: {fetched}")
-    yield (
-        ("ok", "CelebA", str(machine.celeba))
-        if machine.celeba
-        else ("--", "CelebA", f"not in {machine.celeba_places}; set CELEBA_ROOT to its folder, or download fetches it")
-    )
+        fetched = f"{name}: not in {machine.weights_places}; fetched at first use, or set UNVEIL_WEIGHTS"
+        yield _finding("weights", path and f"{name}: {path}", fetched)
+    celeba = f"not in {machine.celeba_places}; set CELEBA_ROOT to its folder, or download fetches it"
+    yield _finding("CelebA", machine.celeba and str(machine.celeba), celeba)
 
 
-def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> tuple[State, str, str]:
+def _finding(title: str, found: object, lacking: str, state: State = "--") -> Finding:
+    return ("ok", title, str(found)) if found else (state, title, lacking)
+
+
+def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> Finding:
     """Whether a recipe can run on a machine that is ready or not, and for how long, if that was measured."""
     if not ready:
         return "--", recipe.name, "cannot run before what is marked !! is mended"
@@ -176,8 +175,6 @@ def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> tuple[State, s
         needed = 2 * shards + (0 if machine.celeba else CELEBA_BYTES)  # DVC's cache may hold a copy
         if machine.free < needed:
             lacks.append(f"{needed / GIB:.0f} GiB of free disk")
-        if machine.celeba is None and not params.download.celeba.mirror:
-            lacks.append("CelebA, for which it asks Google Drive alone")
     if "for a" in recipe.description and "GPU" in recipe.description and not machine.gpus:
         lacks.append("a GPU, for which it is meant")
     if lacks:
@@ -186,22 +183,11 @@ def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> tuple[State, s
     return "ok", recipe.name, f"can run; {time}"
 
 
-def _enough(title: str, found: int, least: int, mend: str) -> tuple[State, str, str]:
-    words = f"{found / GIB:.1f} GiB"
-    return ("ok", title, words) if found >= least else ("!!", title, f"{words}, expected {least / GIB:.0f}; {mend}")
-
-
 def _version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    from unveil.run.tracking import machine_tags
-
-    return machine_tags()["unveil.cpu"]
 
 
 def _torch_facts() -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:

@@ -244,6 +244,13 @@ class Search:
         return half_life_deviation(half_life, self.averages.ema_rampup, self.averages.images)
 
 
+class _PointsFile(BaseModel):
+    """Points, and beside them the facts that they were measured with."""
+
+    model_config = ConfigDict(extra="allow")
+    points: tuple[SearchPoint, ...]
+
+
 class StoredPoints:
     """Points that are kept in a file as soon as they are measured, with the facts that they were measured with.
 
@@ -256,7 +263,8 @@ class StoredPoints:
         self.points: list[SearchPoint] = []
         if not path.exists():
             return
-        found, self.points = read_points(path)
+        file = read_json(path, _PointsFile, "remove it, and run again")
+        self.points, found = list(file.points), file.model_extra or {}
         expected = json.loads(json.dumps(facts))
         if found != expected:
             different = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
@@ -278,23 +286,6 @@ def half_life_deviation(half_life: float | None, rampup: float, images: int) -> 
         return significant(deviation(ExponentialProfile(images, half_life, rampup)))
     except ValueError:  # without a ramp, or with a steep one, what is left of the initial weights has no profile
         return None
-
-
-class _PointsFile(BaseModel):
-    """Points, and beside them the facts that they were measured with."""
-
-    model_config = ConfigDict(extra="allow")
-    points: tuple[SearchPoint, ...]
-
-
-def read_points(path: Path) -> tuple[dict[str, Any], list[SearchPoint]]:
-    """The facts and the points of a ``points.json``.
-
-    Raises:
-        UnveilError: if it is damaged.
-    """
-    found = read_json(path, _PointsFile, "remove it, and run again")
-    return found.model_extra or {}, list(found.points)
 
 
 def choices_of(text: str) -> list[WeightsChoice]:

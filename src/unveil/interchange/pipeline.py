@@ -173,7 +173,7 @@ def export_pipeline(
     denoiser = load_denoiser(models)  # and if it can, its configuration is that of a network
     unet_config = unet2d.from_config(model.network)
     scheduler_config = schedulers.from_diffusion(model.diffusion, scheduler, threshold=threshold, variance=variance)
-    weights = unet2d.from_weights(denoiser.network.state_dict(), model.network)
+    weights = unet2d.from_weights(denoiser.network.state_dict())
     version = {"_diffusers_version": WRITTEN_FOR}
     pipeline_class = schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline")
     with atomic_directory(folder) as temporary:

@@ -1,7 +1,8 @@
 """diffusers' ``UNet2DModel``: its configuration and its names of the weights, and ours."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from unveil.errors import UnveilError
 from unveil.files import parse_json
 from unveil.networks.config import UNetConfig
+from unveil.networks.design import build_network
 from unveil.ranges import Blocks, Count, HalfOpenShare, NormEps, Side
 
 MEND = "take the folder from its source again, or save the pipeline again with diffusers"
@@ -73,8 +75,21 @@ class UNet2D(Theirs):
 
 
 WAVES = {"ddpm": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
-BLOCK = {"norm1": "norm1", "conv1": "conv1", "embedding": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
-SHORTCUT = {"skip": "conv_shortcut"}
+NAMES = (  # patterns of ours, and theirs
+    (r"^embedding\.layers\.0", "time_embedding.linear_1"),
+    (r"^embedding\.layers\.2", "time_embedding.linear_2"),
+    (r"^norm_out", "conv_norm_out"),
+    (r"^middle1", "mid_block.resnets.0"),
+    (r"^middle2", "mid_block.resnets.1"),
+    (r"^middle_attention", "mid_block.attentions.0"),
+    (r"^(down|up)sample\.(\d+)", r"\1_blocks.\2.\1samplers.0"),
+    (r"^(down|up)\.(\d+)\.(\d+)\.residual", r"\1_blocks.\2.resnets.\3"),
+    (r"^(down|up)\.(\d+)\.(\d+)\.attention", r"\1_blocks.\2.attentions.\3"),
+    (r"(attentions\.\d+)\.norm$", r"\1.group_norm"),
+    (r"(attentions\.\d+)\.out$", r"\1.to_out.0"),
+    (r"\.embedding$", ".time_emb_proj"),
+    (r"\.skip$", ".conv_shortcut"),
+)
 QKV = ("to_q", "to_k", "to_v")
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -253,9 +268,12 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> d
 
     Raises:
         UnveilError: if some are missing or too many.
+        ValueError: if ``config`` describes no network.
     """
+    with torch.device("meta"):
+        names = list(build_network(config).state_dict())
     try:
-        return _to_weights(theirs, config)
+        return _to_weights(theirs, names)
     except (ValueError, RuntimeError) as error:  # RuntimeError: the parts of attention do not go together
         raise UnveilError(
             f"{name}: {error}, by the config.json beside it; take both files from one source, or save the pipeline "
@@ -263,36 +281,45 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> d
         ) from None
 
 
-def _to_weights(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+def _to_weights(theirs: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     given = {_new_name(name): tensor.float() for name, tensor in theirs.items()}
-    weights: dict[str, Tensor] = {}
-    for ours, their_name in _modules(config):
-        for part in ("weight", "bias"):
-            weights[f"{ours}.{part}"] = _take(given, f"{their_name}.{part}")
-    for ours, their_name in _attentions(config):
-        for part in ("weight", "bias"):
-            qkv = torch.cat([_take(given, f"{their_name}.{name}.{part}") for name in QKV])
-            weights[f"{ours}.qkv.{part}"] = _as_convolution(qkv)
-            weights[f"{ours}.out.{part}"] = _as_convolution(_take(given, f"{their_name}.to_out.0.{part}"))
+    weights = {}
+    for ours in names:
+        module, part = _their_name(ours)
+        tensor = torch.cat([_take(given, f"{each}.{part}") for each in _projections(module)])
+        # Attention's linear layers are 1 x 1 convolutions here.
+        linear = "attentions." in module and tensor.ndim == 2
+        weights[ours] = tensor[:, :, None, None] if linear else tensor
     if given:
         more = f" and {len(given) - 1} more" if len(given) > 1 else ""
         raise ValueError(f"found {min(given)}{more}, expected no such weights")
     return weights
 
 
-def from_weights(ours: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+def from_weights(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights under their names; the inverse of :func:`to_weights`."""
-    weights: dict[str, Tensor] = {}
-    for our_name, theirs in _modules(config):
-        for part in ("weight", "bias"):
-            weights[f"{theirs}.{part}"] = ours[f"{our_name}.{part}"].contiguous()
-    for our_name, theirs in _attentions(config):
-        for part in ("weight", "bias"):
-            qkv = ours[f"{our_name}.qkv.{part}"].squeeze().chunk(3)
-            for name, tensor in zip(QKV, qkv, strict=True):
-                weights[f"{theirs}.{name}.{part}"] = tensor.clone()
-            weights[f"{theirs}.to_out.0.{part}"] = ours[f"{our_name}.out.{part}"].squeeze().clone()
+    weights = {}
+    for name, tensor in ours.items():
+        module, part = _their_name(name)
+        if module.endswith((".qkv", ".to_out.0")):
+            tensor = tensor.squeeze()
+        into = _projections(module)
+        for each, piece in zip(into, tensor.chunk(len(into)), strict=True):
+            weights[f"{each}.{part}"] = piece.clone(memory_format=torch.contiguous_format)
     return weights
+
+
+def _their_name(ours: str) -> tuple[str, str]:
+    """Their name of a layer, which of the joint projections of attention is none yet, and weight or bias."""
+    module, _, part = ours.rpartition(".")
+    for pattern, theirs in NAMES:
+        module = re.sub(pattern, theirs, module)
+    return module, part
+
+
+def _projections(module: str) -> list[str]:
+    """The layers that are one of ours: of attention's joint projection three."""
+    return [module.removesuffix("qkv") + each for each in QKV] if module.endswith(".qkv") else [module]
 
 
 def _take(given: dict[str, Tensor], name: str) -> Tensor:
@@ -302,64 +329,7 @@ def _take(given: dict[str, Tensor], name: str) -> Tensor:
         raise ValueError(f"found no {name}, expected one") from None
 
 
-def _as_convolution(weight: Tensor) -> Tensor:
-    """A linear layer's weight [O, I] as that of a 1 x 1 convolution; a bias stays."""
-    return weight[:, :, None, None] if weight.ndim == 2 else weight
-
-
 def _new_name(name: str) -> str:
     before, _, part = name.rpartition(".")
     module, _, last = before.rpartition(".")
     return f"{module}.{OLD_NAMES[last]}.{part}" if "attentions." in name and last in OLD_NAMES else name
-
-
-def _modules(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    """Our and their name of every layer with a weight and a bias, but for attention's projections."""
-    yield "embedding.layers.0", "time_embedding.linear_1"
-    yield "embedding.layers.2", "time_embedding.linear_2"
-    yield "conv_in", "conv_in"
-    yield "norm_out", "conv_norm_out"
-    yield "conv_out", "conv_out"
-    for ours, theirs, changes_width in _residual_blocks(config):
-        for our_part, their_part in (BLOCK | (SHORTCUT if changes_width else {})).items():
-            yield f"{ours}.{our_part}", f"{theirs}.{their_part}"
-    for ours, theirs in _attentions(config):
-        yield f"{ours}.norm", f"{theirs}.group_norm"
-    if not config.resampling.startswith("residual"):
-        for ours, theirs in _resamplers(config):
-            yield f"{ours}.conv", f"{theirs}.conv"
-
-
-def _residual_blocks(config: UNetConfig) -> Iterator[tuple[str, str, bool]]:
-    """Our and their name of every residual block, and whether its width changes."""
-    before = (config.channels, *config.widths[:-1])
-    for level, width in enumerate(config.widths):
-        for block in range(config.blocks):
-            changes = block == 0 and before[level] != width
-            yield f"down.{level}.{block}.residual", f"down_blocks.{level}.resnets.{block}", changes
-        for block in range(config.blocks + 1):
-            yield f"up.{level}.{block}.residual", f"up_blocks.{level}.resnets.{block}", True
-    yield "middle1", "mid_block.resnets.0", False
-    yield "middle2", "mid_block.resnets.1", False
-    if config.resampling.startswith("residual"):
-        for ours, theirs in _resamplers(config):
-            yield ours, theirs, False
-
-
-def _attentions(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    if config.middle_attention:
-        yield "middle_attention", "mid_block.attentions.0"
-    levels = len(config.widths)
-    for level in range(levels):
-        if config.image_size // 2**level in config.attention_resolutions:
-            for block in range(config.blocks):
-                yield f"down.{level}.{block}.attention", f"down_blocks.{level}.attentions.{block}"
-            rising = levels - 1 - level
-            for block in range(config.blocks + 1):
-                yield f"up.{rising}.{block}.attention", f"up_blocks.{rising}.attentions.{block}"
-
-
-def _resamplers(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    for level in range(len(config.widths) - 1):
-        yield f"downsample.{level}", f"down_blocks.{level}.downsamplers.0"
-        yield f"upsample.{level}", f"up_blocks.{level}.upsamplers.0"

@@ -28,11 +28,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from unveil.errors import UnveilError
 from unveil.files import read_text
@@ -200,7 +201,8 @@ def compare(first: LossCurve, second: LossCurve) -> CurveComparison:
     Raises:
         UnveilError: if fewer than :data:`FEWEST_SHARED` points are shared.
     """
-    shared = sorted(set(first.images) & set(second.images))
+    one, other = (dict(zip(curve.images, curve.losses, strict=True)) for curve in (first, second))
+    shared = sorted(one.keys() & other.keys())
     if len(shared) < FEWEST_SHARED:
         raise UnveilError(
             f"{first.name} and {second.name}: found {len(shared)} points at the same numbers of images "
@@ -216,17 +218,11 @@ def compare(first: LossCurve, second: LossCurve) -> CurveComparison:
         points=len(shared),
         images=(shared[0], shared[-1]),
         noise=(_noise(x[half], np.log(a[half])), _noise(x[half], np.log(b[half]))),
-        parted_at=_first_apart(first, second, shared),
+        parted_at=next((images for images in shared if one[images] != other[images]), None),
         largest=float(relative[largest]),
         largest_at=shared[largest],
         stretches=_stretches(x, np.log(a), np.log(b)),
     )
-
-
-def _first_apart(first: LossCurve, second: LossCurve, shared: Sequence[int]) -> int | None:
-    one = dict(zip(first.images, first.losses, strict=True))
-    other = dict(zip(second.images, second.losses, strict=True))
-    return next((images for images in shared if one[images] != other[images]), None)
 
 
 def _means(curve: LossCurve, ends: Sequence[int]) -> _Vector:
@@ -270,7 +266,7 @@ def _stretch(name: str, x: _Vector, a: _Vector, b: _Vector, part: slice, judge: 
         points=len(difference),
         mean=float(difference.mean()),
         standard_error=max(error for error, _ in errors),
-        limit=LUCK + max(error * _student(false_alarms, freedom) for error, freedom in errors),
+        limit=LUCK + max(error * float(stdtrit(freedom, 1 - false_alarms / 2)) for error, freedom in errors),
     )
 
 
@@ -321,13 +317,3 @@ def _long_run_variance(x: _Vector, d: _Vector) -> tuple[float, float]:
     for lag in range(1, lags + 1):
         variance += 2 * (1 - lag / (lags + 1)) * float(rest[lag:] @ rest[:-lag]) / count
     return max(variance, 0.0), 1.5 * count / (lags + 1)
-
-
-def _student(probability: float, freedom: float) -> float:
-    """Student's quantile: a deviate is beyond it, on either side, with ``probability``.
-
-    By Wallace's closed form (Annals of Mathematical Statistics 30, 1959), solved for t; 2 % from the exact value at
-    5 degrees of freedom and 1e-3, less above.
-    """
-    z = NormalDist().inv_cdf(1 - probability / 2) * (8 * freedom + 3) / (8 * freedom + 1)
-    return math.sqrt(freedom * math.expm1(z**2 / freedom))

@@ -257,6 +257,14 @@ def test_json_says_the_same(pair: tuple[Path, Path]) -> None:
     assert (document["a"], document["b"]) == tuple(map(str, pair))
 
 
+def test_several_are_compared_with_the_first(pair: tuple[Path, Path]) -> None:
+    one, two = map(str, pair)
+    assert _run(one, one, one).exit_code == 0
+    done = _run(one, one, two)
+    assert done.exit_code == 1
+    assert done.stdout == f"{_run(one, one).stdout}\n{_run(one, two).stdout}"
+
+
 def test_bad_input_is_one_line_and_status_2(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
