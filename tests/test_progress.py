@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from unveil.progress import Progress, duration, images, megabytes
+from unveil.progress import ProgressLine, duration, images, megabytes
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 def test_the_time_left_follows_from_the_speed() -> None:
     clock, said = Clock(), list[str]()
-    progress = Progress("x.zip", 1000, said.append, describe=str, done=400, every_s=10, clock=clock)
+    progress = ProgressLine("x.zip", 1000, said.append, describe=str, done=400, every_s=10, clock=clock)
     clock.now += 20
     progress.add(100)  # 5 a second since the start, 500 left; the 400 before do not count
     assert said == ["x.zip: 500 of 1000, 5/s, about 1 min 40 s left"]
@@ -29,7 +29,7 @@ def test_the_time_left_follows_from_the_speed() -> None:
 
 def test_lines_come_no_closer_than_asked_and_not_at_the_end() -> None:
     clock, said = Clock(), list[str]()
-    progress = Progress("x", 100, said.append, describe=str, every_s=10, clock=clock)
+    progress = ProgressLine("x", 100, said.append, describe=str, every_s=10, clock=clock)
     for _ in range(100):
         clock.now += 1
         progress.add(1)
@@ -39,7 +39,7 @@ def test_lines_come_no_closer_than_asked_and_not_at_the_end() -> None:
 
 def test_what_is_quick_is_silent() -> None:
     said: list[str] = []
-    progress = Progress("x", 3, said.append, describe=str, clock=Clock())
+    progress = ProgressLine("x", 3, said.append, describe=str, clock=Clock())
     for _ in range(3):
         progress.add(1)
     assert said == []

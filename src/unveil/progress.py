@@ -50,7 +50,7 @@ def give_way(end: str = "\r\x1b[K") -> None:
         stream.flush()
 
 
-class Progress:
+class ProgressLine:
     """Says how far a piece of work is, at most every ``every_s`` seconds, and nothing if it is done before.
 
     The lines are passing ones: seconds apart, or several a second where they renew themselves.

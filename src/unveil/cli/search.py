@@ -29,7 +29,7 @@ from unveil.evaluation.metrics.distances import Statistics, frechet_distance, si
 from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
 from unveil.params import Params
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
-from unveil.progress import Progress, Say
+from unveil.progress import ProgressLine, Say
 from unveil.progress import images as in_words
 from unveil.training.averages import FOLDER, Averages
 from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig, load_denoiser
@@ -195,7 +195,7 @@ class Search:
         except ValueError as error:
             raise UnveilError(f"sample.grid: {error}; write what the model in {self.models} has") from None
         images = []
-        progress = Progress(f"{choice}: samples", self.images, self.say, describe=in_words)
+        progress = ProgressLine(f"{choice}: samples", self.images, self.say, describe=in_words)
         for start in range(0, self.images, self.sample.batch_size):
             ids = range(start, min(start + self.sample.batch_size, self.images))
             noise = SampleNoise(self.seed, ids, (3, size, size), self.device)

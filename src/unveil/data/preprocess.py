@@ -28,7 +28,7 @@ from unveil.data.shards import Shard, ShardIndex, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, atomic_directory
-from unveil.progress import Progress
+from unveil.progress import ProgressLine
 from unveil.progress import images as in_words
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -97,7 +97,7 @@ def preprocess(
     with atomic_directory(destination) as folder, _Images(raw / ZIP_NAME, names, chosen, image_size, workers) as source:
         for split, wanted in members.items():
             shards: list[Shard] = []
-            progress = Progress(split, len(wanted), say, describe=in_words)
+            progress = ProgressLine(split, len(wanted), say, describe=in_words)
             for start in range(0, len(wanted), shard_size):
                 rows, images = source.load(wanted[start : start + shard_size], on_corrupt, progress)
                 if len(rows):
@@ -173,7 +173,7 @@ class _Images:
         self._archive.close()
 
     def load(
-        self, rows: NDArray[np.int64], on_corrupt: str, progress: Progress
+        self, rows: NDArray[np.int64], on_corrupt: str, progress: ProgressLine
     ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Those of some rows of the annotations that are readable: int64 [n], and the images, uint8 [n, 3, size, size].
 

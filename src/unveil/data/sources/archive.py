@@ -10,7 +10,7 @@ from unveil.data.celeba import image_member
 from unveil.data.images import is_hidden, open_zip
 from unveil.errors import UnveilError
 from unveil.files import CHUNK_BYTES, regular
-from unveil.progress import Progress, Say, megabytes
+from unveil.progress import ProgressLine, Say, megabytes
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """Suffixes, in lower case, of the files that are taken for images."""
@@ -103,7 +103,7 @@ def describe_page(head: bytes) -> str | None:
 def copy_file(source: Path, target: Path, say: Say) -> str:
     """Copy a file and return the MD5 of its bytes, in one pass."""
     digest = hashlib.md5(usedforsecurity=False)
-    progress = Progress(target.name, source.stat().st_size, say, describe=megabytes)
+    progress = ProgressLine(target.name, source.stat().st_size, say, describe=megabytes)
     with regular(source).open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)

@@ -29,7 +29,7 @@ from unveil.data.sources.facts import SourceFacts
 from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file, partial_files
 from unveil.errors import UnveilError
 from unveil.files import expanded, file_digest, read_bytes, read_text, regular, write_text
-from unveil.progress import Progress, Say, images, megabytes
+from unveil.progress import ProgressLine, Say, images, megabytes
 
 HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 LICENCE = f"CelebA's agreement: non-commercial research only, no redistribution ({HOME})"
@@ -223,7 +223,7 @@ def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
     """Write the unpacked images into the stored zip, in the order of their names; return the canvas."""
     paths = [copy.images / name for name in copy.names]
     require_space(destination, sum(path.stat().st_size for path in paths), ZIP_NAME)
-    progress = Progress(ZIP_NAME, len(paths), say, describe=images)
+    progress = ProgressLine(ZIP_NAME, len(paths), say, describe=images)
     sizes: set[tuple[int, int] | None] = set()
 
     def contents() -> Iterator[tuple[str, bytes]]:
@@ -238,7 +238,7 @@ def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
 
 
 def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> set[tuple[int, int] | None]:
-    progress = Progress(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
+    progress = ProgressLine(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
     sizes: set[tuple[int, int] | None] = set()
     with open_zip(path, "get the archive anew") as archive:
         for name in names:

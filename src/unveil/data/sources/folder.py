@@ -32,7 +32,7 @@ from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
 from unveil.data.sources.facts import SourceFacts, in_processes
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import read_bytes, read_text
-from unveil.progress import Progress, Say, images
+from unveil.progress import ProgressLine, Say, images
 
 IMAGES_PER_PROCESS = 16  # at least: fewer are not worth its start
 MOST_NAMED = 10  # of unreadable images
@@ -76,7 +76,7 @@ def write(
     if attributes is not None:
         labels = read_table(attributes, found, say)
     encoded = in_processes(encode_image, [path / name for name in found], workers, IMAGES_PER_PROCESS)
-    progress = Progress(ZIP_NAME, len(found), say, describe=images)
+    progress = ProgressLine(ZIP_NAME, len(found), say, describe=images)
 
     kept: list[tuple[int, str, int, int]] = []  # row, name, width, height
     problems: list[str] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from unveil.data.celeba import CelebAFile
 from unveil.errors import UnveilError
 from unveil.files import file_digest
-from unveil.progress import Progress, Say, megabytes
+from unveil.progress import ProgressLine, Say, megabytes
 
 RETRIES = 5
 TIMEOUT_S = 30.0
@@ -87,7 +87,7 @@ def from_drive(target: Path, published: CelebAFile, say: Say) -> None:
     import requests
 
     start = _usable_bytes(target, published)
-    progress = Progress(target.name, published.bytes, say, describe=megabytes, done=start)
+    progress = ProgressLine(target.name, published.bytes, say, describe=megabytes, done=start)
     try:
         gdown.download(
             id=published.drive_id,

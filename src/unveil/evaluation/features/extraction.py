@@ -21,7 +21,7 @@ from unveil.errors import UnveilError
 from unveil.evaluation.features.efficientnet import EfficientNet1280
 from unveil.evaluation.features.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
 from unveil.files import file_digest
-from unveil.progress import Progress, Say
+from unveil.progress import ProgressLine, Say
 from unveil.progress import images as in_words
 from unveil.workers import workers
 
@@ -250,7 +250,7 @@ def extract_layers(
     if isinstance(images, Tensor):
         parts, count = [images], len(images) if images.dim() else None
     rows = _Rows(extractor.features.layers, count)
-    progress = Progress(extractor.features.name, count or 0, say, describe=in_words)
+    progress = ProgressLine(extractor.features.name, count or 0, say, describe=in_words)
 
     @torch.inference_mode()
     def found(batch: Tensor) -> tuple[Tensor, ...]:
