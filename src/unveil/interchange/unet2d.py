@@ -188,33 +188,32 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
     Raises:
         UnveilError: if there is none; the line names what diffusers has not.
     """
-    for setting, only in (
-        ("architecture", "residual"),
-        ("stem", 1),
-        ("noise_conditioning", "all"),
-        ("decoder_attention", "all"),
-        ("progressive_input", False),
-        ("skip_rescale", False),
-        ("refinement_channels", 0),
-        ("attention_heads", 0),  # it has channels a head
-    ):
-        if getattr(config, setting) != only:
-            raise _not_theirs(setting, getattr(config, setting), only)
     if config.augment_labels:
         raise UnveilError(
             f"train.augment: found a network with {config.augment_labels} labels of augmentation, expected 0.0: "
             "diffusers' UNet2DModel takes none; this model cannot be exported"
         )
-    if config.noise_embedding not in WAVES:
-        raise _not_theirs("noise_embedding", config.noise_embedding, "ddpm or adm")
-    if config.resampling == "residual-project":
-        raise _not_theirs("resampling", config.resampling, "conv, conv-symmetric or residual")
-    if config.resampling == "residual" and config.resampling_filter != "box":
-        raise _not_theirs("resampling_filter", config.resampling_filter, "box")
-    if config.channel_multipliers[0] != 1:
-        raise _not_theirs("channel_multipliers", list(config.channel_multipliers), "1 as the first")
-    if config.norm_groups > config.channels // 2:
-        raise _not_theirs("norm_groups", config.norm_groups, f"{config.channels // 2} at most for these channels")
+    most_groups = config.channels // 2
+    for setting, fits, expected in (
+        ("architecture", config.architecture == "residual", "residual"),
+        ("stem", config.stem == 1, "1"),
+        ("noise_conditioning", config.noise_conditioning == "all", "all"),
+        ("decoder_attention", config.decoder_attention == "all", "all"),
+        ("progressive_input", not config.progressive_input, "False"),
+        ("skip_rescale", not config.skip_rescale, "False"),
+        ("refinement_channels", not config.refinement_channels, "0"),
+        ("attention_heads", not config.attention_heads, "0"),  # it has channels a head
+        ("noise_embedding", config.noise_embedding in WAVES, "ddpm or adm"),
+        ("resampling", config.resampling != "residual-project", "conv, conv-symmetric or residual"),
+        ("resampling_filter", config.resampling != "residual" or config.resampling_filter == "box", "box"),
+        ("channel_multipliers", config.channel_multipliers[0] == 1, "1 as the first"),
+        ("norm_groups", config.norm_groups <= most_groups, f"{most_groups} at most for these channels"),
+    ):
+        if not fits:
+            raise UnveilError(
+                f"train.network.{setting}: found {getattr(config, setting)}, expected {expected}: diffusers' "
+                "UNet2DModel has no other; this model cannot be exported"
+            )
     sides = [config.image_size // 2**level for level in range(len(config.widths))]
     attends = [side in config.attention_resolutions for side in sides]
     residual = config.resampling == "residual"
@@ -249,13 +248,6 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
 
 def _block_type(way: str, attends: bool, residual: bool) -> str:
     return f"Attn{way}Block2D" if attends else f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D"
-
-
-def _not_theirs(setting: str, found: object, expected: object) -> UnveilError:
-    return UnveilError(
-        f"train.network.{setting}: found {found}, expected {expected}: diffusers' UNet2DModel has no other; "
-        "this model cannot be exported"
-    )
 
 
 def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> dict[str, Tensor]:
