@@ -88,4 +88,5 @@ def test_the_readme_has_the_demos_figures(repository: Path) -> None:
     for row in (("precision", "recall"), ("density", "coverage")):
         for metric in row:
             for end in ("", "_floor"):
-                assert f"{found[f'{metric}_efficientnet_lite0{end}']:.3f}"[:5] in rows[", ".join(row)], metric + end
+                said = [float(number) for number in re.findall(r"[\d.]+", rows[", ".join(row)])]
+                assert any(abs(number - found[f"{metric}_efficientnet_lite0{end}"]) < 6e-4 for number in said), metric
