@@ -108,12 +108,19 @@ class ShardIndex:
             name: {"images": self.num_images(name), "shards": [vars(shard) for shard in shards]}
             for name, shards in self.splits.items()
         }
-        moments = {"mean": self.mean, "std": self.std}
         facts = {
-            name: getattr(self, name) for name in ("source", "protocol", "image_size", "train_holds", "attributes")
+            "format": FORMAT,
+            "source": self.source,
+            "protocol": self.protocol,
+            "image_size": self.image_size,
+            "images": sum(map(self.num_images, self.splits)),
+            "train_holds": self.train_holds,
+            "splits": counts,
+            "moments": {"mean": self.mean, "std": self.std},
+            "corrupt": self.corrupt,
+            "attributes": self.attributes,
         }
-        facts |= {"images": sum(map(self.num_images, self.splits)), "corrupt": self.corrupt}
-        write_json(folder / INDEX_FILE, {"format": FORMAT, **facts, "splits": counts, "moments": moments})
+        write_json(folder / INDEX_FILE, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
