@@ -1,7 +1,6 @@
 """Stage 5: how far the samples are from real images, with everything that made the number."""
 
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -66,6 +65,7 @@ from unveil.layout import MODELS, RAW, SAMPLE_RECORD, SHARDS
 from unveil.layout import SAMPLES as OWN_SAMPLES
 from unveil.params import Evaluate
 from unveil.precision import resolve_device, set_tf32
+from unveil.run.checkout import code_commit
 from unveil.run.launch import start_processes
 from unveil.run.stage import Run, stage
 from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
@@ -197,7 +197,7 @@ def evaluate(run: Run, held: ExitStack, path: Path, protocol: str | None, output
             "model": model_choices(samples),
             "sampling": sampling_choices(samples, settings.num_images),
             "evaluation": evaluation_choices(asked, damaged.words) | _likelihood_choices(settings, likelihood),
-            "code": {"commit": _code_commit()},
+            "code": {"commit": code_commit(run.root)},
         },
         by_size=[part for measured in found if (part := by_size_of(measured)) is not None],
         memorization=memorization_of(found),
@@ -323,21 +323,6 @@ def _cost(run: Run) -> dict[str, Any]:
         if name in ("train", "sample") and "images_per_second" in record["metrics"]:
             found[f"{name}_images_per_second"] = record["metrics"]["images_per_second"]
     return found | {"evaluate_seconds": round(run.seconds, 1)}
-
-
-def _code_commit() -> str | None:
-    """The last commit that changed the code: unlike HEAD, no function of commits that change nothing."""
-    code = ("src", "stages")
-    try:
-        commit = subprocess.run(
-            ("git", "log", "-1", "--format=%H", "--", *code), capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ("git", "status", "--porcelain", "--", *code), capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit} with uncommitted changes" if commit and changed else commit or None
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from unveil.precision import (
 )
 from unveil.progress import Passing
 from unveil.run.launch import start_processes
-from unveil.run.stage import Run, Terminated, signals_noted, stage
+from unveil.run.signals import Terminated, signals_noted
+from unveil.run.stage import Run, stage
 from unveil.training.averages import FOLDER, write_averages
 from unveil.training.checkpoint import WEIGHTS_FILE, Checkpoints, ModelConfig, claimed_folder, fingerprint, save_model
 from unveil.training.compilation import compile_network

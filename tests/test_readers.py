@@ -11,7 +11,7 @@ TAKEN = {
     "data/sources/cartoon.py: files('dicebear_styles').joinpath('avataaars.json').read_text('utf-8')",
     "rank.py: path.read_text(encoding='utf-8')",
     "recipes/__init__.py: (files(__name__) / f'{name}.yaml').read_text(encoding='utf-8')",
-    "run/tracking.py: Path('/proc/cpuinfo').read_text(encoding='utf-8')",
+    "run/checkout.py: Path('/proc/cpuinfo').read_text(encoding='utf-8')",
 }
 RECEIVERS = {"Image", "archive", "store", "files", "os", "self._archive"}  # whose `open` opens no path
 

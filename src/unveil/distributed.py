@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unveil.rank import local_rank, world_size
+from unveil.errors import line_for_user
+from unveil.rank import leave_error, local_rank, world_size
 
 PATIENCE = timedelta(days=2)  # with each other: one may be long at a preview, or have more samples to draw
 
@@ -90,5 +91,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
     try:
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield Processes(dist.get_rank(), dist.get_world_size(), control)
+    except Exception as error:  # before the others fail too, since this one has gone
+        if (line := line_for_user(error)) is not None:
+            leave_error(line)
+        raise
     finally:
         dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """The one exception that unveil raises for what its user can mend, and what the system's refusals say to a user."""
 
 import errno
+import re
 
 MENDS = {
     errno.EACCES: "give yourself the right to use it",
@@ -29,10 +30,10 @@ def line_for_user(error: BaseException) -> str | None:
     """What a stage or command prints for an error; None for a defect, which keeps its traceback.
 
     An OSError that no rule foresaw gets its path, the system's reason and how to mend it. One without a path is the
-    user's only where it says that something has run out.
+    user's only where it says that something has run out. No line holds a password.
     """
     if isinstance(error, UnveilError):
-        return printable(" ".join(str(error).split()))
+        return printable(one_line(error))
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO):
@@ -45,3 +46,14 @@ def line_for_user(error: BaseException) -> str | None:
 def printable(text: str) -> str:
     """The text with line breaks and control characters escaped, which a file's name may hold."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text; its type's name if it says nothing."""
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """The text with user and password cut out of its URIs, and what a query calls a secret masked."""
+    text = re.sub(r"(?<=://)[^/\s@]+@", "", text)
+    return re.sub(r"(?i)\b(user|password|passwd|pwd|token|secret)=[^&\s]+", r"\1=***", text)

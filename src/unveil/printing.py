@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from unveil.progress import give_way
+from unveil.rank import is_main_process
 
 
 class Unheard:
@@ -67,3 +68,10 @@ def unheard() -> Iterator[Unheard]:
                 yield out
             finally:
                 give_way("\n")
+
+
+def warn(line: str) -> None:
+    """Print a warning to stderr, once for all processes."""
+    if is_main_process():
+        sys.stderr.write(f"warning: {line}\n")  # in one piece: threads warn too
+        sys.stderr.flush()

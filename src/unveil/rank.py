@@ -4,13 +4,14 @@ They set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Where one th
 missing, there is one process. Nothing here needs PyTorch.
 """
 
+import json
 import os
 import time
 from pathlib import Path
 
-ERRORS = "UNVEIL_ERRORS"
-"""Variable that names the folder of what each process ended with; :mod:`unveil.run.launch` says it once."""
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Variable that names where torchrun looks for the error of this process, beside the folders of its siblings."""
 
 
 def is_launched() -> bool:
@@ -34,31 +35,28 @@ def local_rank() -> int:
 
 
 def leave_error(line: str) -> bool:
-    """Leave the line to the launcher, if it is one that says what its processes ended with."""
-    folder = os.environ.get(ERRORS)
-    if not (folder and is_launched()):
-        return False
-    path = Path(folder) / os.environ["RANK"]
-    path.with_suffix(".part").write_text(line, encoding="utf-8")
-    path.with_suffix(".part").replace(path)
+    """Leave the line to torchrun and to the other processes here; whether this one is the first that fails."""
+    if (own := _error_file()) is None:
+        return True
+    if not own.exists():
+        own.write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+    try:
+        _first(own).symlink_to(own)
+    except FileExistsError:
+        return _first(own).samefile(own)
     return True
 
 
-def error_of_another(patience: float = 0.0) -> str | None:
-    """What another process left, if one did within so many seconds: the cause of what befell this one."""
-    folder = os.environ.get(ERRORS)
-    if not (folder and is_launched()):
+def first_error() -> str | None:
+    """What the first process that failed left: the cause of what befell this one."""
+    if (own := _error_file()) is None or not (path := _first(own)).exists():
         return None
-    end = time.monotonic() + patience
-    while True:
-        if found := left_errors(Path(folder)):
-            return found[0]
-        if time.monotonic() >= end:
-            return None
-        time.sleep(0.05)
+    return str(json.loads(path.read_text(encoding="utf-8"))["message"])
 
 
-def left_errors(folder: Path) -> list[str]:
-    """The lines that the processes left, each once, in the order of their ranks."""
-    files = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    return list(dict.fromkeys(path.read_text(encoding="utf-8") for path in files))
+def _error_file() -> Path | None:
+    return Path(os.environ[ERROR_FILE]) if is_launched() and os.environ.get(ERROR_FILE) else None
+
+
+def _first(own: Path) -> Path:
+    return own.parents[1] / "first.json"

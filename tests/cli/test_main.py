@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import unveil
 from unveil import params as parameters
 from unveil.cli.main import app
-from unveil.run import tracking
+from unveil.run import ui as pages
 
 UNVEIL = (sys.executable, "-m", "unveil")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -109,6 +109,6 @@ def test_the_file_of_parameters_is_checked_and_written(monkeypatch: pytest.Monke
 
 def test_ui_opens_the_store_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     ports: list[int] = []
-    monkeypatch.setattr(tracking, "ui", ports.append)
+    monkeypatch.setattr(pages, "serve_ui", ports.append)
     assert CliRunner().invoke(app, ["ui", "--port", "5001"]).exit_code == 0
     assert ports == [5001]

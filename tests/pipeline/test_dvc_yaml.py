@@ -10,7 +10,8 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from tests.conftest import git
 
-from unveil.run.stage import STAGES, declared_paths
+from unveil.run.dvc import declared_paths
+from unveil.run.stage import STAGES
 
 # The frame around a stage decides nothing that a stage computes.
 FRAME = {
@@ -26,9 +27,13 @@ FRAME = {
         "rank",
         "ranges",
         "run/__init__",
+        "run/checkout",
+        "run/dvc",
         "run/launch",
+        "run/signals",
         "run/stage",
-        "run/tracking",
+        "run/store",
+        "run/tracked",
         "tensors",
     )
 }

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from tests.pipeline.conftest import Project, Smoke, stage_of
 
 from unveil.params import flatten, load_params
-from unveil.run.stage import STAGES, declared_paths, paths_digest
+from unveil.run.dvc import declared_paths, paths_digest
+from unveil.run.stage import STAGES
 
 pytestmark = pytest.mark.slow
 # DVC locks the project, which these only look at: they must not do so at once.

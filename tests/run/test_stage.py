@@ -23,8 +23,9 @@ from tests.conftest import git
 
 from unveil.errors import UnveilError
 from unveil.params import flatten, load_params
-from unveil.run.stage import STAGES, Run, declared_paths, paths_digest, stage
-from unveil.run.tracking import Store
+from unveil.run.dvc import declared_paths, paths_digest
+from unveil.run.stage import STAGES, Run, stage
+from unveil.run.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
 

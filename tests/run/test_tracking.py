@@ -24,8 +24,11 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from tests.conftest import git
 
 from unveil.errors import UnveilError
-from unveil.run import tracking
-from unveil.run.tracking import Store, TrackedRun, _Batch, git_tags, main_checkout, refuse_lost_experiment, ui_command
+from unveil.run import tracked
+from unveil.run.checkout import git_tags, main_checkout, refuse_lost_experiment
+from unveil.run.store import Store
+from unveil.run.tracked import TrackedRun, _Batch
+from unveil.run.ui import ui_command
 
 
 class KnownRun(TrackedRun):
@@ -153,7 +156,8 @@ def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 CREATE = """
     import sys
     from pathlib import Path
-    from unveil.run.tracking import Store, TrackedRun
+    from unveil.run.store import Store
+    from unveil.run.tracked import TrackedRun
 
     run = TrackedRun.start(Store.locate(Path.cwd()), {"who": sys.argv[1]}, {"a": 1})
     for step in range(50):
@@ -434,7 +438,7 @@ def test_more_than_mlflow_takes_at_once_and_longer_than_it_allows(project: Path)
 def test_a_model_is_safetensors_and_json_linked_to_its_run(
     project: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
 ) -> None:
-    monkeypatch.setattr(tracking, "WEIGHTS_COPY_BYTES", 1000 if copied else 999)
+    monkeypatch.setattr(tracked, "WEIGHTS_COPY_BYTES", 1000 if copied else 999)
     config, weights = project / "config.json", project / "model.safetensors"
     config.write_text("{}")
     weights.write_bytes(bytes(1000))
@@ -556,7 +560,7 @@ def test_a_model_whose_files_find_no_room_at_first_is_whole_in_the_end(
 def test_a_row_that_is_refused_takes_no_other_with_it(project: Path) -> None:
     run = start(project)
     with pytest.raises(MlflowException):
-        _Batch(run.client, run.run_id, "tags")([RunTag("a", "1"), RunTag("no*name", "2"), RunTag("b", "3")])
+        _Batch(run.client, run.run_id, "tags", 100)([RunTag("a", "1"), RunTag("no*name", "2"), RunTag("b", "3")])
     run.finish("FINISHED")
     assert {"a": "1", "b": "3"}.items() <= client_of(project).get_run(run.run_id).data.tags.items()
 
@@ -655,7 +659,7 @@ def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_
     code = """
         import sys
         from pathlib import Path
-        from unveil.run.tracking import TrackedRun
+        from unveil.run.tracked import TrackedRun
 
         run = TrackedRun.off()
         run.log_params({"a": 1}); run.log_metrics({"b": 2}); run.set_tags({"c": "d"})
@@ -691,7 +695,9 @@ def test_a_tracked_run_opens_no_connection_and_asks_no_name_server(
         socket.getaddrinfo = resolve
 
         from pathlib import Path
-        from unveil.run.tracking import Store, TrackedRun, source_tags, machine_tags, git_tags
+        from unveil.run.checkout import git_tags, machine_tags, source_tags
+        from unveil.run.store import Store
+        from unveil.run.tracked import TrackedRun
 
         tags = source_tags("train", None) | machine_tags() | git_tags(Path.cwd())
         run = TrackedRun.start(Store.locate(Path.cwd()), tags, {"a": 1})

@@ -23,7 +23,8 @@ from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
-from unveil.run.tracking import Store, TrackedRun
+from unveil.run.store import Store
+from unveil.run.tracked import TrackedRun
 from unveil.training import comparison
 from unveil.training.comparison import FALSE_ALARMS, LossCurve, _freedom, _noise, compare, read_curve
 from unveil.training.loop import Trainer, Training

@@ -95,7 +95,7 @@ def examine() -> Machine:
     """Look at everything; nothing is made, changed or fetched."""
     import psutil
 
-    from unveil.run.tracking import machine_tags
+    from unveil.run.checkout import machine_tags
 
     packages = {name: _version_of(name) for name in PACKAGES}
     instructions, gpus = _torch_facts() if packages["torch"] else ((), ())
@@ -205,7 +205,7 @@ def _torch_facts() -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
 
 def _store() -> tuple[str, str | None]:
     """Where MLflow's store is, and why it does not open. One that is not there yet is not made."""
-    from unveil.run.tracking import Store
+    from unveil.run.store import Store
 
     try:
         store = Store.locate(Path.cwd())

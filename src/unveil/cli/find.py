@@ -39,7 +39,8 @@ def tracked(run_id: str) -> "Iterator[MlflowClient]":
     Raises:
         UnveilError: if there is no such store, or the block finds no such run.
     """
-    from unveil.run.tracking import Store, one_line
+    from unveil.errors import one_line
+    from unveil.run.store import Store
 
     store = Store.locate(Path.cwd())
     if store.database is not None and not store.database.exists():  # opening would make one

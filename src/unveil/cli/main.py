@@ -39,10 +39,10 @@ def main(version: Version = False) -> None:
 
 @app.command(epilog=examples("unveil ui", "unveil ui --port 5001"))
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
-    """Open MLflow's pages on this project's store, for this machine only."""
-    from unveil.run import tracking
+    """Open MLflow's pages on this project's runs. Ctrl-C ends it."""
+    from unveil.run.ui import serve_ui
 
-    tracking.ui(port)
+    serve_ui(port)
 
 
 app.command(epilog=examples("unveil doctor"))(doctor.doctor)

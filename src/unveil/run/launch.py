@@ -19,7 +19,7 @@ from torch.distributed.run import get_args_parser, parse_args, run
 
 from unveil.errors import UnveilError
 from unveil.params import load_params
-from unveil.rank import ERRORS, is_launched, left_errors
+from unveil.rank import is_launched
 
 SHUTDOWN_SECONDS = 600  # for a checkpoint after SIGTERM
 
@@ -61,26 +61,23 @@ def start_processes(script: str, params: Path, *arguments: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments, and return what the first process that failed ended with, as a shell has it.
 
-    What the processes left to be said is printed, each line once; of one that was killed, that.
+    A process that fails says why itself; of one that was killed, that is printed.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with TemporaryDirectory(prefix="unveil-") as folder:
-        os.environ[ERRORS] = folder
-        status, lines = 0, []
         try:
-            run(parse_args(list(arguments)))
+            run(parse_args([f"--log-dir={folder}", *arguments]))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            status = failure.exitcode
-            if status < 0:
-                status, lines = 128 - status, [f"error: process {rank} was killed by {failure.signal_name()}"]
+            if failure.exitcode >= 0:
+                return failure.exitcode
+            sys.stderr.write(f"error: process {rank} was killed by {failure.signal_name()}\n")
+            return 128 - failure.exitcode
         except SignalException as error:
-            status = 128 + signal.Signals(error.sigval).value
-        lines = left_errors(Path(folder)) or lines
-    sys.stderr.writelines(f"{line}\n" for line in lines)
-    return status
+            return 128 + signal.Signals(error.sigval).value
+    return 0
 
 
 if __name__ == "__main__":

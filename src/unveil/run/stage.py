@@ -4,65 +4,36 @@ A stage command is one ``with stage(name, params) as run`` block. The block ends
 as FAILED with the error, or as KILLED, and the process with the status that a shell expects.
 """
 
-import hashlib
-import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, JsonValue
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from unveil.errors import UnveilError, line_for_user
-from unveil.files import destination, expanded, file_digest, read_json, read_text, write_json
+from unveil.errors import UnveilError, line_for_user, one_line
+from unveil.files import destination, expanded, read_json, write_json
 from unveil.params import Params, flatten, load_params
 from unveil.printing import unheard
 from unveil.progress import say
 from unveil.ranges import Key
-from unveil.rank import error_of_another, is_main_process, leave_error
-from unveil.run.tracking import (
-    Store,
-    TrackedRun,
-    dvc_tags,
-    git_tags,
-    machine_tags,
-    main_checkout,
-    one_line,
-    refuse_lost_experiment,
-    source_tags,
-    tracking_is_off,
-)
+from unveil.rank import first_error, is_main_process, leave_error
+from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
+from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
+from unveil.run.signals import Terminated, signals_ignored, signals_raised
+from unveil.run.store import Store, tracking_is_off
+from unveil.run.tracked import TrackedRun
 
 RECORD_FORMAT = 1
-IMPATIENCE_SECONDS = 1.0  # after which another Ctrl-C is meant as one
-PATIENCE_SECONDS = 3.0  # with another process of the stage, which may be about to say why it left this one alone
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
 StageName = Literal["download", "preprocess", "train", "sample", "evaluate"]
 STAGES = get_args(StageName)
-
-
-class Terminated(BaseException):
-    """A signal asked the process to end. Not an Exception, so that no stage swallows it.
-
-    Args:
-        number: of the signal.
-        hint: what follows in the line that the stage ends with.
-    """
-
-    def __init__(self, number: int, hint: str = "") -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-        self.hint = hint
 
 
 class _Entry(BaseModel):
@@ -103,7 +74,7 @@ class Run:
         self._model_id: str | None = None  # only if this store knows it
         self._tags: dict[str, str] = {}
         self._logged_steps: frozenset[int] = frozenset()  # of a run that is gone on with
-        self._dvc_inputs, self._dvc_code, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
+        self._dvc_inputs, code_paths, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
         for output in self._dvc_outputs:  # before any work
             destination(root / output, folder=not Path(output).suffix)
         own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
@@ -111,7 +82,7 @@ class Run:
         self._started = time.perf_counter()
         dvc, git = dvc_tags(), git_tags(root)
         experiment = dvc.get("dvc.exp_name")
-        code = paths_digest(root, self._dvc_code, code=True)
+        code = paths_digest(root, code_paths, code=True)
         machine = machine_tags()
         tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
         if code is not None:
@@ -166,8 +137,7 @@ class Run:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.
 
         Their runs become tags; in the evaluate run, all their parameters and the last metrics of train and
-        sample are logged too. A
-        record that is not there or not readable (outputs copied by hand) is a tag, no failure.
+        sample are logged too. A record that is not there or not readable (outputs copied by hand) is a tag, no failure.
         """
         try:
             found = read_json(record, _Record, "run that stage again")
@@ -343,161 +313,42 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     if name not in STAGES:
         raise ValueError(f"stage {name!r}; expected one of {', '.join(STAGES)}")
     run: Run | None = None
-
-    def end(status: str, error: str | None = None, details: str | None = None) -> None:
-        if run is not None:
-            with _signals_ignored():
-                run.finish(status, error, details)
-
-    with unheard(), _signals_raised():
+    with unheard(), signals_raised():
         try:
             run = Run(name, load_params(params), Path.cwd())
             yield run
-        except (KeyboardInterrupt, Terminated) as error:
-            if (cause := error_of_another()) is not None:  # for which the launcher ended this one
-                end("FAILED", cause)
-                _exit("", 1)
-            number = error.number if isinstance(error, Terminated) else signal.SIGINT
-            hint = error.hint if isinstance(error, Terminated) else ""
-            line = f"{name} was stopped by {signal.Signals(number).name}{hint}"
-            end("KILLED", line)
-            _exit(f"error: {line}" if is_main_process() else "", 128 + number)
-        except SystemExit as error:
-            end("FINISHED" if not error.code else "FAILED", None if not error.code else f"exit {error.code}")
-            raise
         except BaseException as error:
-            if (said := line_for_user(error)) is not None:
-                line = one_line(UnveilError(said))
-                left = leave_error(f"error: {line}")
-                end("FAILED", line)
-                _exit("" if left else f"error: {line}", 1)
-            with _signals_ignored():  # the launcher sends one where another process has failed
-                cause, details = error_of_another(PATIENCE_SECONDS), traceback.format_exc()
-                end("FAILED", cause or f"{type(error).__name__}: {one_line(error)}", None if cause else details)
-            if cause is not None:  # a process that waits for one that has failed fails too
-                _exit("", 1)
+            with signals_ignored():
+                _end(name, run, error)
             raise
-        end("FINISHED")
+        with signals_ignored():
+            run.finish("FINISHED")
 
 
-def _exit(line: str, status: int) -> NoReturn:
-    if line:
-        print(line, file=sys.stderr, flush=True)
-    raise SystemExit(status) from None
-
-
-# Not SIGINT: Python raises KeyboardInterrupt by itself.
-ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into ``Terminated`` in this process; elsewhere they do what they did."""
-    owner = os.getpid()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:
-            raise Terminated(number)
-        # A forked worker has inherited the handler but not the run: it simply ends.
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    with _handlers(handle, [number for number in ENDING_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
-        yield
-
-
-@contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Note SIGINT, SIGTERM and SIGHUP in the list that is yielded, so that work can end where it likes.
-
-    A second Ctrl-C, after a moment, raises ``Terminated``. Other repetitions do not: a process of several gets a signal
-    twice, from the system and from what started it.
-    """
-    noted: list[int] = []
-    first = 0.0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if noted and number == signal.SIGINT and time.monotonic() - first > IMPATIENCE_SECONDS:
-            raise Terminated(number)
-        first = first or time.monotonic()
-        noted.append(number)
-
-    numbers = [signal.SIGINT, *ENDING_SIGNALS]
-    with _handlers(handle, [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]):
-        yield noted
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Let nothing interrupt the few writes that end a run."""
-    with _handlers(signal.SIG_IGN, [signal.SIGINT, *ENDING_SIGNALS]):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Any, numbers: list[signal.Signals]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python allows it nowhere else
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], list[str]]:
-    """What dvc.yaml declares for a stage: data it reads, code it uses, what it writes.
-
-    Data is what another stage writes; every other dependency is code. A file that is not there or
-    does not name the stage (a stage run by hand) gives empty lists.
-
-    Raises:
-        UnveilError: dvc.yaml is not readable.
-    """
-    try:
-        return _declared((YAML(typ="safe").load(read_text(dvc_file)) or {}).get("stages") or {}, name)
-    except FileNotFoundError:
-        return [], [], []
-    except (YAMLError, RecursionError, ValueError, TypeError, AttributeError, StopIteration) as error:
-        raise UnveilError(f"{dvc_file.name}: not readable as YAML of DVC's: {one_line(error)}") from error
-
-
-def _declared(stages: Mapping[str, Any], name: str) -> tuple[list[str], list[str], list[str]]:
-    def paths(entry: Mapping[str, Any], *keys: str) -> list[str]:
-        items = [item for key in keys for item in entry.get(key) or []]
-        return [item if isinstance(item, str) else str(next(iter(item))) for item in items]
-
-    if name not in stages:
-        return [], [], []
-    written = [path for entry in stages.values() for path in paths(entry, "outs", "metrics", "plots")]
-    dependencies = paths(stages[name], "deps")
-    data = [path for path in dependencies if any((path + "/").startswith(out + "/") for out in written)]
-    code = [path for path in dependencies if path not in data]
-    return data, code, paths(stages[name], "outs", "metrics", "plots")
-
-
-def paths_digest(root: Path, names: list[str], code: bool = False) -> str | None:
-    """sha256 over files and folders below ``root``: a file's own, else over all names and digests.
-
-    Hidden files are left out, and of code all but modules, as DVC does by .dvcignore. None if nothing is there.
-    """
-    if len(names) == 1 and (root / names[0]).is_file():
-        return file_digest(root / names[0])
-    total = hashlib.sha256()
-    empty = True
-    for name in sorted(names):
-        top = root / name
-        files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-        for file in files:
-            parts = file.relative_to(root).parts
-            if any(part.startswith(".") or part == "__pycache__" for part in parts) or (code and file.suffix != ".py"):
-                continue
-            total.update(f"{file.relative_to(root).as_posix()}\0{file_digest(file)}\n".encode())
-            empty = False
-    return None if empty else total.hexdigest()
+def _end(name: str, run: Run | None, error: BaseException) -> None:
+    """End the run by what ended its block, and the process too unless its exception goes on."""
+    status, reason, said, details = "FAILED", line_for_user(error), "", None
+    code: int | None = 1
+    if reason is not None:
+        said = f"error: {reason}" if leave_error(reason) else ""
+    elif isinstance(error, SystemExit):
+        status, code = "FAILED" if error.code else "FINISHED", None
+        reason = f"exit {error.code}" if error.code else None
+    elif (reason := first_error()) is not None:
+        pass  # a process that another one has left fails too, or is ended by the launcher
+    elif isinstance(error, KeyboardInterrupt | Terminated):
+        number, hint = (error.number, error.hint) if isinstance(error, Terminated) else (signal.SIGINT, "")
+        status, code = "KILLED", 128 + number
+        reason = f"{name} was stopped by {signal.Signals(number).name}{hint}"
+        said = f"error: {reason}" if is_main_process() else ""
+    else:
+        code, reason, details = None, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc()
+    if run is not None:
+        run.finish(status, reason, details)
+    if said:
+        print(said, file=sys.stderr, flush=True)
+    if code is not None:
+        raise SystemExit(code) from None
 
 
 def _dotted(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -21,7 +21,8 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card, Metric, parse_card
 from unveil.evaluation.card.comparison import LIMIT, Comparison, Movement, compare, conclusion, describe, standard_error
-from unveil.run.tracking import Store, TrackedRun
+from unveil.run.store import Store
+from unveil.run.tracked import TrackedRun
 
 ROOT = Path(__file__).resolve().parents[3]
 NOISE = math.hypot(FLAT["fid_stderr"], FLAT["fid_stderr"])
