@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from unveil.errors import UnveilError
 
 CHUNK_BYTES = 1 << 20
+MACHINE = platform.node().partition(".")[0] or "localhost"
 MOST_TEXT_BYTES = 1 << 26  # of a text or JSON file: CelebA's largest table has 27 MB
 FOREIGN_SECONDS = 24 * 3600  # after which what a process of another machine left is taken for left
 LONGEST_SHOWN = 60  # characters of a wrong value
@@ -192,55 +193,56 @@ def destination(path: Path, folder: bool = False) -> Path:
 
 def _temporary(path: Path, ending: str = "tmp") -> Path:
     """A hidden name beside ``path`` that no other process takes, on this machine or another with the same disk."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{ending}")
-
-
-def _machine() -> str:
-    return platform.node().partition(".")[0] or "localhost"
+    return path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{ending}")
 
 
 def _sweep(path: Path) -> None:
     """Remove what processes that are gone left of writing ``path``; put back what one had moved aside."""
+    import psutil  # which only a process that writes needs
+
     for left in path.parent.glob(".*"):
-        match = re.fullmatch(rf"\.{re.escape(path.name)}\.([^.]+)-(\d{{1,10}})\.(tmp|old)", left.name)
+        match = re.fullmatch(rf"\.{re.escape(path.name)}\.([^.]+)-(\d{{1,7}})\.(tmp|old)", left.name)
         if match is None:
             continue
         with suppress(OSError):  # another process may be at it too
-            if match[1] == _machine():
-                in_use = _is_alive(int(match[2]))
+            if match[1] == MACHINE:
+                in_use = psutil.pid_exists(int(match[2]))
             else:  # nobody can ask another machine
                 in_use = time.time() - left.stat().st_mtime < FOREIGN_SECONDS
-            if in_use:
-                continue
-            if match[3] == "old" and not path.exists():
+            if not in_use and match[3] == "old" and not path.exists():
                 os.replace(left, path)
-            elif left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            elif not in_use:
+                _remove(left)
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Within the block, a refusal without a path, such as of a full disk, names this path, and never the temporary."""
+def _replacing(path: Path, folder: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield where ``path`` ends up and a temporary name beside it, which is free before and after.
+
+    A refusal names the former, also one without a path, such as of a full disk; never the temporary one.
+    """
+    path = destination(path, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    _remove(temporary)
     try:
-        yield
+        yield path, temporary
     except OSError as error:
         if error.filename is not None:
             error.filename = str(error.filename).replace(str(temporary), str(path))
         elif error.errno not in (None, errno.EIO):  # which may be of a file that is read
             error.filename = str(path)
         raise
+    finally:
+        _remove(temporary)
 
 
 @contextmanager
@@ -250,15 +252,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     What ``path`` held before stays untouched until the rename, and for ever if the block raises. Links are written
     through. Raises UnveilError as ``destination`` does.
     """
-    path = destination(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        with _naming(path, temporary):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _replacing(path, folder=False) as (place, temporary):
+        yield temporary
+        os.replace(temporary, place)
 
 
 @contextmanager
@@ -268,23 +264,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     A folder cannot be replaced in one step, so the old one is moved aside first and removed last. Links are written
     through. Raises UnveilError as ``destination`` does.
     """
-    path = destination(path, folder=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    aside = _temporary(path, "old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with _naming(path, temporary):
-            temporary.mkdir()
-            yield temporary
-        if path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-    finally:
-        if aside.exists() and not path.exists():
-            os.replace(aside, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+    with _replacing(path, folder=True) as (place, temporary):
+        temporary.mkdir()
+        yield temporary
+        aside = _temporary(place, "old")
+        try:
+            if place.exists():
+                os.replace(place, aside)
+            os.replace(temporary, place)
+        finally:
+            if aside.exists() and not place.exists():
+                os.replace(aside, place)
+        _remove(aside)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -300,8 +291,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a regular file's bytes, read in chunks."""
-    digest = hashlib.new(algorithm)
     with regular(path).open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()

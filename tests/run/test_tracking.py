@@ -661,7 +661,7 @@ def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_
         from pathlib import Path
         from unveil.run.tracked import TrackedRun
 
-        run = TrackedRun.off()
+        run = TrackedRun()
         run.log_params({"a": 1}); run.log_metrics({"b": 2}); run.set_tags({"c": "d"})
         run.log_text("e", "f"); run.log_artifact(Path("nowhere")); run.log_dataset("g", "h", "i", "j")
         Path("k").write_text("{}")

@@ -106,7 +106,7 @@ class Run:
             "machine": {key: value for key, value in machine.items() if key not in ("unveil.host", "unveil.pid")},
         }
         if tracking_is_off() or not is_main_process():
-            self._tracked = TrackedRun.off()
+            self._tracked = TrackedRun()
             return
         store = Store.locate(root)
         self._tags = tags
@@ -146,32 +146,24 @@ class Run:
             return
         entry = found.model_dump()
         chain = {**entry.pop("upstream"), found.stage: entry}
-        runs = {stage: str(entry["run_id"] or "untracked") for stage, entry in chain.items()}
         model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
-        params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
-        metrics = {
-            f"{stage}.{key}": value
-            for stage, entry in chain.items()
-            if stage in SUMMARIZED
-            for key, value in entry["metrics"].items()
-        }
         self.record["upstream"] |= chain
-        for stage, run_id in runs.items():
-            self.tag(f"unveil.upstream.{stage}", run_id)
+        for stage, entry in chain.items():
+            self.tag(f"unveil.upstream.{stage}", str(entry["run_id"] or "untracked"))
         if model_id:
-            self._follow_model(model_id)
+            self.record["model_id"] = model_id
+            if self._tracked.link_model(model_id):
+                self._model_id = model_id
+            else:
+                self.tag("unveil.model.missing", f"{model_id} was not found in this store")
         if self.name == SUMMARY_STAGE:
+            params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
             new = {key: value for key, value in params.items() if key not in self._logged_params}
             self._logged_params |= new
             self._tracked.log_params(new)
-            self._tracked.log_metrics(metrics)
-
-    def _follow_model(self, model_id: str) -> None:
-        self.record["model_id"] = model_id
-        if self._tracked.link_model(model_id):
-            self._model_id = model_id
-        else:
-            self.tag("unveil.model.missing", f"{model_id} was not found in this store")
+            for stage in SUMMARIZED:
+                metrics = chain[stage]["metrics"] if stage in chain else {}
+                self._tracked.log_metrics({f"{stage}.{key}": value for key, value in metrics.items()})
 
     def add_input(self, name: str, digest: str, dataset: str | None = None, context: str | None = None) -> None:
         """State what was read.
@@ -228,12 +220,9 @@ class Run:
         """
         numbers = {key: float(value) for key, value in values.items()}
         self.record["metrics"] |= numbers
-        if step in self._logged_steps:
-            return
-        if model:
-            self._tracked.log_metrics(numbers, step, self._model_id, self._dataset)
-        else:
-            self._tracked.log_metrics(numbers, step)
+        if step not in self._logged_steps:
+            ties = (self._model_id, self._dataset) if model else (None, None)
+            self._tracked.log_metrics(numbers, step, *ties)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
@@ -264,15 +253,11 @@ class Run:
         stages before (flat, by stage name), so that it says everything even where the runs themselves are out
         of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
         """
-        for kind, paths, add in (
-            ("inputs", self._dvc_inputs, self.add_input),
-            ("outputs", self._dvc_outputs, self.add_output),
-        ):
-            for name in paths:
-                if name in self.record[kind] or self.root / name == path.resolve():
-                    continue
-                digest = paths_digest(self.root, [name])
-                if digest is not None:
+        declared = ("inputs", self._dvc_inputs, self.add_input), ("outputs", self._dvc_outputs, self.add_output)
+        for kind, names, add in declared:
+            for name in names:
+                is_new = name not in self.record[kind] and self.root / name != path.resolve()
+                if is_new and (digest := paths_digest(self.root, [name])) is not None:
                     add(name, digest)
         self.record["seconds"] = round(self.seconds, 3)
         if is_main_process():

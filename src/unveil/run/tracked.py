@@ -54,11 +54,6 @@ class TrackedRun:
         self._writer: Writer
 
     @classmethod
-    def off(cls) -> Self:
-        """A run that keeps nothing."""
-        return cls()
-
-    @classmethod
     def start(cls, store: Store, tags: Mapping[str, str], params: Mapping[str, object]) -> Self:
         """Open a run in ``store`` with its tags and parameters, and begin to sample system metrics.
 
@@ -155,15 +150,7 @@ class TrackedRun:
         dataset: tuple[str, str] | None = None,
         wait: bool = True,
     ) -> None:
-        """Log one point of each metric, in one transaction.
-
-        Args:
-            values: metric name to value.
-            step: abscissa, the stage's own unit (training: images seen).
-            model_id: LoggedModel that the values also belong to.
-            dataset: name and digest of the data set that they were measured on.
-            wait: a few seconds for the store.
-        """
+        """Log one point of each metric, which may belong to a LoggedModel and a data set (name, digest)."""
         now = time.time_ns() // 1_000_000
         measured_on = (None, None) if dataset is None else (dataset[0], dataset[1][:DIGEST_LENGTH])
         belongs = (model_id, *measured_on, self.run_id)
@@ -180,14 +167,7 @@ class TrackedRun:
         self._write("artifact", name, lambda c, r: c.log_text(r, text, name))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Log a data set input: no data, only its name, digest and path.
-
-        Args:
-            name: such as ``celeba-64-score-sde``.
-            digest: hexadecimal; cut to MLflow's 36 characters.
-            source: path relative to the project.
-            context: what it was used for, such as ``training``.
-        """
+        """Log a data set input: no data, only its name, digest, path and what it was used for."""
 
         def write(client: "MlflowClient", run_id: str) -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
