@@ -1,11 +1,22 @@
 """Which of several processes this is: by the environment, and without PyTorch."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from unveil.rank import NEEDED, is_launched, is_main_process, local_rank, world_size
+from unveil.rank import (
+    ERROR_FILE,
+    NEEDED,
+    first_error,
+    is_launched,
+    is_main_process,
+    leave_error,
+    local_rank,
+    world_size,
+)
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -29,6 +40,18 @@ def test_where_something_is_missing_there_is_one_process(missing: str, monkeypat
     """As in a shell on a cluster, where some of these names are set for other reasons."""
     _environment(monkeypatch, missing)
     assert (is_launched(), is_main_process(), world_size(), local_rank()) == (False, True, 1, 0)
+
+
+def test_of_several_processes_the_first_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert leave_error("alone") and first_error() is None
+    _environment(monkeypatch)
+    monkeypatch.delenv(ERROR_FILE, raising=False)
+    assert leave_error("under another launcher") and first_error() is None
+    for rank, line, is_first in (("1", "cause", True), ("1", "cause", True), ("0", "effect", False)):
+        (tmp_path / rank).mkdir(exist_ok=True)
+        monkeypatch.setenv(ERROR_FILE, str(tmp_path / rank / "error.json"))
+        assert (leave_error(line), first_error()) == (is_first, "cause")
+    assert json.loads((tmp_path / "0" / "error.json").read_text())["message"] == "effect"  # for torchrun's report
 
 
 def test_the_frame_of_a_stage_starts_without_pytorch() -> None:

@@ -206,10 +206,6 @@ class Run:
         self._logged_steps = steps
         return True
 
-    def describe(self, markdown: str) -> None:
-        """Set the description that MLflow shows at the top of the run's page; cut at 8,000 characters."""
-        self.tag("mlflow.note.content", markdown)
-
     def log_metrics(self, values: Mapping[str, float], step: int = 0, model: bool = False) -> None:
         """Log one point of each metric.
 
