@@ -60,10 +60,9 @@ def main_checkout(start: Path) -> Path:
     """
     start = _copied_from(start) or start.resolve()
     common = _git(start, "rev-parse", "--path-format=absolute", "--git-common-dir")
-    prefix = _git(start, "rev-parse", "--show-prefix")
-    if common is None or prefix is None or Path(common).name != ".git":  # no Git, a bare one, a submodule
+    if common is None or Path(common).name != ".git":  # no Git, a bare one, a submodule
         return start
-    candidate = Path(common).parent / prefix
+    candidate = Path(common).parent / (_git(start, "rev-parse", "--show-prefix") or "")
     return candidate if candidate.is_dir() else start
 
 

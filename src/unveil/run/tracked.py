@@ -41,12 +41,10 @@ class TrackedRun:
     nothing is kept.
     """
 
-    def __init__(
-        self, client: "MlflowClient | None" = None, experiment_id: str = "", run_id: str | None = None
-    ) -> None:
-        self.client = client
-        self.experiment_id = experiment_id
-        self.run_id = run_id
+    def __init__(self) -> None:
+        self.client: MlflowClient | None = None
+        self.experiment_id = ""
+        self.run_id: str | None = None
         self._failures: tuple[type[Exception], ...] = ()
         self._warned: set[str] = set()
         self._ended = threading.Event()
