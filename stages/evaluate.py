@@ -63,13 +63,13 @@ from unveil.evaluation.metrics.memorization import Copies, to_show
 from unveil.files import atomic_path, destination, file_digest, write_json, write_text
 from unveil.layout import MODELS, RAW, SAMPLE_RECORD, SHARDS
 from unveil.layout import SAMPLES as OWN_SAMPLES
+from unveil.model import WEIGHTS_FILE, load_denoiser
 from unveil.params import Evaluate
 from unveil.precision import resolve_device, set_tf32
 from unveil.run.checkout import code_commit
 from unveil.run.launch import start_processes
 from unveil.run.stage import Run, stage
-from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
-from unveil.training.choices import WeightsChoice, parse_weights
+from unveil.weights import WeightsChoice, parse_weights
 
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
 

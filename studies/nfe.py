@@ -6,7 +6,6 @@ DDPM with 1000 steps. Each point is kept as soon as it is measured: a study that
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -23,14 +22,14 @@ from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import GridName, SamplerName
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, sample_steps
+from unveil.diffusion.sampling import NotDrawn, Sampler, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import Extractor, extract, load_extractor
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
+from unveil.model import ModelConfig, load_denoiser
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
-from unveil.training.checkpoint import ModelConfig, load_denoiser
 
 EVALUATIONS = (5, 9, 15, 23, 35, 51)
 TOLERANCES = (1e-1, 3e-2, 1e-2)  # rk45's, in the place of numbers of evaluations
@@ -235,20 +234,16 @@ class Study:
         return Point(config, nfe, significant(distance), round(time.perf_counter() - started, 1))
 
     def _sample(self, config: Sampler) -> tuple[Tensor, int]:
-        size, total, images, nfe = self.model.network.image_size, self.settings.images, [], 0
-        for start in range(0, total, self.settings.batch_size):
-            ids = range(start, min(start + self.settings.batch_size, total))
-            noise = SampleNoise(self.settings.seed, ids, (3, size, size), self.device)
-            context = lambda: autocast(self.precision, self.device)  # noqa: E731
-            try:
-                steps = sample_steps(self.denoiser, self.denoiser.path, config, noise, context)
-                last = deque(steps, maxlen=1).pop()  # a thousand steps of a batch would not fit into memory
-            except ArithmeticError as error:  # of rk45
-                raise self._not_drawn(config, f"cannot be drawn ({error})") from None
-            if not torch.isfinite(last.x).all():
-                raise self._not_drawn(config, "are not finite numbers")
-            images.append(to_uint8(last.x).cpu())
-            nfe = max(nfe, last.nfe)
+        size, images, nfe = self.model.network.image_size, [], 0
+        parts = batches(self.settings.images, self.settings.batch_size)
+        context = lambda: autocast(self.precision, self.device)  # noqa: E731
+        drawn = draw_batches(self.denoiser, config, self.settings.seed, (3, size, size), parts, context=context)
+        try:
+            for _, last in drawn:
+                images.append(to_uint8(last.x).cpu())
+                nfe = max(nfe, last.nfe)
+        except NotDrawn as error:
+            raise self._not_drawn(config, error.why) from None
         return torch.cat(images), nfe
 
     def _not_drawn(self, config: Sampler, why: str) -> UnveilError:

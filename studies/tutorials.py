@@ -27,13 +27,13 @@ from torch.nn.functional import avg_pool2d
 from unveil.data.batches import Batch, DeviceBatches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
-from unveil.diffusion import grids, samplers
+from unveil.diffusion import grids
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
 from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import Objective, Simple
 from unveil.diffusion.parameterizations import X0, Eps, Parameterization
 from unveil.diffusion.paths import VPLinear
-from unveil.diffusion.sampling import SampleNoise
+from unveil.diffusion.sampling import SampleNoise, Sampler, batches, draw
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.evaluation.images.sets import load_real, uniform_noise
@@ -338,24 +338,21 @@ def sample(network: nn.Module, setup: Setup, budget: Budget, precision: str, dev
     denoiser = sampling_denoiser(network, setup, budget.steps)
     path = VPLinear(setup.timesteps)
     sigmas = visited(setup, path, budget.steps)
-    size = budget.network.image_size
+    shape = (3, budget.network.image_size, budget.network.image_size)
+    sampler = Sampler(sampler=setup.sampler, steps=budget.steps, grid="karras")  # whose sigmas are not taken
 
     def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
         with autocast(precision, device):
             denoised = denoiser(x, sigma)
         return denoised.clamp(*pixel_range(setup.pixels)) if setup.clip else denoised
 
-    for start in range(0, budget.samples, SAMPLE_BATCH):
-        ids = range(start, min(start + SAMPLE_BATCH, budget.samples))
-        noise = SampleNoise(setup.seed, ids, (3, size, size), device)
-        with torch.inference_mode():
-            if setup.process == "autoencoder":
-                x = iterate(evaluate, sigmas, noise())
-            else:
-                x = noise() * path.start_scale(sigmas[0]).item()
-                run = samplers.ddpm if setup.sampler == "ddpm" else samplers.ddim
-                *_, last = run(evaluate, sigmas, x, noise)
-                x = last.x
+    for ids in batches(budget.samples, SAMPLE_BATCH):
+        if setup.process == "autoencoder":
+            with torch.inference_mode():
+                x = iterate(evaluate, sigmas, SampleNoise(setup.seed, ids, shape, device)())
+        else:
+            *_, last = draw(evaluate, sampler, setup.seed, ids, shape, path=path, device=device, sigmas=sigmas)
+            x = last.x
         yield shown(x, setup.pixels).cpu()
 
 

@@ -9,6 +9,8 @@ MODULES = (
     "unveil.data.batches",
     "unveil.diffusion.denoiser",
     "unveil.diffusion.loss",
+    "unveil.diffusion.sampling",
+    "unveil.model",
     "unveil.networks.condition",
     "unveil.networks.unet",
     "unveil.seeds",

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.evaluation.card.cards import card
+from unveil.averages import FOLDER, Averages, save_snapshot, write_averages
 from unveil.cli.averages import describe as describe_averages
 from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
@@ -28,13 +29,12 @@ from unveil.evaluation.card.statement import model_choices, sampling_choices, un
 from unveil.evaluation.images.sets import check_same_data, load_samples
 from unveil.files import file_digest, write_json
 from unveil.interchange.pipeline import export_pipeline, read_pipeline
+from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.run.stage import STAGES, stage
-from unveil.training.averages import FOLDER, Averages, save_snapshot, write_averages
-from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
-from unveil.training.choices import WeightsChoice
 from unveil.training.comparison import read_curve
+from unveil.weights import WeightsChoice
 
 MOST = int(os.environ.get("FUZZ", "60"))  # changes of each file
 MOST_MEMORY = 100 << 20  # bytes that Python may take for one reading

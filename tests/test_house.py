@@ -14,10 +14,12 @@ import pytest
 # use each other.
 GROUND = {
     "__init__",
+    "averages",
     "distributed",
     "errors",
     "files",
     "layout",
+    "posthoc",
     "precision",
     "printing",
     "progress",
@@ -25,6 +27,7 @@ GROUND = {
     "section",
     "seeds",
     "tensors",
+    "weights",
     "workers",
 }
 FLOORS: tuple[set[str], ...] = (

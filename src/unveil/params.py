@@ -45,6 +45,7 @@ from unveil.diffusion.choices import (
 )
 from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
+from unveil.posthoc import STEEPEST_RAMP
 from unveil.ranges import (
     GREATEST_DEVIATION,
     GREATEST_SIGMA,
@@ -64,8 +65,8 @@ from unveil.ranges import (
     Sigma,
     SplitName,
 )
-from unveil.training.choices import WEIGHTS, OptimizerName, ScheduleName, WeightsChoice, parse_weights
-from unveil.training.posthoc import STEEPEST_RAMP
+from unveil.training.choices import OptimizerName, ScheduleName
+from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
 LEAST_SPLITS = 10  # for an interval
 # Of a YAML file: what is larger or deeper is none of ours, and would take minutes to read.

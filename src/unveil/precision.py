@@ -2,7 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -39,6 +39,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if has_bf16(device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def resolve_training(
+    precision: str, optimizer: str, tf32: bool, channels_last: bool | Literal["auto"], device: torch.device
+) -> dict[str, Any]:
+    """The arithmetic of a training, each ``auto`` decided, as it is recorded; TF32 is switched as it says.
+
+    Raises:
+        UnveilError: as :func:`resolve_precision`.
+    """
+    return {
+        "precision": resolve_precision(precision, device),
+        "optimizer_precision": optimizer_precision(optimizer, device),
+        "tf32": set_tf32(tf32, device),
+        "channels_last": resolve_channels_last(channels_last, device),
+    }
 
 
 def optimizer_precision(optimizer: str, device: torch.device) -> str:

@@ -44,7 +44,7 @@ from unveil.data.batches import open_batches
 from unveil.data.shards import verify
 from unveil.diffusion.design import Diffusion, build_denoiser
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
+from unveil.diffusion.sampling import Sampler, draw
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import (
@@ -554,8 +554,8 @@ def sample(shape: Shape, precision: str, setting: Setting) -> Iterator[Figure]:
     device = torch.device(setting.device)
     set_tf32(False, device)
     denoiser = build_denoiser(build_network(shape.network), shape.diffusion).to(device).eval()
-    noise = SampleNoise(0, range(shape.sample_batch), (3, SIZE, SIZE), device)
-    states = sample_steps(denoiser, denoiser.path, shape.sampler, noise, lambda: autocast(precision, device))
+    ids, context = range(shape.sample_batch), lambda: autocast(precision, device)
+    states = draw(denoiser, shape.sampler, 0, ids, (3, SIZE, SIZE), context=context)
     next(states)  # the noise
     first = next(states)
     if setting.device == "cuda":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -16,18 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
-from stages.sample import sampler_config
-from stages.train import training_config
 from tests.benchmarks.gpu_check import Asked, markdown, outcomes
 from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step, start_method
 
 from unveil.data.augmentation import LABELS
 from unveil.diffusion.design import Diffusion, build_path, denoiser_values
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import build_grid
+from unveil.diffusion.sampling import Sampler, build_grid
 from unveil.networks.config import UNetConfig
 from unveil.params import load_params
 from unveil.recipes import load_recipe
+from unveil.training.assembly import training_config
 
 NEEDED = ("torch", "torchvision", "safetensors", "pydantic", "pytest")
 LEAN = """
@@ -57,13 +56,16 @@ def test_the_shapes_are_the_recipes(shape: Shape, repository: Path) -> None:
     diffusion = Diffusion(**settings.diffusion.model_dump())
     assert denoiser_values(shape.diffusion) == denoiser_values(diffusion)
     assert build_loss(shape.diffusion) == build_loss(diffusion)
-    recipes = training_config(settings, settings.precision, "fp32")
+    recipes = training_config(settings, {"precision": settings.precision, "optimizer_precision": "fp32"})
     assert shape.training == replace(
         recipes, preview_every_images=0, checkpoint_every_images=0, validate_every_images=0
     )
     assert (shape.batch, shape.horizontal_flip) == (settings.batch_size, settings.horizontal_flip)
     assert (settings.device, settings.loader, settings.tf32, settings.channels_last) == ("auto", "auto", True, "auto")
-    path, sampler = build_path(diffusion), sampler_config(sampling)
+    path, sampler = (
+        build_path(diffusion),
+        Sampler(**{field.name: getattr(sampling, field.name) for field in fields(Sampler)}),
+    )
     assert torch.equal(build_grid(shape.sampler, path), build_grid(sampler, path))
     for name in ("sampler", "eta", "s_churn", "threshold"):
         assert getattr(shape.sampler, name) == getattr(sampler, name)

@@ -13,16 +13,16 @@ from tests.training.test_stage_train import ROOT
 from typer.testing import CliRunner, Result
 
 from stages import evaluate, sample
+from unveil.averages import save_snapshot, write_averages
 from unveil.cli import search as study
 from unveil.cli.main import app
 from unveil.cli.search import SearchPoint, half_life_deviation, table, verdict
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.design import Diffusion
+from unveil.model import ModelConfig, save_model
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
-from unveil.training.averages import save_snapshot, write_averages
-from unveil.training.checkpoint import ModelConfig, save_model
-from unveil.training.choices import WeightsChoice
+from unveil.weights import WeightsChoice
 
 SIZE = 16
 

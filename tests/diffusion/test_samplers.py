@@ -17,7 +17,7 @@ from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction
-from unveil.diffusion.sampling import SampleNoise, Sampler, run_sampler, sample_steps
+from unveil.diffusion.sampling import Sampler, draw, run_sampler
 from unveil.networks.unet import UNet, UNetConfig
 
 MEAN, STD = 0.3, 0.6
@@ -426,9 +426,8 @@ def test_of_no_images_every_sampler_makes_none(name: SamplerName, threshold: Thr
     """With a network too, whose stem has to be told."""
     for image_size in (8, 16):
         network = UNet(UNetConfig(image_size, 32, (1,), 1, (8,), stem=image_size // 8))
-        noise = SampleNoise(0, [], (3, image_size, image_size))
         config = Sampler(name, 3, "karras", threshold=threshold)
-        step = last(sample_steps(Denoiser(network, EDM(), EDMPreconditioning()), EDM(), config, noise))
+        step = last(draw(Denoiser(network, EDM(), EDMPreconditioning()), config, 0, [], (3, image_size, image_size)))
         assert step.x.shape == step.denoised.shape == (0, 3, image_size, image_size)
 
 

@@ -7,17 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import gaussian_denoiser, last
+from tests.diffusion.closed_forms import column, gaussian_denoiser, last
 from torch import Tensor
 
-from unveil.diffusion import grids
+from unveil.diffusion import grids, sampling
+from unveil.diffusion.choices import Threshold
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, sample_steps
+from unveil.diffusion.samplers import Counted
+from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, draw
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.seeds import image_seed
-from unveil.workers import Workers
+from unveil.workers import ALONE, Workers
 
 SHAPE = (3, 8, 8)
 
@@ -57,24 +59,24 @@ def _draws(seed: int, ids: Sequence[int], count: int = 3) -> list[Tensor]:
 def test_noise_belongs_to_the_image_not_to_the_batch() -> None:
     together = _draws(0, range(6))
     for ids in ([0], [5], [4, 1], [5, 4, 3, 2, 1, 0], [2, 100, 3]):
-        for draw, whole in zip(_draws(0, ids), together, strict=True):
+        for drawn, whole in zip(_draws(0, ids), together, strict=True):
             for row, number in enumerate(ids):
                 if number < 6:
-                    assert torch.equal(draw[row], whole[number])
+                    assert torch.equal(drawn[row], whole[number])
 
 
 def test_noise_differs_between_images_draws_and_seeds() -> None:
-    rows = [row for seed in (0, 1, 2**32) for draw in _draws(seed, range(5)) for row in draw.flatten(1).tolist()]
+    rows = [row for seed in (0, 1, 2**32) for drawn in _draws(seed, range(5)) for row in drawn.flatten(1).tolist()]
     assert len({tuple(row) for row in rows}) == 3 * 3 * 5
 
 
 def test_noise_is_unit_gaussian_and_independent() -> None:
-    first, second, _ = (draw.flatten(1).double() for draw in _draws(0, range(500)))
+    first, second, _ = (drawn.flatten(1).double() for drawn in _draws(0, range(500)))
     count = first.numel()
-    for draw in (first, second):
-        assert draw.mean().abs() < 4 / count**0.5
-        assert abs(draw.std() - 1) < 4 / (2 * count) ** 0.5
-        assert abs((draw**4).mean() - 3) < 4 * (96 / count) ** 0.5
+    for drawn in (first, second):
+        assert drawn.mean().abs() < 4 / count**0.5
+        assert abs(drawn.std() - 1) < 4 / (2 * count) ** 0.5
+        assert abs((drawn**4).mean() - 3) < 4 * (96 / count) ** 0.5
     for a, b in ((first, second), (first[:-1], first[1:]), (first[:, :-1], first[:, 1:])):
         assert (a * b).mean().abs() < 4 / a.numel() ** 0.5
     assert first.float().dtype == SampleNoise(0, [0], SHAPE)().dtype == torch.float32
@@ -121,7 +123,7 @@ def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
 def test_the_first_step_is_the_start() -> None:
     for path in (VPLinear(), EDM(), Flow()):
         config = Sampler("heun", 3, "karras")
-        steps = list(sample_steps(gaussian_denoiser(0.0, 1.0), path, config, SampleNoise(5, [2, 9], SHAPE)))
+        steps = list(draw(gaussian_denoiser(0.0, 1.0), config, 5, [2, 9], SHAPE, path=path))
         noise = SampleNoise(5, [2, 9], SHAPE)()
         sigma_max = torch.tensor(80.0, dtype=torch.float64)
         torch.testing.assert_close(steps[0].x, noise * path.start_scale(sigma_max).item())
@@ -145,14 +147,14 @@ def test_the_context_is_entered_for_each_evaluation_and_for_nothing_else() -> No
         return 0.5 * x
 
     config = Sampler("heun", 3, "karras")
-    for _ in sample_steps(denoiser, EDM(), config, SampleNoise(0, [0], SHAPE), context):
+    for _ in draw(denoiser, config, 0, [0], SHAPE, path=EDM(), context=context):
         assert not inside
     assert entered == config.nfe
 
 
 def test_no_graph_is_kept() -> None:
     denoiser = Denoiser(_network(), Flow(), X0())
-    step = last(sample_steps(denoiser, Flow(), SAMPLERS[0], SampleNoise(0, [0], SHAPE)))
+    step = last(draw(denoiser, SAMPLERS[0], 0, [0], SHAPE))
     assert not step.x.requires_grad
     assert all(parameter.grad is None for parameter in denoiser.parameters())
 
@@ -169,7 +171,7 @@ def _images(config: Sampler, seed: int, batches: Sequence[Sequence[int]]) -> dic
     denoiser = Denoiser(_network(), Flow(), X0())
     images: dict[int, Tensor] = {}
     for ids in batches:
-        step = last(sample_steps(denoiser, denoiser.path, config, SampleNoise(seed, ids, SHAPE)))
+        step = last(draw(denoiser, config, seed, ids, SHAPE))
         images |= dict(zip(ids, step.x, strict=True))
     return images
 
@@ -191,7 +193,7 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(config: Sampler) -> N
 
 
 @pytest.mark.parametrize("config", STOCHASTIC, ids=name)
-def test_stochastic_samplers_depend_on_their_later_noise_too(config: Sampler) -> None:
+def test_stochastic_samplers_depend_on_their_later_noise_too(config: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their first draw is the start; with another source for the rest, the image is another."""
 
     class Replaced(SampleNoise):
@@ -202,8 +204,10 @@ def test_stochastic_samplers_depend_on_their_later_noise_too(config: Sampler) ->
             return super().__call__() if self.drawn == 1 else torch.zeros(1, *SHAPE)
 
     denoiser = Denoiser(_network(), Flow(), X0())
-    quiet = last(sample_steps(denoiser, denoiser.path, config, Replaced(0, [0], SHAPE)))
-    assert (_images(config, 0, [[0]])[0] - quiet.x[0]).abs().max() > 1e-3
+    images = _images(config, 0, [[0]])
+    monkeypatch.setattr(sampling, "SampleNoise", Replaced)
+    quiet = last(draw(denoiser, config, 0, [0], SHAPE))
+    assert (images[0] - quiet.x[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("count", [1, 7])
@@ -213,6 +217,51 @@ def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two
         return gaussian_denoiser(0.3, 0.5)(x, sigma)
 
     config = Sampler("dpmpp-2m", 4, "karras")
-    whole = last(sample_steps(gaussian_denoiser(0.3, 0.5), EDM(), config, SampleNoise(0, range(count), SHAPE)))
-    shared = last(sample_steps(denoiser, EDM(), config, SampleNoise(0, range(count), SHAPE), workers=two_threads))
+    whole = last(draw(gaussian_denoiser(0.3, 0.5), config, 0, range(count), SHAPE, path=EDM()))
+    shared = last(draw(denoiser, config, 0, range(count), SHAPE, path=EDM(), workers=two_threads))
     torch.testing.assert_close(shared.x, whole.x)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("threshold", ["none", "clip", "dynamic"])
+@pytest.mark.parametrize("config", SAMPLERS, ids=name)
+def test_a_denoiser_that_calls_two_networks_counts_two(
+    config: Sampler, threshold: Threshold, threads: bool, two_threads: Workers
+) -> None:
+    one, other = Counted(gaussian_denoiser(0.3, 0.5)), Counted(gaussian_denoiser(0.1, 0.5))
+
+    def between(x: Tensor, sigma: Tensor) -> Tensor:
+        return (one(x, sigma) + other(x, sigma)) / 2
+
+    both = Counted(between, one, other)
+    config, workers = replace(config, threshold=threshold), two_threads if threads else ALONE
+    for _ in range(2):  # a second drawing begins at 0 again
+        steps = list(draw(both, config, 0, range(9), SHAPE, path=EDM(), workers=workers))
+        plain = list(draw(gaussian_denoiser(0.2, 0.5), config, 0, range(9), SHAPE, path=EDM()))
+        if config.sampler != "rk45":  # whose steps depend on rounding
+            assert [step.nfe for step in steps] == [2 * step.nfe for step in plain]
+        assert steps[-1].nfe % 2 == 0 and steps[0].nfe == 0
+
+
+def test_a_start_and_levels_of_the_callers_own_are_taken() -> None:
+    config, sigmas = Sampler("heun", 3, "karras"), torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64)
+    denoiser, start = gaussian_denoiser(0.3, 0.5), 5 * SampleNoise(7, [1, 4], SHAPE)()
+    steps = list(draw(denoiser, config, 0, [0, 1], SHAPE, start=start, sigmas=sigmas))
+    assert [step.sigma for step in steps] == sigmas.tolist() and torch.equal(steps[0].x, start)
+    own = list(draw(denoiser, config, 0, [0, 1], SHAPE, path=EDM(), sigmas=sigmas))
+    assert torch.equal(own[0].x, SampleNoise(0, [0, 1], SHAPE)() * EDM().start_scale(sigmas[0]).item())
+    with pytest.raises(ValueError, match="path: found none"):
+        next(draw(denoiser, config, 0, [0, 1], SHAPE, start=start))
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_condition_goes_with_its_images(threads: bool, two_threads: Workers) -> None:
+    means = torch.linspace(-0.5, 0.5, 7)
+
+    def told(x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        centre = column(condition, x)
+        return centre + gaussian_denoiser(0.0, 0.1)(x - centre, sigma)
+
+    config, workers = Sampler("heun", 20, "karras"), two_threads if threads else ALONE
+    *_, step = draw(told, config, 0, range(7), SHAPE, path=EDM(), condition=means, workers=workers)
+    torch.testing.assert_close(step.x.mean((1, 2, 3)), means, rtol=0, atol=0.05)

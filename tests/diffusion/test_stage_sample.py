@@ -1,7 +1,6 @@
 """The sample stage: what it writes, and that batches and processes leave no trace in it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,14 +16,14 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from stages import sample
+from unveil.averages import save_snapshot, write_averages
 from unveil.diffusion.design import Diffusion
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
 from unveil.files import file_digest
+from unveil.model import ModelConfig, save_model
 from unveil.networks.unet import UNet, UNetConfig
 from unveil.recipes import apply_recipe
-from unveil.training.averages import save_snapshot, write_averages
-from unveil.training.checkpoint import ModelConfig, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -190,10 +189,10 @@ def test_values_that_the_models_path_does_not_read_may_differ(project: Path) -> 
 def test_a_value_that_the_models_denoiser_reads_must_be_the_same(
     path: Any, parameterization: Any, key: str, value: Any
 ) -> None:
-    model = Diffusion(path, parameterization, "flow")
-    sample.check_diffusion(model, model)
+    model = ModelConfig(UNetConfig(SIZE, 32, (1, 2), 1, (4,)), Diffusion(path, parameterization, "flow"), DATA, {})
+    model.check_diffusion(model.diffusion, Path("models"))
     with pytest.raises(UnveilError, match=rf"found train\.diffusion\.{key} {value}, expected {key} "):
-        sample.check_diffusion(model, replace(model, **{key: value}))
+        model.check_diffusion(replace(model.diffusion, **{key: value}), Path("models"))
 
 
 def test_no_model_is_one_line(project: Path) -> None:
@@ -207,16 +206,15 @@ def test_of_the_steps_only_a_few_faces_of_the_first_batch_are_kept(
 ) -> None:
     """A thousand steps of a whole batch would be gigabytes."""
     kept: list[list[Step]] = []
-    original = sample.batches
+    original = sample.watched
 
-    def watched(*arguments: Any) -> Iterator[tuple[list[int], list[Step], Step]]:
-        for ids, strip, step in original(*arguments):
-            kept.append(strip)
-            yield ids, strip, step
+    def watched(strip: list[Step], *arguments: Any) -> Any:
+        kept.append(strip)
+        return original(strip, *arguments)
 
-    monkeypatch.setattr(sample, "batches", watched)
+    monkeypatch.setattr(sample, "watched", watched)
     assert _run().exit_code == 0
-    assert [len(strip) for strip in kept] == [5, 0, 0]
+    assert [len(strip) for strip in kept] == [5]
     assert all(step.x.shape[0] == step.denoised.shape[0] == 4 for step in kept[0])
 
 

@@ -23,8 +23,8 @@ from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
 from unveil.evaluation.card.card import read_card
 from unveil.evaluation.card.markdown import render
 from unveil.files import file_digest
+from unveil.model import ModelConfig, load_denoiser, save_model
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from unveil.averages import Averages, write_averages
 from unveil.cli.main import app
 from unveil.data.shards import Shard, ShardIndex
 from unveil.diffusion.design import Diffusion
@@ -26,10 +27,9 @@ from unveil.diffusion.sampling import Sampler, run_sampler
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.interchange.pipeline import export_pipeline, import_pipeline, read_pipeline
+from unveil.model import ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.training.averages import Averages, write_averages
-from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16

@@ -41,7 +41,7 @@ FRAME = {
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
 # What only draws the previews of train, or measures its memory, decides no weight: a new sampler must not retrain.
 PICTURES = {
-    "train": {"src/unveil/figures.py", "src/unveil/diffusion/sampling.py", "src/unveil/training/usage.py"},
+    "train": {f"src/unveil/training/{name}.py" for name in ("preview", "usage")},
 }
 
 
@@ -88,7 +88,7 @@ def test_a_stage_depends_on_exactly_the_code_that_it_uses(repository: Path, name
 
 def test_tools_beside_the_training_do_not_retrain(repository: Path) -> None:
     _, declared, _ = declared_paths(repository / "dvc.yaml", "train")
-    for name in ("comparison", "usage"):
+    for name in ("comparison", "preview", "usage"):
         assert not any(covers(path, f"src/unveil/training/{name}.py") for path in declared)
 
 

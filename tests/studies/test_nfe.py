@@ -15,8 +15,8 @@ from studies import nfe
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.design import Diffusion
 from unveil.diffusion.sampling import Sampler
+from unveil.model import ModelConfig, save_model
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.training.checkpoint import ModelConfig, save_model
 
 SIZE = 16
 ARGUMENTS = ["--images", "6", "--reference-images", "8", "--evaluations", "3,5", "--batch-size", "4", "--no-reference"]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.design import Diffusion, build_denoiser
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import SampleNoise, Sampler, sample_steps
+from unveil.diffusion.sampling import Sampler, draw
 from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.networks.design import build_network
 from unveil.networks.unet import UNetConfig
@@ -73,7 +73,6 @@ with noted("train"):
     list(Trainer(denoiser, build_loss(diffusion), batches, config).run())
 with noted("sample"):
     sampler = Sampler(**{field.name: getattr(params.sample, field.name) for field in fields(Sampler)})
-    noise = SampleNoise(0, range(2), (3, 16, 16))
-    list(sample_steps(denoiser.eval(), denoiser.path, sampler, noise, lambda: autocast(precision, CPU)))
+    list(draw(denoiser.eval(), sampler, 0, range(2), (3, 16, 16), context=lambda: autocast(precision, CPU)))
 with noted("evaluate"):
     extract(images[:2], load_extractor("efficientnet-lite0"), 2, CPU)

@@ -1,5 +1,6 @@
 """Compiling is an option: the same network, sooner; and a clear word where there is no compiler."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_the_network_is_the_same_function_with_the_same_names_compiled_or_not(
     x = torch.randn(5, 4)
     expected, names = network(x), list(network.state_dict())
     reason = compile_network(network, CPU)
-    assert reason == compilation.why_not(CPU)
+    assert (reason is None) == (shutil.which(os.environ.get("CXX") or "g++") is not None)
     is_compiled = network._compiled_call_impl is not None
     assert is_compiled == (reason is None)
     assert torch.allclose(network(x), expected, atol=1e-6)

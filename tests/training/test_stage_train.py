@@ -15,17 +15,20 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
 from stages import train
+from unveil import precision
+from unveil.averages import Averages
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.distributed import Processes
+from unveil.model import ModelConfig, load_denoiser
 from unveil.params import load_params
 from unveil.recipes import apply_recipe
 from unveil.run.stage import Run
-from unveil.training.averages import Averages
-from unveil.training.checkpoint import ModelConfig, load_denoiser
-from unveil.training.choices import WeightsChoice
+from unveil.training.assembly import shared_images
 from unveil.training.loop import Trainer
+from unveil.training.preview import preview_sampler
 from unveil.training.progress import Progress
+from unveil.weights import WeightsChoice
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -277,14 +280,14 @@ def test_a_damaged_shard_is_one_line(project: Path) -> None:
 def test_previews_stay_within_the_noise_levels_that_the_path_has() -> None:
     paths: list[NoisePath] = [EDM(), Flow(), VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(0.02, 180.0)]
     for path in paths:
-        found = train.preview_sampler(path)
+        found = preview_sampler(path)
         assert (found.sigma_min, found.sigma_max) == pytest.approx((0.03, 80.0))
     short = VPLinear(500)  # the tutorial's: it ends at sigma 12
-    assert train.preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
-    assert train.preview_sampler(short).sigma_min == pytest.approx(0.03)
-    assert train.preview_sampler(VE(0.05, 20.0)).sigma_min == 0.05
+    assert preview_sampler(short).sigma_max == pytest.approx(float(short.sigmas[-1]))
+    assert preview_sampler(short).sigma_min == pytest.approx(0.03)
+    assert preview_sampler(VE(0.05, 20.0)).sigma_min == 0.05
     for quiet in (VPLinear(2, 1e-4, 2e-4), VPLinear(2, 1e-4, 1.1e-4)):  # their greatest sigma is below 0.03
-        found = train.preview_sampler(quiet)
+        found = preview_sampler(quiet)
         assert quiet.sigma_range()[0] <= found.sigma_min < found.sigma_max <= quiet.sigma_range()[1]
 
 
@@ -360,9 +363,9 @@ def test_other_arithmetic_of_the_optimizer_starts_anew_and_is_recorded(
     set_params(project, optimizer="muon")
     with monkeypatch.context() as patch:
         _stop_at(192, patch)
-        patch.setattr(train, "optimizer_precision", lambda optimizer, device: "fp32")
+        patch.setattr(precision, "optimizer_precision", lambda optimizer, device: "fp32")
         assert _run().exit_code == 130
-    monkeypatch.setattr(train, "optimizer_precision", lambda optimizer, device: "bf16")
+    monkeypatch.setattr(precision, "optimizer_precision", lambda optimizer, device: "bf16")
     again = _run()
     assert again.exit_code == 0 and "going on" not in again.output
     assert ModelConfig.load(project / "models").training["optimizer_precision"] == "bf16"
@@ -372,11 +375,11 @@ def test_threads_share_a_batch_that_one_process_trains_on_without_dropout(projec
     settings = load_params(project / "params.yaml").train
     changes: dict[str, Any] = {"batch_size": 32, "gradient_accumulation": 2}
     settings = settings.model_copy(update=changes)
-    assert train.shared_images(settings, Processes()) == 16
-    assert train.shared_images(settings, Processes(0, 2)) == 0
-    assert train.shared_images(settings.model_copy(update={"compile": True}), Processes()) == 0
+    assert shared_images(settings, Processes()) == 16
+    assert shared_images(settings, Processes(0, 2)) == 0
+    assert shared_images(settings.model_copy(update={"compile": True}), Processes()) == 0
     network = settings.network.model_copy(update={"dropout": 0.1})
-    assert train.shared_images(settings.model_copy(update={"network": network}), Processes()) == 0
+    assert shared_images(settings.model_copy(update={"network": network}), Processes()) == 0
 
 
 def test_a_shorter_training_keeps_its_own_checkpoints(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

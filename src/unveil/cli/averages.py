@@ -8,7 +8,7 @@ import typer
 from unveil.run.commands import examples
 
 if TYPE_CHECKING:
-    from unveil.training.averages import Averages
+    from unveil.averages import Averages
 
 app = typer.Typer(no_args_is_help=True, help="Averages of a trained model's weights.")
 Models = Annotated[Path, typer.Option(help="Folder of the model.")]
@@ -17,8 +17,8 @@ Models = Annotated[Path, typer.Option(help="Folder of the model.")]
 @app.command("list", epilog=examples("unveil averages list"))
 def list_averages(models: Models = Path("models")) -> None:
     """Show which averages there are, and which can be made, as sample.weights names them."""
-    from unveil.training.averages import Averages
-    from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig
+    from unveil.averages import Averages
+    from unveil.model import WEIGHTS_FILE, ModelConfig
 
     half_life = ModelConfig.load(models).training.get("ema_half_life_images")
     for line in describe(Averages.beside(models / WEIGHTS_FILE), half_life):

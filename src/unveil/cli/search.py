@@ -7,34 +7,32 @@ search that was stopped goes on.
 
 import json
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from unveil.averages import FOLDER, Averages
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, sample_steps
+from unveil.diffusion.sampling import NotDrawn, Sampler, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, extract_layers, load_extractor
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
+from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
 from unveil.params import Params
+from unveil.posthoc import ExponentialProfile, deviation
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
 from unveil.progress import ProgressLine, Say
 from unveil.progress import images as in_words
-from unveil.training.averages import FOLDER, Averages
-from unveil.training.checkpoint import WEIGHTS_FILE, ModelConfig, load_denoiser
-from unveil.training.choices import WEIGHTS, WeightsChoice, parse_weights
-from unveil.training.posthoc import ExponentialProfile, deviation
+from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
 DEVIATIONS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09, 0.11, 0.13, 0.16, 0.20, 0.25)
 POINTS_FILE = "points.json"
@@ -196,22 +194,15 @@ class Search:
             raise UnveilError(f"sample.grid: {error}; write what the model in {self.models} has") from None
         images = []
         progress = ProgressLine(f"{choice}: samples", self.images, self.say, describe=in_words)
-        for start in range(0, self.images, self.sample.batch_size):
-            ids = range(start, min(start + self.sample.batch_size, self.images))
-            noise = SampleNoise(self.seed, ids, (3, size, size), self.device)
-            context = lambda: autocast(self.precision, self.device)  # noqa: E731
-            try:
-                steps = sample_steps(denoiser, denoiser.path, self.sampler, noise, context)
-                last = deque(steps, maxlen=1).pop()  # a thousand steps of a batch would not fit into memory
-            except ArithmeticError as error:  # of rk45
-                raise UnveilError(f"{self.models}: samples of {choice} cannot be drawn ({error})") from None
-            if not torch.isfinite(last.x).all():
-                raise UnveilError(
-                    f"{self.models}: samples of {choice} are not finite numbers; leave it out, or set sample.precision "
-                    "to fp32"
-                )
-            images.append(to_uint8(last.x).cpu())
-            progress.add(len(ids))
+        parts = batches(self.images, self.sample.batch_size)
+        context = lambda: autocast(self.precision, self.device)  # noqa: E731
+        try:
+            for ids, last in draw_batches(denoiser, self.sampler, self.seed, (3, size, size), parts, context=context):
+                images.append(to_uint8(last.x).cpu())
+                progress.add(len(ids))
+        except NotDrawn as error:
+            mend = "" if error.cause else "; leave it out, or set sample.precision to fp32"
+            raise UnveilError(f"{self.models}: samples of {choice} {error.why}{mend}") from None
         return images
 
     def _statistics(self, parts: Iterable[Tensor], count: int) -> Statistics:

@@ -54,19 +54,6 @@ class LikelihoodConfig:
 
 
 @dataclass(frozen=True)
-class LogDensity:
-    """Logarithms of densities.
-
-    Attributes:
-        values: in nats, float64 [B].
-        nfe: evaluations of the denoiser (each with its backward passes) for each row, int64 [B].
-    """
-
-    values: Tensor
-    nfe: Tensor
-
-
-@dataclass(frozen=True)
 class BitsPerDim:
     """Bits per dimension of images; lower is better.
 
@@ -97,7 +84,7 @@ def log_density(
     probes: Tensor,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-) -> LogDensity:
+) -> tuple[Tensor, Tensor]:
     """Logarithm of the density of ``x`` at the smallest noise level.
 
     Args:
@@ -108,6 +95,10 @@ def log_density(
         probes: vectors of unit covariance, of x's dtype, [P, B, ...]. The trace is their mean.
         rtol: relative tolerance of the ODE, whose state is float64: x, and the integral in nats per dimension.
         atol: absolute tolerance of the same.
+
+    Returns:
+        the logarithms in nats, float64 [B]; and for each row the evaluations of the denoiser, each with its backward
+        passes, int64 [B].
 
     Raises:
         ArithmeticError: if the ODE cannot be solved, as when the denoiser is not finite.
@@ -125,7 +116,7 @@ def log_density(
     solution = rk45(slope, start, math.log(least), math.log(greatest), rtol, atol)
     end, integral = solution.y[:, :dim], dim * solution.y[:, dim]
     prior = -end.square().sum(1) / (2 * prior_std**2) - dim * math.log(prior_std * math.sqrt(2 * math.pi))
-    return LogDensity(prior + integral, solution.nfe)
+    return prior + integral, solution.nfe
 
 
 def bits_per_dim(
@@ -164,9 +155,8 @@ def bits_per_dim(
     probes = torch.from_numpy(np.stack([_draw_probes(config, shape, generator) for generator in generators], 1))
     ends = path.sigma_range()
     prior_std = float(path.start_scale(torch.tensor(ends[1], dtype=torch.float64)))
-    found = log_density(denoiser, x.to(device), ends, prior_std, probes.to(device), config.rtol, config.atol)
-    nats = -found.values.cpu() / x[0].numel() - math.log(LEVEL)
-    return BitsPerDim(nats / math.log(2), found.nfe.cpu())
+    nats, nfe = log_density(denoiser, x.to(device), ends, prior_std, probes.to(device), config.rtol, config.atol)
+    return BitsPerDim((-nats.cpu() / x[0].numel() - math.log(LEVEL)) / math.log(2), nfe.cpu())
 
 
 def _denoised_and_trace(denoiser: DenoiserFunction, x: Tensor, sigma: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:

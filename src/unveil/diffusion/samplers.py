@@ -3,6 +3,7 @@
 All have one signature: ``sampler(denoiser, sigmas, x, noise, ...)``, and yield a :class:`Step` after every
 interval of the grid; the last one's ``x`` is the result. Memory and arithmetic are those of ``x``'s dtype. Between
 equal sigmas there is no step and no evaluation; a grid that rises is a ValueError (see :func:`intervals`).
+None of them counts its evaluations: :class:`Counted`, around the network, does.
 
 | sampler | solves | order | evaluations on n intervals |
 | --- | --- | --- | --- |
@@ -23,8 +24,10 @@ which the order is the weak one, that of the distribution.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
-from typing import Literal
+from threading import Lock
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -33,6 +36,9 @@ from unveil.diffusion import ode
 from unveil.diffusion.denoiser import DenoiserFunction, expand
 from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
 
+P = ParamSpec("P")
+States = Iterator[tuple[Tensor, Tensor, float]]
+"""Steps without their count."""
 NoiseSource = Callable[[], Tensor]
 """Gives fresh unit Gaussian noise of x's shape at every call."""
 
@@ -56,6 +62,49 @@ class Step:
 
 SamplerFunction = Callable[[DenoiserFunction, Tensor, Tensor, NoiseSource], Iterator[Step]]
 """A sampler of this module, its own parameters bound."""
+
+
+class Counted:
+    """A denoiser that counts: in ``images`` it has how many went through its networks, in whatever thread.
+
+    Args:
+        denoiser: what is called.
+        networks: those that it calls, if it is made of others, which then count for it.
+    """
+
+    def __init__(self, denoiser: Callable[..., Tensor], *networks: "Counted") -> None:
+        self.denoiser = denoiser
+        self.networks = networks
+        self._images = 0
+        self._lock = Lock()
+
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Any = None) -> Tensor:
+        """What the denoiser makes of x [B, ...] at sigma [B]."""
+        with self._lock:
+            self._images += len(x)
+        return self.denoiser(x, sigma, condition) if condition is not None else self.denoiser(x, sigma)
+
+    @property
+    def images(self) -> int:
+        """How many images went through the networks."""
+        return sum(network.images for network in self.networks) if self.networks else self._images
+
+
+def counting(
+    sampler: Callable[Concatenate[DenoiserFunction, Tensor, Tensor, NoiseSource, P], States],
+) -> Callable[Concatenate[DenoiserFunction, Tensor, Tensor, NoiseSource, P], Iterator[Step]]:
+    """The sampler with the evaluations counted around its denoiser, which may be a :class:`Counted` already."""
+
+    @wraps(sampler)
+    def steps(
+        denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, /, *own: P.args, **named: P.kwargs
+    ) -> Iterator[Step]:
+        counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
+        before, size = counted.images, max(len(x), 1)
+        for state in sampler(counted, sigmas, x, noise, *own, **named):
+            yield Step(*state, (counted.images - before) // size)
+
+    return steps
 
 
 @dataclass(frozen=True)
@@ -91,35 +140,37 @@ NO_CHURN = Churn()
 GREATEST = 1e15  # of a noise level, and the least is one part of it: float32 can square both
 
 
-def ddim(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, eta: float = 0.0) -> Iterator[Step]:
+@counting
+def ddim(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, eta: float = 0.0) -> States:
     """DDIM (2010.02502, eq. 12 and 16): keep a part of the noise that was found, draw the rest anew.
 
     In the common frame eq. 16 is ``sigma_up^2 = eta^2 sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2``.
     With eta = 0 it is Euler's method on the probability-flow ODE; with eta = 1 it is DDPM.
     """
-    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
+    for sigma, sigma_next in intervals(sigmas):
         denoised = denoiser(x, _levels(x, sigma))
         sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
         sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
         x = denoised + (sigma_down / sigma) * (x - denoised)
         if sigma_up > 0:
             x = x + sigma_up * noise()
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
+@counting
 def ddpm(
     denoiser: DenoiserFunction,
     sigmas: Tensor,
     x: Tensor,
     noise: NoiseSource,
     variance: Literal["small", "large"] = "small",
-) -> Iterator[Step]:
+) -> States:
     """DDPM's ancestral sampling (2006.11239, algorithm 2 and sec. 3.2), between any two noise levels.
 
     The mean is the posterior's, ``D + (sigma_next / sigma)^2 (x - D)``. The variance is the posterior's
     (``small``), or that of the forward step, beta (``large``, which needs a variance-preserving path).
     """
-    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
+    for sigma, sigma_next in intervals(sigmas):
         denoised = denoiser(x, _levels(x, sigma))
         ratio = (sigma_next / sigma) ** 2
         x = denoised + ratio * (x - denoised)
@@ -128,47 +179,44 @@ def ddpm(
             # beta = 1 - alpha_t^2 / alpha_next^2, seen in the frame that is divided by alpha_next.
             forward = (sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2)
             x = x + (posterior if variance == "small" else forward) ** 0.5 * noise()
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
-def euler(
-    denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN
-) -> Iterator[Step]:
+@counting
+def euler(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN) -> States:
     """Euler's method on the probability-flow ODE; with ``churn`` as EDM's algorithm 2 without its correction."""
     grid = intervals(sigmas)
-    for nfe, (sigma, sigma_next) in enumerate(grid, start=1):
+    for sigma, sigma_next in grid:
         raised = churn.raised(sigma, len(grid))
         x = churn.add(x, sigma, raised, noise)
         denoised = denoiser(x, _levels(x, raised))
         x = x + (sigma_next - raised) * (x - denoised) / raised
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
-def heun(
-    denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN
-) -> Iterator[Step]:
+@counting
+def heun(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource, churn: Churn = NO_CHURN) -> States:
     """Heun's second-order method on the probability-flow ODE (2206.00364, algorithm 1; with ``churn`` algorithm 2).
 
     ``dx/dsigma = (x - D) / sigma``. The last interval, to 0, is an Euler step: 2 steps - 1 evaluations.
     """
-    nfe, grid = 0, intervals(sigmas)
+    grid = intervals(sigmas)
     for sigma, sigma_next in grid:
         raised = churn.raised(sigma, len(grid))
         x = churn.add(x, sigma, raised, noise)
         denoised = denoiser(x, _levels(x, raised))
         slope = (x - denoised) / raised
         euler = x + (sigma_next - raised) * slope
-        nfe += 1
         if sigma_next > 0:
             slope_next = (euler - denoiser(euler, _levels(x, sigma_next))) / sigma_next
             x = x + (sigma_next - raised) * (slope + slope_next) / 2
-            nfe += 1
         else:
             x = euler
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
-def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+@counting
+def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> States:
     """DPM-Solver++(2M) (2211.01095, algorithm 2): a second-order multistep method, one evaluation a step.
 
     In ``lambda = -ln sigma`` the linear part of the ODE is solved exactly, and D is extrapolated from the last two
@@ -176,36 +224,38 @@ def dpmpp_2m(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: Noise
     for the estimate before: there it is DDIM. Noise is not used.
     """
     before: tuple[float, Tensor] | None = None  # length in lambda of the interval before, and its estimate
-    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
+    for sigma, sigma_next in intervals(sigmas):
         denoised = denoiser(x, _levels(x, sigma))
         target, before = _extrapolated(denoised, before, sigma, sigma_next)
         x = target + (sigma_next / sigma) * (x - target)
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
-def dpmpp_2m_sde(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+@counting
+def dpmpp_2m_sde(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> States:
     """SDE-DPM-Solver++(2M) (2211.01095): DPM-Solver++(2M) on the reverse SDE.
 
     In the common frame it is DDPM with the small variance and the extrapolated estimate in the place of D.
     """
     before: tuple[float, Tensor] | None = None
-    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
+    for sigma, sigma_next in intervals(sigmas):
         denoised = denoiser(x, _levels(x, sigma))
         target, before = _extrapolated(denoised, before, sigma, sigma_next)
         ratio = (sigma_next / sigma) ** 2
         x = target + ratio * (x - target)
         if sigma_next > 0:
             x = x + sigma_next * (1 - ratio) ** 0.5 * noise()
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
-def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> Iterator[Step]:
+@counting
+def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource) -> States:
     """Euler-Maruyama's method on the reverse SDE (2011.13456, eq. 6), with sigma as the time.
 
     The last interval, to 0, where the drift has no limit, returns the denoised image (2009.05475).
     """
     score_of = score(denoiser)
-    for nfe, (sigma, sigma_next) in enumerate(intervals(sigmas), start=1):
+    for sigma, sigma_next in intervals(sigmas):
         gradient = score_of(x, _levels(x, sigma))
         denoised = x + sigma**2 * gradient
         if sigma_next > 0:
@@ -213,9 +263,10 @@ def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise:
             x = x + change * reverse_drift(gradient, sigma) + diffusion(sigma) * math.sqrt(-change) * noise()
         else:
             x = denoised
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
+@counting
 def predictor_corrector(
     denoiser: DenoiserFunction,
     sigmas: Tensor,
@@ -223,26 +274,25 @@ def predictor_corrector(
     noise: NoiseSource,
     snr: float = 0.16,
     corrector_steps: int = 1,
-) -> Iterator[Step]:
+) -> States:
     """Predictor-corrector sampling (2011.13456, algorithm 2): go down one level, then mix within it.
 
     The predictor is the paper's reverse diffusion (eq. 46): the reverse SDE with the variance as its time, so that
     the step to 0 returns D. The corrector is Langevin dynamics with the step size of ``snr``.
     """
-    score_of, nfe = score(denoiser), 0
+    score_of = score(denoiser)
     for sigma, sigma_next in intervals(sigmas):
         gradient = score_of(x, _levels(x, sigma))
         denoised, removed = x + sigma**2 * gradient, sigma**2 - sigma_next**2
         x = x + removed * gradient
-        nfe += 1
         if sigma_next > 0:
             x = x + math.sqrt(removed) * noise()
             for _ in range(corrector_steps):
                 x = langevin_step(x, score_of(x, _levels(x, sigma_next)), noise(), snr, sigma_next)
-                nfe += 1
-        yield Step(x, denoised, sigma_next, nfe)
+        yield x, denoised, sigma_next
 
 
+@counting
 def rk45(
     denoiser: DenoiserFunction,
     sigmas: Tensor,
@@ -250,7 +300,7 @@ def rk45(
     noise: NoiseSource,
     rtol: float = 1e-3,
     atol: float = 1e-3,
-) -> Iterator[Step]:
+) -> States:
     """Dormand and Prince's adaptive method on the probability-flow ODE (2011.13456, sec. 4.3); noise is not used.
 
     Of the grid only the two ends above 0 count: between them each image has steps of its own, as long as the
@@ -279,11 +329,10 @@ def rk45(
 
     start, end = grid[0][0], grid[-1][1] or grid[-1][0]
     solution = ode.rk45(slope, x, start, end, rtol, atol)
-    nfe = max(solution.nfe.tolist(), default=0) + 1
     denoised = denoiser(solution.y, _levels(x, end))
-    yield Step(solution.y, denoised, end, nfe)
+    yield solution.y, denoised, end
     if not grid[-1][1]:
-        yield Step(denoised, denoised, 0.0, nfe)
+        yield denoised, denoised, 0.0
 
 
 def _extrapolated(

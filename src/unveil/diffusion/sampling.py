@@ -1,23 +1,27 @@
 """Sampling many images: noise that belongs to an image, not to a batch, and samplers by name."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.choices import GridName, SamplerName, Threshold, Variance
-from unveil.diffusion.denoiser import DenoiserFunction
+from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
-from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction, Step
+from unveil.diffusion.samplers import Churn, Counted, NoiseSource, SamplerFunction, Step
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 from unveil.seeds import image_seed
 from unveil.workers import ALONE, Workers
+
+Watch = Callable[[Sequence[int], int, Step], object]
+"""Told of a step: the numbers of the batch's images, the step's number, and the step."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Sampler:
 
 def build_grid(config: Sampler, path: NoisePath) -> Tensor:
     """The noise levels that ``config`` names: float64 [steps + 1], decreasing to 0; ddim-quad has some twice.
+
+    >>> from unveil.diffusion.paths import VPLinear
+    >>> sampler = Sampler(sampler="heun", steps=3, grid="log-linear", sigma_min=0.1, sigma_max=10.0)
+    >>> build_grid(sampler, VPLinear())
+    tensor([10.0000,  1.0000,  0.1000,  0.0000], dtype=torch.float64)
 
     Raises:
         ValueError: if the grid belongs to another path, or starts where there is no noise.
@@ -98,11 +107,12 @@ def run_sampler(
     config: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
     """Run the sampler that ``config`` names from ``x`` at noise level ``sigmas[0]``."""
+    counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
     if config.threshold == "clip":
-        denoiser = clipped(denoiser)
+        counted = Counted(clipped(counted), counted)
     elif config.threshold == "dynamic":
-        denoiser = dynamically_thresholded(denoiser, config.threshold_percentile)
-    return build_sampler(config)(denoiser, sigmas, x, noise)
+        counted = Counted(dynamically_thresholded(counted, config.threshold_percentile), counted)
+    return build_sampler(config)(counted, sigmas, x, noise)
 
 
 class SampleNoise:
@@ -130,35 +140,127 @@ class SampleNoise:
 
 
 @torch.inference_mode()
-def sample_steps(
-    denoiser: DenoiserFunction,
-    path: NoisePath,
-    config: Sampler,
-    noise: SampleNoise,
+def draw(
+    denoiser: Callable[..., Tensor],
+    sampler: Sampler,
+    seed: int,
+    ids: Sequence[int],
+    shape: Sequence[int],
+    *,
+    path: NoisePath | None = None,
+    device: torch.device | str | None = None,
+    condition: Any = None,
+    start: Tensor | None = None,
+    sigmas: Tensor | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     workers: Workers = ALONE,
 ) -> Iterator[Step]:
-    """Sample one batch, yielding every step; the first has the start as both x and the estimate, at NFE 0.
+    """Draw one batch of images, yielding every step; the first has the start as both x and the estimate, at NFE 0.
+
+    What image i becomes depends on (seed, i) alone, but for rounding.
+
+    >>> from unveil.diffusion.paths import EDM
+    >>> def shrunk(x, sigma):  # E[x0 | x] of data N(0, 0.25): any function of x and sigma will do
+    ...     return x / (1 + 4 * sigma[:, None, None, None] ** 2)
+    >>> sampler = Sampler(sampler="heun", steps=6, grid="karras", sigma_min=0.01)
+    >>> *_, last = draw(shrunk, sampler, seed=0, ids=[3, 8], shape=(3, 16, 16), path=EDM())
+    >>> last.x.shape, last.sigma, last.nfe
+    (torch.Size([2, 3, 16, 16]), 0.0, 11)
+
+    Args:
+        denoiser: called as ``(x, sigma)``, and with ``condition`` as a third argument if there is one; one that is made
+            of several networks is a :class:`Counted` with them, so that each is counted.
+        sampler: which, and on which grid.
+        seed: of all images.
+        ids: numbers of the images of this batch.
+        shape: of one image.
+        path: on which the denoiser was trained, which says how strong the first noise is; None = ``denoiser.path``.
+        device: where to draw; None = where the denoiser's parameters or the start are, or the CPU.
+        condition: what the network is told, a row an image; it is sliced as the batch is.
+        start: the caller's own x at ``sigmas[0]``, float [B, ...], in the place of noise.
+        sigmas: the caller's own levels, in the place of the grid that ``sampler`` names.
+        context: entered around the network only, for mixed precision.
+        workers: threads that share the images of the batch.
+
+    Raises:
+        ValueError: if the grid is none, or is of another path.
+        ArithmeticError: if rk45 finds no step that is short enough.
+    """
+    path = denoiser.path if path is None and isinstance(denoiser, Denoiser) else path
+    network = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
+    if device is None:
+        parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
+        device = next((tensor.device for tensor in (*parameters, start) if tensor is not None), "cpu")
+    noise = SampleNoise(seed, ids, shape, device)
+    if path is not None:
+        sigmas = build_grid(sampler, path) if sigmas is None else sigmas
+        start = noise() * path.start_scale(sigmas[0]).item() if start is None else start
+    if sigmas is None or start is None:
+        raise ValueError("path: found none, expected one, or both a start and sigmas")
+
+    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
+        size = max(-(-len(x) // workers.count), 1)
+
+        @torch.inference_mode()
+        def evaluate_part(first: int) -> Tensor:
+            here = slice(first, first + size)
+            with context():
+                return network(x[here], sigma[here], None if condition is None else condition[here])
+
+        return torch.cat(workers.map(evaluate_part, range(0, max(len(x), 1), size)))
+
+    yield Step(start, start, sigmas[0].item(), 0)
+    yield from run_sampler(sampler, Counted(evaluate, network), sigmas, start, noise)
+
+
+class NotDrawn(ArithmeticError):
+    """Images that are no images.
+
+    Args:
+        ids: their numbers.
+        cause: of rk45, which finds out first; None = they are not finite.
+    """
+
+    def __init__(self, ids: Sequence[int], cause: ArithmeticError | None = None) -> None:
+        self.cause = cause
+        self.why = "are not finite numbers" if cause is None else f"cannot be drawn by rk45 ({cause})"
+        super().__init__(f"samples {ids[0]} to {ids[-1]} {self.why}")
+
+
+def batches(count: int, size: int) -> list[range]:
+    """The numbers of ``count`` images in batches of ``size``."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def draw_batches(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    seed: int,
+    shape: Sequence[int],
+    parts: Iterable[Sequence[int]],
+    watch: Watch = lambda ids, number, step: None,
+    **how: Any,
+) -> Iterator[tuple[Sequence[int], Step]]:
+    """Of each batch the numbers of its images and their last step; image i is a function of (seed, i) alone.
 
     Args:
         denoiser: of the trained model.
-        path: of the trained model; it says how strong the first noise is.
-        config: sampler and grid.
-        noise: of the batch; its first draw is the start.
-        context: entered around the network only, for mixed precision.
-        workers: threads that share the images of the batch.
+        sampler: which, and on which grid.
+        seed: of all images.
+        shape: of one image.
+        parts: numbers of each batch's images, such as :func:`batches` has them.
+        watch: told of every step, from number 0, the start.
+        how: what else :func:`draw` takes.
+
+    Raises:
+        NotDrawn: if the images of a batch cannot be drawn, or are not finite.
     """
-
-    @torch.inference_mode()
-    def evaluate_part(part: tuple[Tensor, Tensor]) -> Tensor:
-        with context():
-            return denoiser(*part)
-
-    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
-        parts = zip(x.chunk(workers.count), sigma.chunk(workers.count), strict=True)
-        return torch.cat(workers.map(evaluate_part, list(parts)))
-
-    sigmas = build_grid(config, path)
-    x = noise() * path.start_scale(sigmas[0]).item()
-    yield Step(x, x, sigmas[0].item(), 0)
-    yield from run_sampler(config, evaluate, sigmas, x, noise)
+    for ids in parts:
+        try:
+            for number, step in enumerate(draw(denoiser, sampler, seed, ids, shape, **how)):
+                watch(ids, number, step)
+        except ArithmeticError as error:
+            raise NotDrawn(ids, error) from None
+        if not torch.isfinite(step.x).all():
+            raise NotDrawn(ids)
+        yield ids, step

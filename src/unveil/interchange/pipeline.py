@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from unveil.averages import FOLDER, write_averages
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.choices import Variance
 from unveil.diffusion.design import Diffusion
@@ -18,11 +19,10 @@ from unveil.interchange import scheduler as schedulers
 from unveil.interchange import unet2d
 from unveil.interchange.scheduler import Clipping, Sampling, Scheduler, SchedulerName
 from unveil.interchange.unet2d import MEND, Theirs, UNet2D
+from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network, misfit
 from unveil.tensors import load_shapes, load_tensors, save_tensors
-from unveil.training.averages import FOLDER, write_averages
-from unveil.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

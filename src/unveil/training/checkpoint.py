@@ -1,141 +1,29 @@
-"""Models and scratch checkpoints on disk: safetensors and JSON, never pickle."""
+"""Scratch checkpoints of a training on disk: safetensors and JSON, never pickle."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
-from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.averages import save_snapshot
+from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, read_json, write_json
-from unveil.networks.config import UNetConfig
-from unveil.networks.design import build_network, misfit
-from unveil.ranges import NO_OTHERS, Amount, FileName, Sha256
-from unveil.tensors import load_shapes, load_tensors, save_tensors
-from unveil.training.averages import FOLDER, Averages, save_snapshot
-from unveil.training.choices import WeightsChoice
+from unveil.ranges import Amount, FileName, Sha256
+from unveil.tensors import load_tensors, save_tensors
 
-FORMAT: Literal[1] = 1
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 STATE_FILE = "state.safetensors"
 FACTS_FILE = "state.json"
 RUN_FILE = "run.json"
 SNAPSHOTS = "snapshots"
-MEND = "run the train stage again"
-
-
-def _of_shards(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what a sample's facts could not say."""
-    if not all(type(value) in (str, int) for value in facts.values()):
-        raise ValueError("expected texts and whole numbers")
-    return facts
-
-
-def _of_a_training(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse a half-life that is no number of images."""
-    half_life = facts.get("ema_half_life_images", 0)
-    if type(half_life) not in (int, float) or half_life < 0:
-        raise ValueError("expected a number of at least 0 as ema_half_life_images")
-    return facts
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """All that is needed to rebuild a denoiser, and what it was trained on.
-
-    Attributes:
-        network: of the U-Net.
-        diffusion: path, parameterization and objective.
-        data: source, protocol, image_size and the digest of the shards.
-        training: how the weights came about: images, batch_size, lr, the averages' half-life, precision, ...
-        format: of config.json.
-    """
-
-    __pydantic_config__ = NO_OTHERS
-    network: UNetConfig
-    diffusion: Diffusion
-    data: Annotated[Mapping[str, Any], AfterValidator(_of_shards)]
-    training: Annotated[Mapping[str, Any], AfterValidator(_of_a_training)]
-    format: Literal[1] = field(default=FORMAT, kw_only=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "format": self.format,
-            "network": self.network.to_dict(),
-            "diffusion": self.diffusion.to_dict(),
-            "data": dict(self.data),
-            "training": dict(self.training),
-        }
-
-    @classmethod
-    def load(cls, folder: Path) -> "ModelConfig":
-        """Read ``config.json``.
-
-        Raises:
-            UnveilError: if it is missing, damaged or of another format.
-        """
-        return read_json(folder / CONFIG_FILE, cls, MEND)
-
-    def build(self) -> Denoiser:
-        """The denoiser with fresh weights."""
-        return build_denoiser(build_network(self.network), self.diffusion)
-
-
-def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
-    """Write ``model.safetensors`` (the network's weights) and ``config.json``."""
-    save_tensors(folder / WEIGHTS_FILE, network.state_dict())
-    write_json(folder / CONFIG_FILE, config.to_dict())
-
-
-def load_denoiser(
-    folder: Path, device: torch.device | str = "cpu", weights: WeightsChoice = WeightsChoice()
-) -> Denoiser:
-    """Rebuild a trained denoiser, in evaluation mode, with the weights in ``folder``.
-
-    Args:
-        folder: of the model.
-        device: where to put it.
-        weights: which average of them; another than the model's own is in ``averages``, or made from what is there.
-
-    Raises:
-        UnveilError: if a file is missing or damaged, the weights do not fit the configuration, or there is no such
-            average.
-    """
-    config = ModelConfig.load(folder)
-    path = folder / WEIGHTS_FILE
-    try:
-        wrong = misfit(config.network, load_shapes(path, MEND))  # before there is memory for the network
-        if wrong is not None:
-            raise UnveilError(f"{path}: does not fit {CONFIG_FILE}: {wrong}; {MEND}")
-        denoiser = config.build()
-    except ValueError as error:
-        raise UnveilError(f"{folder / CONFIG_FILE}: describes a model that cannot be built ({error}); {MEND}") from None
-    denoiser.network.load_state_dict(load_tensors(path, MEND))
-    own = WeightsChoice("half-life", config.training.get("ema_half_life_images", 0))
-    if weights not in (WeightsChoice(), own):
-        _load_average(denoiser.network, folder, weights)
-    return denoiser.to(device).eval().requires_grad_(False)
-
-
-def _load_average(network: nn.Module, folder: Path, weights: WeightsChoice) -> None:
-    average = Averages.beside(folder / WEIGHTS_FILE).read(weights)
-    wanted = {name: parameter.shape for name, parameter in network.named_parameters()}
-    if any(name not in average or average[name].shape != shape for name, shape in wanted.items()):
-        raise UnveilError(f"{folder / FOLDER}: averages of another network than {CONFIG_FILE} says; train again")
-    network.load_state_dict(average, strict=False)  # buffers are not averaged
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -162,6 +50,32 @@ def claimed_folder(root: Path, name: str) -> Iterator[Path]:
                 continue
             yield folder
             return
+
+
+@contextmanager
+def checkpoints_for(
+    root: Path, model: Mapping[str, Any], code: str | None, processes: Processes
+) -> Iterator["Checkpoints"]:
+    """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
+
+    The length is in the name where the learning rate follows it. No other training has them within the block, not
+    even one of the same name that runs at once.
+
+    Args:
+        root: folder of the checkpoints of all trainings.
+        model: what config.json will say.
+        code: digest of the code.
+        processes: of which the main one claims the folder for all.
+    """
+    training = model["training"]
+    length = {"max_minutes"} if training["lr_schedule"] == "cosine" else {"max_minutes", "images"}
+    lasting = {key: value for key, value in training.items() if key not in length}
+    with ExitStack() as held:
+        folder = None
+        if processes.is_main:
+            name = fingerprint({**model, "code": code, "training": lasting})
+            folder = held.enter_context(claimed_folder(root, name))
+        yield Checkpoints(Path(processes.from_main(folder)))
 
 
 class _Facts(BaseModel):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from unveil.training.choices import WeightsChoice
-from unveil.training.posthoc import exponent
+from unveil.posthoc import exponent
+from unveil.weights import WeightsChoice
 
 
 def decay(batch_size: int, half_life_images: float) -> float:

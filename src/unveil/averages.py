@@ -6,15 +6,15 @@
 | ``half-life-10000.safetensors`` | the weights averaged with that half-life, as ``model.safetensors`` names them |
 | ``snapshot-000000070000.safetensors`` | the power-function averages after so many images, fp16 as EDM2 has them |
 
-From the snapshots the average of any other profile is made: see :mod:`unveil.training.posthoc`.
+From the snapshots the average of any other profile is made: see :mod:`unveil.posthoc`.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +22,7 @@ from torch import Tensor
 from unveil import ranges
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, parse_json, read_json, regular, write_json
-from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION, NO_OTHERS
-from unveil.tensors import load_tensors, open_tensors, save_tensors
-from unveil.training.choices import WeightsChoice
-from unveil.training.posthoc import (
+from unveil.posthoc import (
     STEEPEST_RAMP,
     ExponentialProfile,
     PowerProfile,
@@ -33,8 +30,11 @@ from unveil.training.posthoc import (
     exponent,
     reconstruct,
 )
+from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION, NO_OTHERS
+from unveil.tensors import load_tensors, open_tensors, save_tensors
+from unveil.weights import WeightsChoice
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 FOLDER = "averages"  # within the model's
 INDEX_FILE = "index.json"
 LARGEST_ERROR = 0.1  # of a reconstruction
@@ -65,6 +65,11 @@ class HalfLife:
     file: ranges.FileName
     sha256: ranges.Sha256
 
+    @property
+    def choice(self) -> WeightsChoice:
+        """What it is called."""
+        return WeightsChoice("half-life", self.half_life_images)
+
 
 @dataclass(frozen=True)
 class _Profile:
@@ -74,7 +79,7 @@ class _Profile:
 
 
 @dataclass(frozen=True)
-class _IndexFile:
+class _Index:
     """The layout of ``index.json``. Raises ValueError for snapshots that cannot be of one training."""
 
     __pydantic_config__ = NO_OTHERS
@@ -132,7 +137,7 @@ class Averages:
         Raises:
             UnveilError: if it is missing, damaged or of another format.
         """
-        index = read_json(folder / INDEX_FILE, _IndexFile, MEND)
+        index = read_json(folder / INDEX_FILE, _Index, MEND)
         profiles = tuple(profile.sigma_rel for profile in index.profiles)
         facts = (index.images, index.ema_rampup, index.half_lives, profiles, index.snapshots)
         return cls(folder, *facts, index.model)
@@ -162,10 +167,8 @@ class Averages:
 
     def choices(self) -> list[WeightsChoice]:
         """What was stored: the half-lives, and the profiles, which each is its own reconstruction."""
-        return [
-            *(WeightsChoice("half-life", entry.half_life_images) for entry in self.half_lives),
-            *(WeightsChoice("power", sigma_rel) for sigma_rel in self.profiles),
-        ]
+        powers = (WeightsChoice("power", sigma_rel) for sigma_rel in self.profiles)
+        return [*(entry.choice for entry in self.half_lives), *powers]
 
     def read(self, choice: WeightsChoice) -> dict[str, Tensor]:
         """The averaged weights by name, float32: those stored of a half-life, or reconstructed ones (parameters only).
@@ -176,9 +179,8 @@ class Averages:
         """
         if choice.kind == "ema":
             raise ValueError("found ema, expected half-life:N or power:S")
-        for entry in self.half_lives:
-            if choice == WeightsChoice("half-life", entry.half_life_images):
-                return load_tensors(self._whole(entry), MEND)
+        if stored := next((entry for entry in self.half_lives if choice == entry.choice), None):
+            return load_tensors(self._whole(stored), MEND)
         return self._combine(self.reconstruction(choice).coefficients)
 
     def reconstruction(self, choice: WeightsChoice) -> Reconstruction:
@@ -207,14 +209,12 @@ class Averages:
 
         Of ranges with gaps between them, the one that holds the smallest stored profile.
         """
-        start, ratio = min(self.profiles), (GREATEST_DEVIATION / LEAST_DEVIATION) ** (1 / SCAN)
-        return self._last_reached(start, 1 / ratio, LEAST_DEVIATION), self._last_reached(
-            start, ratio, GREATEST_DEVIATION
-        )
+        ratio = (GREATEST_DEVIATION / LEAST_DEVIATION) ** (1 / SCAN)
+        return self._last_reached(1 / ratio, LEAST_DEVIATION), self._last_reached(ratio, GREATEST_DEVIATION)
 
-    def _last_reached(self, value: float, ratio: float, bound: float) -> float:
+    def _last_reached(self, ratio: float, bound: float) -> float:
         """The last deviation before the first that cannot be reconstructed, in steps of ``ratio`` up to ``bound``."""
-        nearer = max if ratio < 1 else min
+        value, nearer = min(self.profiles), max if ratio < 1 else min
         while value != bound and self._reaches(beyond := nearer(value * ratio, bound)):
             value = beyond
         if value == bound:
@@ -227,24 +227,21 @@ class Averages:
         return value
 
     def _reaches(self, sigma_rel: float) -> bool:
-        target = PowerProfile.of(sigma_rel, self.images)
-        return reconstruct(target, self._stored_profiles(), ROUNDING).error <= LARGEST_ERROR
+        return self._reconstruction(WeightsChoice("power", sigma_rel)).error <= LARGEST_ERROR
 
     def _reconstruction(self, choice: WeightsChoice) -> Reconstruction:
+        target: PowerProfile | ExponentialProfile
         if choice.kind == "power":
-            return reconstruct(PowerProfile.of(choice.value, self.images), self._stored_profiles(), ROUNDING)
-        if not 0 < self.ema_rampup <= STEEPEST_RAMP:
+            target = PowerProfile.of(choice.value, self.images)
+        elif 0 < self.ema_rampup <= STEEPEST_RAMP:
+            target = ExponentialProfile(self.images, choice.value, self.ema_rampup)
+        else:
             raise UnveilError(
                 f"{self.folder}: found {self._stored()} and train.ema_rampup {self.ema_rampup:g}, expected {choice}, "
                 f"or a ramp in (0, {STEEPEST_RAMP}] to reconstruct it with; choose another"
             )
-        target = ExponentialProfile(self.images, choice.value, self.ema_rampup)
-        return reconstruct(target, self._stored_profiles(), ROUNDING)
-
-    def _stored_profiles(self) -> list[PowerProfile]:
-        return [
-            PowerProfile.of(sigma_rel, snapshot.images) for snapshot in self.snapshots for sigma_rel in self.profiles
-        ]
+        stored = [PowerProfile.of(value, snapshot.images) for snapshot in self.snapshots for value in self.profiles]
+        return reconstruct(target, stored, ROUNDING)
 
     def _stored(self) -> str:
         return ", ".join(map(str, self.choices())) or "no averages"
@@ -283,10 +280,9 @@ def save_snapshot(path: Path, images: int, averages: Mapping[float, Mapping[str,
         for sigma_rel, named in averages.items()
         for name, tensor in named.items()
     }
-    profiles = [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in averages]
     # One key: safetensors writes several in random order, and equal averages must be equal bytes.
-    metadata = {"facts": json.dumps({"images": images, "profiles": profiles})}
-    save_tensors(path, tensors, metadata)
+    facts = json.dumps(asdict(_SnapshotFacts(images, _profiles(averages))))
+    save_tensors(path, tensors, {"facts": facts})
 
 
 def write_averages(
@@ -317,22 +313,13 @@ def write_averages(
         for half_life, state in half_lives:
             path = temporary / f"half-life-{half_life}.safetensors"
             save_tensors(path, state)
-            entries.append({"half_life_images": half_life, "file": path.name, "sha256": file_digest(path)})
+            entries.append(HalfLife(half_life, path.name, file_digest(path)))
         copies = []
         for snapshot in snapshots:
-            path = temporary / snapshot.name
-            shutil.copyfile(regular(snapshot), path)
-            copies.append({"images": _images(snapshot, profiles), "file": path.name, "sha256": file_digest(path)})
-        index: dict[str, Any] = {
-            "format": FORMAT,
-            "images": images,
-            "ema_rampup": ema_rampup,
-            "half_lives": entries,
-            "profiles": [{"sigma_rel": sigma_rel, "gamma": exponent(sigma_rel)} for sigma_rel in profiles],
-            "snapshots": copies,
-            "model": model,
-        }
-        write_json(temporary / INDEX_FILE, index)
+            path = Path(shutil.copyfile(regular(snapshot), temporary / snapshot.name))
+            copies.append(Snapshot(_images(snapshot, profiles), path.name, file_digest(path)))
+        index = _Index(FORMAT, images, ema_rampup, tuple(entries), _profiles(profiles), tuple(copies), model)
+        write_json(temporary / INDEX_FILE, asdict(index))
     return Averages.load(folder)
 
 
@@ -345,6 +332,10 @@ def _images(snapshot: Path, profiles: Sequence[float]) -> int:
     if (found := [profile.sigma_rel for profile in facts.profiles]) != list(profiles):
         raise UnveilError(f"{snapshot}: found profiles {found}, expected {list(profiles)}; remove it and train again")
     return facts.images
+
+
+def _profiles(deviations: Iterable[float]) -> tuple[_Profile, ...]:
+    return tuple(_Profile(sigma_rel, exponent(sigma_rel)) for sigma_rel in deviations)
 
 
 def _prefix(sigma_rel: float) -> str:

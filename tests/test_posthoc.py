@@ -1,7 +1,6 @@
 """Reconstructed averages: against integrals in closed form, quadrature, and averages that were really made."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from unveil.training.ema import EMA, PowerAverage
-from unveil.training.posthoc import (
+from unveil import posthoc
+from unveil.posthoc import (
     ExponentialProfile,
     PowerProfile,
     deviation,
@@ -19,6 +18,7 @@ from unveil.training.posthoc import (
     reconstruct,
     relative_deviation,
 )
+from unveil.training.ema import EMA, PowerAverage
 
 END = 70_000.0
 PROFILES = [
@@ -62,28 +62,43 @@ def test_exponents_that_are_known() -> None:
             exponent(wrong)
 
 
+def density(profile: PowerProfile | ExponentialProfile, time: float) -> float:
+    """Weight of the weights at ``time``."""
+    if isinstance(profile, PowerProfile):
+        return float(profile.density(np.array(time)))
+    if time > profile.ramp.time:
+        return profile.rate * math.exp(profile.rate * (time - profile.time))
+    return profile.left * float(profile.ramp.density(np.array(time)))
+
+
+def moment(one: PowerProfile | ExponentialProfile, power: int, other: PowerProfile | None = None) -> float:
+    """Integral of a density and a power of the time, or another density."""
+    end = min(one.time, other.time if other else one.time)
+    knots = [one.ramp.time] if isinstance(one, ExponentialProfile) and one.ramp.time < end else None
+
+    def value(time: float) -> float:
+        return density(one, time) * (time / END) ** power * (END * density(other, time) if other else 1)
+
+    return float(quad(value, 0, end, points=knots, limit=500)[0])
+
+
 @pytest.mark.parametrize("profile", PROFILES, ids=str)
 def test_a_profile_is_a_density(profile: PowerProfile | ExponentialProfile) -> None:
-    knots = [profile.ramp_end] if isinstance(profile, ExponentialProfile) and profile.ramp_end < END else None
-    total, _ = quad(lambda t: float(profile.density(np.array(t))), 0, profile.time, points=knots, limit=500)
-    assert total == pytest.approx(1, abs=1e-8)
-    assert profile.density(np.array([END + 1]))[0] == 0
+    assert moment(profile, 0) == pytest.approx(1, abs=1e-8)
+    spread = math.sqrt(moment(profile, 2) - moment(profile, 1) ** 2) * END / profile.time
+    assert deviation(profile) == pytest.approx(spread, rel=1e-5)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=str)
+def test_inner_products_are_integrals(profile: PowerProfile | ExponentialProfile) -> None:
+    powers = [one for one in PROFILES if isinstance(one, PowerProfile)]
+    found, squared = posthoc._products_with(profile, powers)
+    assert found * END == pytest.approx([moment(profile, 0, power) for power in powers], rel=1e-7, abs=1e-9)
     if isinstance(profile, PowerProfile):
-        mean = profile.time * (profile.gamma + 1) / (profile.gamma + 2)
-        square, _ = quad(lambda t: float(profile.density(np.array(t))) * (t - mean) ** 2, 0, profile.time)
-        assert math.sqrt(square) / profile.time == pytest.approx(relative_deviation(profile.gamma))
-
-
-def _product_at(time: float, one: PowerProfile, other: PowerProfile) -> float:
-    return float(one.density(np.array(time)) * other.density(np.array(time)))
-
-
-def test_inner_products_are_integrals() -> None:
-    powers = [profile for profile in PROFILES if isinstance(profile, PowerProfile)]
-    for one, other in product(powers, repeat=2):
-        end = min(one.time, other.time)
-        value, _ = quad(_product_at, 0, end, args=(one, other))
-        assert one.product(other) == pytest.approx(value, rel=1e-7)
+        assert squared * END == pytest.approx(moment(profile, 0, profile), rel=1e-7)
+    else:
+        half = quad(lambda t: END * density(profile, t) ** 2, 0, END, points=[min(profile.ramp.time, END / 2)])[0]
+        assert squared * END == pytest.approx(half, rel=1e-7)
 
 
 def test_a_stored_profile_is_its_own_reconstruction() -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.averages import Averages, save_snapshot, write_averages
 from unveil.errors import UnveilError
 from unveil.files import file_digest
-from unveil.training.averages import Averages, save_snapshot, write_averages
-from unveil.training.choices import WeightsChoice, parse_weights
 from unveil.training.ema import PowerAverage
+from unveil.weights import WeightsChoice, parse_weights
 
 PROFILES = (0.05, 0.1)
 STATE = {"a": torch.linspace(-1, 1, 6).reshape(2, 3), "b": torch.tensor(2.0)}

@@ -12,9 +12,8 @@ Stored averages are rounded, and a sum of them is by as much as its coefficients
 from wide ones may be thousands that cancel. So the square of that error is minimised together with the profile's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 STEEPEST_RAMP = 0.69  # below ln 2, so that an exponential average's ramp is a power function of exponent >= 0
-NODES = 16  # of the quadrature on each eighth of an interval where an exponential profile is smooth
-TAIL = 12  # doublings of the half-life; 2 ** -64 of it is nothing already
 
 
 def exponent(sigma_rel: float) -> float:
@@ -62,12 +59,6 @@ class PowerProfile:
         share = np.clip(times / self.time, 0, 1)
         return np.where(times <= self.time, (self.gamma + 1) * share**self.gamma / self.time, 0.0)
 
-    def product(self, other: "PowerProfile") -> float:
-        """Integral of the product with another one (eq. 151)."""
-        first, last = sorted((self, other), key=lambda profile: profile.time)
-        ratio = (first.time / last.time) ** last.gamma
-        return (self.gamma + 1) * (other.gamma + 1) * ratio / ((self.gamma + other.gamma + 1) * last.time)
-
 
 @dataclass(frozen=True)
 class ExponentialProfile:
@@ -94,27 +85,32 @@ class ExponentialProfile:
             raise ValueError(f"rampup is {self.rampup}; expected a number in (0, {STEEPEST_RAMP}]")
 
     @property
-    def ramp_end(self) -> float:
-        """Until when the half-life grows."""
-        return min(self.half_life / self.rampup, self.time)
+    def rate(self) -> float:
+        """By which the weight falls per unit of time gone, once the half-life is whole."""
+        return float(np.log(2) / self.half_life)
 
-    def density(self, times: Floats) -> Floats:
-        """Weight of the weights at ``times``."""
-        rate, power = np.log(2) / self.half_life, np.log(2) / self.rampup
-        end = self.ramp_end
-        left = np.exp(-rate * (self.time - end))  # of the ramp's average, at last
-        ramp = left * power * np.clip(times / end, 0, 1) ** (power - 1) / end
-        tail = rate * np.exp(-rate * np.clip(self.time - times, 0, None))
-        return np.where(times > self.time, 0.0, np.where(times < end, ramp, tail))
+    @property
+    def ramp(self) -> PowerProfile:
+        """The average's own profile at the end of the ramp."""
+        return PowerProfile(min(self.half_life / self.rampup, self.time), float(np.log(2) / self.rampup) - 1)
+
+    @property
+    def left(self) -> float:
+        """Share that the average at the end of the ramp has at last."""
+        return float(np.exp(-self.rate * (self.time - self.ramp.time)))
 
 
 def deviation(profile: PowerProfile | ExponentialProfile) -> float:
     """Standard deviation of a profile, relative to its time."""
     if isinstance(profile, PowerProfile):
         return relative_deviation(profile.gamma)
-    knots = _knots(profile)
-    mean = _integral(lambda times: profile.density(times) * times, knots)
-    return float(_integral(lambda times: profile.density(times) * (times - mean) ** 2, knots) ** 0.5 / profile.time)
+    ramp, left, length = profile.ramp, profile.left, profile.time - profile.ramp.time
+    tail = (1 - left) / profile.rate - length * left  # mean of the time since, after the ramp; below, of its square
+    tail_square = 2 * tail / profile.rate - length**2 * left
+    since = profile.time - ramp.time * (ramp.gamma + 1) / (ramp.gamma + 2)  # mean of it within the ramp
+    mean = left * since + tail
+    square = left * (since**2 + (relative_deviation(ramp.gamma) * ramp.time) ** 2) + tail_square
+    return float((square - mean**2) ** 0.5 / profile.time)
 
 
 @dataclass(frozen=True)
@@ -153,9 +149,7 @@ def reconstruct(
         )
     if target in stored:
         return Reconstruction(tuple(float(profile == target) for profile in stored), rounding)
-    gram = _gram(stored)
-    toward = np.array([_product(target, profile) for profile in stored])
-    squared = _product(target, target)
+    gram, toward, squared = products(stored, stored), *_products_with(target, stored)
     ridge = rounding**2 * squared * np.eye(len(stored))
     scale = np.diag(gram) ** -0.5  # of profiles of norm 1: without it late, narrow ones would outweigh the others
     matrix = (gram + ridge) * np.outer(scale, scale)
@@ -167,42 +161,36 @@ def reconstruct(
     return Reconstruction(tuple(found.tolist()), float(np.sqrt(difference + rounding**2 * found @ found)))
 
 
-def _gram(stored: Sequence[PowerProfile]) -> Floats:
-    """All inner products of power-function profiles (eq. 151)."""
-    time, gamma = (np.array([getattr(profile, name) for profile in stored]) for name in ("time", "gamma"))
-    ratio = time[:, None] / time
-    later = np.where(ratio < 1, np.minimum(ratio, 1) ** gamma, np.maximum(ratio, 1) ** -gamma[:, None])
-    return np.outer(gamma + 1, gamma + 1) * later / ((gamma[:, None] + gamma + 1) * np.maximum(time[:, None], time))
+def products(rows: Sequence[PowerProfile], columns: Sequence[PowerProfile]) -> Floats:
+    """Integrals of the products of power-function profiles (eq. 151): float64 [rows, columns]."""
+    time, gamma = (np.array([[getattr(profile, name)] for profile in rows]) for name in ("time", "gamma"))
+    times, gammas = (np.array([getattr(profile, name) for profile in columns]) for name in ("time", "gamma"))
+    ratio = time / times
+    later = np.where(ratio < 1, np.minimum(ratio, 1) ** gammas, np.maximum(ratio, 1) ** -gamma)
+    found: Floats = (gamma + 1) * (gammas + 1) * later / ((gamma + gammas + 1) * np.maximum(time, times))
+    return found
 
 
-def _product(target: PowerProfile | ExponentialProfile, other: PowerProfile | ExponentialProfile) -> float:
-    if isinstance(target, PowerProfile) and isinstance(other, PowerProfile):
-        return target.product(other)
-    return _integral(lambda times: target.density(times) * other.density(times), _knots(target, other))
+def _products_with(target: PowerProfile | ExponentialProfile, stored: Sequence[PowerProfile]) -> tuple[Floats, float]:
+    """Integrals of the products of a profile with each of the stored ones, and with itself."""
+    if isinstance(target, PowerProfile):
+        return products([target], stored)[0], products([target], [target]).item()
+    ramp, left = target.ramp, target.left
+    tails = np.array([_tail(target, profile) for profile in stored])
+    return left * products([ramp], stored)[0] + tails, left**2 * products([ramp], [ramp]).item() + target.rate / 2 * (
+        1 - left**2
+    )
 
 
-def _knots(*profiles: PowerProfile | ExponentialProfile) -> list[float]:
-    """Where one of the profiles is not smooth, up to where the first of them ends, and steps into its tail.
+def _tail(target: ExponentialProfile, other: PowerProfile) -> float:
+    """Integral of the product after the ramp, over ``u = exp(rate (t - time))``, in which there is no narrow peak."""
+    from scipy.integrate import quad  # takes a part of a second
 
-    An exponential tail may be a millionth as long as what it is integrated over: 1, 2, 4, ... half-lives before the
-    end, so that the quadrature sees it.
-    """
-    end = min(profile.time for profile in profiles)
-    knots = {0.0, end}
-    for profile in profiles:
-        if isinstance(profile, ExponentialProfile):
-            tail = (end - profile.half_life * 2**place for place in range(TAIL))
-            knots.update(time for time in (profile.ramp_end, *tail) if 0 < time < end)
-    return sorted(knots)
+    end = float(np.exp(target.rate * (min(other.time, target.time) - target.time)))
+    if end <= target.left:
+        return 0.0
 
+    def scaled(u: float) -> float:
+        return other.time * float(other.density(np.asarray(target.time + np.log(u) / target.rate)))
 
-def _integral(function: Callable[[Floats], Floats], knots: Sequence[float]) -> float:
-    """Gauss-Legendre quadrature between neighbouring knots, in eight pieces each."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    total = 0.0
-    for start, end in pairwise(knots):
-        pieces = np.linspace(start, end, 9)
-        for low, high in pairwise(pieces):
-            half = (high - low) / 2
-            total += half * float(weights @ function(low + half * (nodes + 1)))
-    return total
+    return float(quad(scaled, target.left, end, epsabs=1e-10, epsrel=1e-8, limit=200)[0]) / other.time

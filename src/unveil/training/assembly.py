@@ -1,0 +1,143 @@
+"""From the parameters of a training to its parts, and from its end to the model on disk."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unveil.averages import FOLDER, Averages, write_averages
+from unveil.data.augmentation import LABELS
+from unveil.data.batches import StreamBatches, load_split, open_batches
+from unveil.data.shards import ShardIndex
+from unveil.diffusion.design import Diffusion
+from unveil.diffusion.loss import build_loss
+from unveil.distributed import Processes
+from unveil.errors import UnveilError, line_for_user
+from unveil.files import file_digest
+from unveil.model import WEIGHTS_FILE, ModelConfig, save_model
+from unveil.networks.unet import UNetConfig
+from unveil.training.checkpoint import Checkpoints
+from unveil.training.loop import Trainer, Training
+from unveil.workers import workers
+
+if TYPE_CHECKING:
+    from unveil.params import Train
+
+
+def training_config(settings: "Train", arithmetic: Mapping[str, Any]) -> Training:
+    """The loop's part of the parameters, with the arithmetic that was chosen."""
+    values = {**dict(settings), **arithmetic}
+    return Training(**{field.name: values[field.name] for field in fields(Training) if field.name in values})
+
+
+def model_config(settings: "Train", index: ShardIndex, arithmetic: Mapping[str, Any]) -> ModelConfig:
+    """What config.json says of the model."""
+    labels = LABELS if settings.augment else 0
+    left_out = {"network", "diffusion", "device", "loader", "compile", "channels_last"}
+    return ModelConfig(
+        network=UNetConfig(index.image_size, **settings.network.model_dump(), augment_labels=labels),
+        diffusion=Diffusion(**settings.diffusion.model_dump()),
+        data={
+            "source": index.source,
+            "protocol": index.protocol,
+            "image_size": index.image_size,
+            "shards": index.digest(),
+        },
+        training={**settings.model_dump(exclude=left_out), **arithmetic},
+    )
+
+
+def shared_images(settings: "Train", processes: Processes) -> int:
+    """Images that threads may share: none with several processes, dropout or compiled code."""
+    alone = processes.count > 1 or settings.network.dropout or settings.compile
+    return 0 if alone else settings.batch_size // settings.gradient_accumulation
+
+
+@contextmanager
+def built_trainer(
+    settings: "Train",
+    config: ModelConfig,
+    shards: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    processes: Processes,
+) -> Iterator[Trainer]:
+    """A trainer of the model that ``config`` describes, with fresh weights; its threads end with the block.
+
+    Raises:
+        UnveilError: if there are more processes than images in a batch, or too few images.
+    """
+    if settings.batch_size < processes.count:
+        raise UnveilError(
+            f"params.yaml: train.batch_size: found {settings.batch_size}, expected at least the number of processes, "
+            f"{processes.count}; raise it, or start fewer"
+        )
+    torch.manual_seed(settings.seed)
+    denoiser = config.build().to(device)
+    if config.training["channels_last"]:
+        denoiser.to(memory_format=torch.channels_last)
+    part = processes.part(settings.batch_size)
+    flip = settings.horizontal_flip
+    batches = open_batches(shards, "train", settings.loader, settings.batch_size, settings.seed, flip, device, part)
+    held_out = None
+    if settings.validate_every_images:
+        held_out = load_split(shards, "valid", settings.validation_images).to(device)
+    training = training_config(settings, config.training)
+    with workers(device, shared_images(settings, processes)) as threads:
+        loss = build_loss(config.diffusion)
+        yield Trainer(denoiser, loss, batches, training, checkpoints, held_out, processes, threads)
+
+
+def describe(trainer: Trainer, images: int) -> str:
+    """The line that a training of so many images begins with."""
+    size = sum(parameter.numel() for parameter in trainer.parameters)
+    streamed = isinstance(trainer.batches, StreamBatches)
+    where = "streamed from disk" if streamed else f"in the memory of {trainer.device}"
+    many = f" in {trainer.processes.count} processes" if trainer.processes.count > 1 else ""
+    precision = f"{trainer.config.precision} on {trainer.device}{many}"
+    return f"{size:,} parameters, {precision}; {images:,} images {where}"
+
+
+def failures(trainer: Trainer) -> list[str]:
+    """Lines on what of the scratch could not be written since they were last asked for."""
+    lines = [f"not kept: {line_for_user(error) or error}; the training goes on" for error in trainer.failures]
+    trainer.failures.clear()
+    return lines
+
+
+def saved_so_far(trainer: Trainer) -> str:
+    """What is kept of a training that was interrupted."""
+    if trainer.saved_step != trainer.step and trainer.processes.is_main:
+        return f"the last checkpoint is {trainer.saved}, of step {trainer.saved_step:,} of {trainer.step:,}"
+    return f"{trainer.saved} has all {trainer.images_seen:,} images so far: run the same command to go on"
+
+
+def keep_model(folder: Path, trainer: Trainer, config: ModelConfig) -> Averages:
+    """Write the trained model with what is kept of the other averages of its weights.
+
+    Returns:
+        these.
+    """
+    with trainer.averaged() as network:
+        save_model(folder, network, replace(config, training={**config.training, "images_seen": trainer.images_seen}))
+    profiles = trainer.config.ema_profiles
+    return write_averages(
+        folder / FOLDER,
+        trainer.images_seen,
+        trainer.config.ema_rampup,
+        _further_averages(trainer),
+        profiles,
+        trainer.checkpoints.snapshots() if profiles and trainer.checkpoints is not None else [],
+        file_digest(folder / WEIGHTS_FILE),  # so that those of an earlier model are refused
+    )
+
+
+def _further_averages(trainer: Trainer) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The network's state with the average of each further half-life, one at a time."""
+    for half_life, average in trainer.further.half_lives.items():
+        with trainer.averaged(average) as network:
+            yield half_life, network.state_dict()
