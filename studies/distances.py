@@ -33,7 +33,7 @@ from unveil.data.sources.facts import SourceRecord
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import Extractor, extract, load_extractor
 from unveil.evaluation.images.controls import blur, check_archive, jpeg, noise, png, read_crops, reread
-from unveil.evaluation.images.sets import load_real, spread, uniform_noise
+from unveil.evaluation.images.sets import load_real, uniform_noise
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.files import atomic_path, read_json, write_json, write_text
 from unveil.precision import resolve_device

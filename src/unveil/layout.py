@@ -15,9 +15,15 @@ CHECKPOINTS = Path(".unveil/checkpoints")
 SAMPLES = Path("samples/samples.safetensors")
 GRID = Path("samples/grid.png")
 TRAJECTORY = Path("samples/trajectory.png")
+METRICS = Path("metrics/evaluate.json")
+CARD = Path("reports/card.json")
+PAGE = Path("reports/card.md")
+"""card: the card for people, made of the one that evaluate writes."""
+EVALUATE_PLOTS = Path("plots/evaluate")
 
 DOWNLOAD_RECORD = Path("data/download.run.json")
 PREPROCESS_RECORD = Path("data/preprocess.run.json")
 TRAIN_RECORD = Path("models/run.json")
 SAMPLE_RECORD = Path("samples/run.json")
+EVALUATE_RECORD = Path("metrics/run.json")
 """The record of a stage's run: an output of it and nobody's dependency, since it differs at every run."""

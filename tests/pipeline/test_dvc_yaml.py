@@ -18,6 +18,7 @@ FRAME = {
     f"src/unveil/{name}.py"
     for name in (
         "__init__",
+        "commands",
         "errors",
         "files",
         "layout",
@@ -27,6 +28,7 @@ FRAME = {
         "rank",
         "ranges",
         "run/__init__",
+        "run/attach",
         "run/checkout",
         "run/dvc",
         "run/launch",
@@ -39,10 +41,18 @@ FRAME = {
 }
 # Drawing takes tensors and types from where they are made, not their values.
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
-# What only draws the previews of train, or measures its memory, decides no weight: a new sampler must not retrain.
-PICTURES = {
+METRICS = "src/unveil/evaluation/metrics"
+# What a stage imports and yet decides no output of it.
+ASIDE = {
+    # Only draws the previews of train, or measures its memory: a new sampler must not retrain.
     "train": {f"src/unveil/training/{name}.py" for name in ("preview", "usage")},
+    # The page of another generator's samples: other words must not evaluate again.
+    "evaluate": {"src/unveil/evaluation/card/markdown.py"},
+    # Measures: the page names what was measured.
+    "card": {f"{METRICS}/{name}.py" for name in ("copies", "distances", "manifold", "measurement", "uncertainty")},
 }
+# With the one that makes the page, which has no run of its own.
+EVERY = (*STAGES, "card")
 
 
 def imported_modules(file: Path) -> Iterator[str]:
@@ -75,9 +85,9 @@ def covers(dependency: str, file: str) -> bool:
     return file == dependency or file.startswith(f"{dependency}/")
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_stage_depends_on_exactly_the_code_that_it_uses(repository: Path, name: str) -> None:
-    used = code_of(repository, f"stages/{name}.py", PICTURES.get(name, set()))
+    used = code_of(repository, f"stages/{name}.py", ASIDE.get(name, set()))
     packages = {file for file in used if file.endswith("__init__.py") and not (repository / file).read_text().strip()}
     _, declared, _ = declared_paths(repository / "dvc.yaml", name)
     missing = {file for file in used - packages if not any(covers(path, file) for path in declared)}
@@ -92,12 +102,19 @@ def test_tools_beside_the_training_do_not_retrain(repository: Path) -> None:
         assert not any(covers(path, f"src/unveil/training/{name}.py") for path in declared)
 
 
+def test_other_words_on_the_page_evaluate_nothing_again(repository: Path) -> None:
+    _, declared, _ = declared_paths(repository / "dvc.yaml", "evaluate")
+    for name in ("markdown", "meanings", "comparison"):
+        assert not any(covers(path, f"src/unveil/evaluation/card/{name}.py") for path in declared)
+
+
 def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
     stages: dict[str, Any] = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
-    assert tuple(stages) == STAGES
+    assert tuple(stages) == EVERY
     for name, entry in stages.items():
         assert set(entry) <= {"desc", "cmd", "params", "deps", "outs", "metrics"}
-        assert entry["params"] == [name, *({"download": ["preprocess.on_corrupt"]}.get(name, []))]
+        if name != "card":
+            assert entry["params"] == [name, *({"download": ["preprocess.on_corrupt"]}.get(name, []))]
         assert entry["cmd"] == f"sh stages/run {name}"
         # One uncached output that is no metric, and DVC would not keep the stage's results at all.
         assert all(isinstance(item, str) for item in entry["outs"])

@@ -7,29 +7,16 @@ Equal inputs give equal bytes, except for the sections ``environment`` and ``cos
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
-from unveil.evaluation.card.kinds import kind_of
-from unveil.evaluation.card.published import (
-    FID,
-    INCEPTION,
-    PUBLISHED_SAMPLES,
-    Measurement,
-    PublishedValue,
-    comparable,
-    why_not_comparable,
-)
+from unveil.evaluation.card.published import FID, Measurement, PublishedValue, comparable, why_not_comparable
+from unveil.evaluation.metrics.metric import Metric
 from unveil.files import parse_json, read_json, write_text
-from unveil.ranges import Count, Key
-
-if TYPE_CHECKING:  # they import PyTorch
-    from unveil.evaluation.features.extraction import FeatureSet
-    from unveil.evaluation.images.sets import SetSizes
+from unveil.ranges import Count
 
 FORMAT: Literal[2] = 2
-LEVEL = 0.95
 MEND = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"
 
 
@@ -37,95 +24,6 @@ class _Part(BaseModel):
     """A part of the card: nothing unknown stands in it, and it never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Metric(_Part):
-    """One number with what a reader needs to judge it.
-
-    Attributes:
-        name: as in metrics/evaluate.json.
-        value: of the samples.
-        lower_is_better: which direction is good.
-        n: samples that it is of (of bits per dimension: held-out images).
-        n_reference: real images that they were compared with; None where there are none.
-        stderr: standard error of ``value``.
-        std: spread of the estimates that ``value`` is the mean of, over subsets (KID) or splits (Inception Score).
-        low: lower end of the confidence interval.
-        high: its upper end.
-        level: its confidence, in (0, 1).
-        floor: value of held-out real images.
-        noise: value of uniform noise.
-        fraction: where the samples lie on the way from floor (0) to noise (1).
-        controls: values of real images that were damaged in a known way, by the control's name (``jpeg75``).
-        n_controls: images of each of them; None where there are none.
-        features: the feature network that it is on, a key of ``choices.features``; None for one without.
-    """
-
-    name: Key
-    value: FiniteFloat
-    lower_is_better: bool
-    n: Count
-    n_reference: Count | None = None
-    stderr: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    std: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    level: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
-    floor: FiniteFloat | None = None
-    noise: FiniteFloat | None = None
-    fraction: FiniteFloat | None = None
-    controls: dict[str, FiniteFloat] = {}
-    n_controls: Count | None = None
-    features: Key | None = None
-
-    @model_validator(mode="after")
-    def _known_and_whole(self) -> Self:
-        kind_of(self.name)
-        if len({self.low is None, self.high is None, self.level is None}) > 1:
-            raise ValueError("low, high and level stand together or not at all")
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
-        return self
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        flat: Mapping[str, float | int],
-        n: int,
-        n_reference: int | None = None,
-        level: float = LEVEL,
-        controls: Mapping[str, float] | None = None,
-        features: str | None = None,
-        n_controls: int | None = None,
-    ) -> Self:
-        """The metric from flat values as metrics/evaluate.json has them.
-
-        Args:
-            name: key of its value; its other numbers have the same key and an ending: ``_stderr``, ``_std``,
-                ``_low`` and ``_high``, ``_floor``, ``_noise``, ``_fraction``, each if there is one.
-            flat: the values.
-            n: samples that it is of.
-            n_reference: real images that they were compared with.
-            level: confidence of the interval, if ``flat`` has one.
-            controls: values of damaged real images, by the control's name.
-            features: the feature network.
-            n_controls: images of each control.
-        """
-        endings = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
-        found = {ending: float(flat[f"{name}_{ending}"]) for ending in endings if f"{name}_{ending}" in flat}
-        return cls(
-            name=name,
-            value=float(flat[name]),
-            lower_is_better=kind_of(name).lower_is_better,
-            n=n,
-            n_reference=n_reference,
-            level=level if "low" in found else None,
-            controls={key: float(value) for key, value in (controls or {}).items()},
-            n_controls=n_controls if controls else None,
-            features=features,
-            **found,
-        )
 
 
 class AtSize(_Part):
@@ -366,41 +264,6 @@ def read_card(path: Path) -> Card:
 def parse_card(text: str | bytes, name: str) -> Card:
     """The card in a text; ``name`` is what an error calls it. Raises UnveilError as ``read_card`` does."""
     return parse_json(text, Card, name, MEND)
-
-
-def notes_on(sizes: "SetSizes", features: "FeatureSet", shared: int = 0) -> list[str]:
-    """What a reader of distances of so many images should be warned of.
-
-    ``shared`` of the held-out images are among those of the reference.
-    """
-    found = []
-    if shared:
-        found.append(
-            f"{shared:,} of the {sizes.held_out:,} held-out images are in the reference too, because this "
-            f"protocol trains on all images: the floor is too low, and the model has seen them."
-        )
-    if sizes.held_out < sizes.samples:
-        found.append(
-            f"The held-out split has only {sizes.held_out:,} images: the floor is at N = {sizes.held_out:,}, and "
-            f"is higher than it would be at N = {sizes.samples:,}; the fraction is lower."
-        )
-    counts = {
-        f"N = {sizes.samples:,}": sizes.samples,
-        f"The reference of {sizes.reference:,} images": sizes.reference,
-        f"The held-out set of {sizes.held_out:,} images": sizes.held_out,
-    }
-    what = min(counts, key=lambda name: counts[name])
-    if counts[what] <= features.dimension:
-        found.append(
-            f"{what} is not above the {features.dimension:,} features, so covariances are singular: "
-            f"compare the Fréchet distance with that of other models at these numbers of images only."
-        )
-    if features.name == INCEPTION and sizes.samples < PUBLISHED_SAMPLES:
-        found.append(
-            f"FID is biased upwards at small N: at N = {sizes.samples:,} it is larger than the same model's "
-            f"FID at {PUBLISHED_SAMPLES:,}."
-        )
-    return found
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

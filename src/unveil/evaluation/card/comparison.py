@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
-from unveil.evaluation.card.card import Card, Metric, flatten
-from unveil.evaluation.card.kinds import Kind, kind_of
+from unveil.evaluation.card.card import Card, flatten
+from unveil.evaluation.metrics.metric import Kind, Metric
+from unveil.evaluation.metrics.registry import kind_of
 
 LIMIT = 3.0  # standard errors; chance alone passes it in 1 of 370 comparisons
 NOT_STATED = "not stated"

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.evaluation.card.card import BySize, Card, Metric
-from unveil.evaluation.images.sets import spread
+from unveil.data.order import spread
+from unveil.evaluation.card.card import BySize, Card
+from unveil.evaluation.metrics.metric import Metric
 from unveil.files import atomic_path, write_json, write_text
 
 ROWS = 3

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card.card import BySize, Card, Metric, Split, flatten
-from unveil.evaluation.card.kinds import kind_of
+from unveil.evaluation.card.card import BySize, Card, Split, flatten
+from unveil.evaluation.card.meanings import MEANINGS
 from unveil.evaluation.card.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE, PublishedValue, share
+from unveil.evaluation.metrics.metric import Metric
+from unveil.evaluation.metrics.registry import kind_of
 
 SPLITS = ("reference", "held_out")
 UNSAID = "The samples do not say."
@@ -153,7 +155,7 @@ def _meanings(card: Card) -> str:
         title = "" if kind.title == metric.name else f"{kind.title}, "
         lines.setdefault(
             kind.title,
-            f"**`{metric.name}`** ({title}{kind.source}; {_direction(metric)} is better): {kind.meaning}.",
+            f"**`{metric.name}`** ({title}{kind.source}; {_direction(metric)} is better): {MEANINGS[kind.title]}.",
         )
     closing = (
         "± is one standard error: with other samples of the same model the number moves by about so much. From floor "

@@ -1,52 +1,33 @@
 """What an evaluation card states, from what an evaluation used and found."""
 
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+import unveil
 from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
-from unveil.evaluation.card.card import AtSize, BySize, Metric
+from unveil.evaluation.card.card import AtSize, BySize
+from unveil.evaluation.card.sentences import on_duplicates, on_training
 from unveil.evaluation.features.extraction import Extractor
 from unveil.evaluation.images.sets import SampleFile, SetSizes
 from unveil.evaluation.metrics.distances import INCEPTION_SCORE_SPLITS
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from unveil.evaluation.metrics.measurement import Asked, Measured
+from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
 OTHER_SECTIONS = ("source", "protocol", "image_size", "shards", "model", "config")
 """Facts of the samples that do not stand under sampling."""
 
 
-def metrics_of(found: Sequence[Measured], metrics: Mapping[str, float | int]) -> list[Metric]:
-    """The metrics of the card, those of the first network first."""
-    n, n_reference = int(metrics["num_samples"]), int(metrics["num_reference"])
-    listed = [
-        Metric.of(
-            name,
-            metrics,
-            n,
-            None if name == "inception_score" else n_reference,
-            controls=measured.controls.get(name),
-            features=measured.features.name,
-            n_controls=measured.control_images,
-        )
-        for measured in found
-        for name in measured.names
-    ]
-    if "bits_per_dim" in metrics:
-        listed.append(Metric.of("bits_per_dim", metrics, int(metrics["num_likelihood"])))
-    return listed
-
-
-def by_size_of(measured: Measured) -> BySize | None:
-    """The Fréchet distance at several N, None if that was not asked for."""
-    part = measured.by_size
-    if part is None:
-        return None
+def by_size_of(metric: str, part: FrechetBySize) -> BySize:
+    """The distance of this name at several N."""
     points = tuple(AtSize(images=n, distance=d) for n, d in zip(part.sizes, part.distances, strict=True))
-    return BySize(metric=measured.features.frechet, points=points, extrapolation=part.infinity)
+    return BySize(metric=metric, points=points, extrapolation=part.infinity)
 
 
 def memorization_of(found: Sequence[Measured]) -> dict[str, Any] | None:
@@ -57,10 +38,10 @@ def memorization_of(found: Sequence[Measured]) -> dict[str, Any] | None:
         if (copies := measured.copies) is None:
             continue
         start = "" if len(found) == 1 else f"{measured.features.name}: "
-        sentences += [start + line for line in (*copies.memorization.sentences, *copies.duplicates.sentences)]
+        sentences += [start + line for line in (*on_training(copies.of_training), *on_duplicates(copies.duplicates))]
         end = measured.features.suffix
         numbers |= {
-            f"nearer_to_training{end}": copies.memorization.nearer.found,
+            f"nearer_to_training{end}": copies.of_training.nearer.found,
             f"near_duplicates{end}": copies.duplicates.near.found,
             f"exact_duplicates{end}": copies.duplicates.exact,
         }
@@ -131,11 +112,23 @@ def evaluation_choices(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]
     }
 
 
-def unknown_of(samples: SampleFile, unchecked: tuple[str, ...]) -> list[str]:
-    """What another generator's samples do not say."""
-    found = []
-    if unchecked:
-        found.append(f"The samples do not say their {', '.join(unchecked)}, so these could not be compared.")
-    if left_out := samples.facts.get("left_out"):
-        found.append(f"Left out: {left_out}.")
-    return found
+def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions and hardware; ``record`` is that of the stage's run."""
+    found: dict[str, Any] = {"unveil": unveil.__version__, "python": platform.python_version()}
+    found |= {package: version(package) for package in ("torch", "torch-fidelity", "numpy", "scipy")}
+    machine = {key.removeprefix("unveil."): value for key, value in record["machine"].items()}
+    found |= {key: value for key, value in machine.items() if not key.startswith("version.")}
+    return found | {key: record[key] for key in ("git_commit", "git_dirty", "dvc_exp_name") if record[key] is not None}
+
+
+def cost_of(upstream: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """Seconds of each stage, and of training what its curve says, which holds the time before an interruption."""
+    found: dict[str, Any] = {}
+    for name, record in upstream.items():
+        if record.get("seconds"):
+            found[f"{name}_seconds"] = record["seconds"]
+        if name == "train" and "minutes" in record["metrics"]:
+            found["train_loop_minutes"] = record["metrics"]["minutes"]
+        if name in ("train", "sample") and "images_per_second" in record["metrics"]:
+            found[f"{name}_images_per_second"] = record["metrics"]["images_per_second"]
+    return found | {"evaluate_seconds": round(seconds, 1)}

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.data.order import spread
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
 from unveil.evaluation.images.controls import CONTROLS, REREAD, check_archive, mistake_of, other_protocol, reread
-from unveil.evaluation.images.sets import SampleFile, SetSizes, digest, load_ids, real_parts, spread, uniform_noise
+from unveil.evaluation.images.sets import SampleFile, SetSizes, digest, load_ids, real_parts, uniform_noise
 from unveil.evaluation.metrics.measurement import HELD_OUT, NOISE, REFERENCE, SAMPLES, UNDAMAGED, ImageSet
 
 

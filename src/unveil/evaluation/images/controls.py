@@ -21,13 +21,13 @@ from torch.nn.functional import pad
 
 from unveil.data.celeba import CANVAS, PARTITION_FILE, ZIP_NAME, image_member, image_number, read_partition
 from unveil.data.images import open_zip, read_member
+from unveil.data.order import spread
 from unveil.data.preprocess import decode
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
 from unveil.data.shards import ShardIndex
 from unveil.data.sources.facts import SOURCE_FILE, SourceRecord
 from unveil.errors import UnveilError
-from unveil.evaluation.images.sets import spread
 from unveil.seeds import image_seed
 
 AT_ONCE = 128  # images that are held as floats, or at full size

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
+from unveil.data.order import spread
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import Shard, ShardIndex, open_shard
 from unveil.errors import UnveilError
@@ -210,14 +211,6 @@ def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardI
                 f"a distance between the two means nothing; {mend}"
             )
     return tuple(key for key in shards if key not in samples.facts)
-
-
-def spread(total: int, count: int) -> NDArray[np.int64]:
-    """``count`` different places among ``total``, evenly spaced and rising: ``floor(i total / count)``.
-
-    Drawn like this a set covers its whole split, whatever the order of the split, and needs no seed.
-    """
-    return np.arange(count, dtype=np.int64) * total // count
 
 
 @dataclass(frozen=True)

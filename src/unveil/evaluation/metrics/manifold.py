@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unveil.data.order import spread
 from unveil.errors import UnveilError
-from unveil.evaluation.images.sets import spread
 from unveil.evaluation.metrics.distances import check_features
 
 PRECISION_NEIGHBOURS = 3  # 1904.06991, section 3

@@ -1,44 +1,29 @@
 """Everything that is measured on the features of one network: one pass a set, then all metrics that are asked for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from statistics import NormalDist
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from unveil.data.order import spread
 from unveil.distributed import Processes
-from unveil.evaluation.choices import MetricName
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, FeatureSet, feature_facts, features_of
-from unveil.evaluation.images.sets import spread
-from unveil.evaluation.metrics.distances import (
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    kernel_stderr,
-    significant,
-    statistics,
-)
-from unveil.evaluation.metrics.manifold import (
-    DENSITY_NEIGHBOURS,
-    PRECISION_NEIGHBOURS,
-    DensityCoverage,
-    PrecisionRecall,
-    ball_radii,
-    density_coverage,
-    density_coverage_stderr,
-    precision_recall,
-    precision_recall_stderr,
-)
-from unveil.evaluation.metrics.memorization import Copies, find_copies
-from unveil.evaluation.metrics.uncertainty import LEVEL, FrechetBySize, frechet_by_size, frechet_interval, has_limit
+from unveil.evaluation.metrics.copies import Copies
+from unveil.evaluation.metrics.distances import significant
+from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, ball_radii
+from unveil.evaluation.metrics.metric import AFTER_NOISE, Found, Metric
+from unveil.evaluation.metrics.registry import METRICS, MetricName, kind_of
+from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
 LEAST_FOR_INTERVAL = 24  # samples
 UNDAMAGED = "undamaged"
 """Name, among the controls, of the same real images as they are."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,24 +73,88 @@ class Measured:
 
     Attributes:
         features: the network's.
-        values: flat, as metrics/evaluate.json has them. ``<name>`` is of the samples, ``<name>_floor`` of held-out
-            real images, ``<name>_noise`` of uniform noise, ``<name>_fraction`` where the samples lie on the way from
-            floor (0) to noise (1), left out where there is no way; ``_stderr``, ``_low`` and ``_high`` are the
-            standard error and the 95 % interval.
-        names: of the metrics, in the order in which a reader wants them.
-        controls: by metric and control.
-        control_images: of each control, undamaged ones too; None without controls.
+        metrics: in the order in which a reader wants them.
         by_size: the Fréchet distance at several N.
         copies: of training images and of each other.
     """
 
     features: FeatureSet
-    values: dict[str, float]
-    names: tuple[str, ...]
-    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: tuple[Metric, ...]
     by_size: FrechetBySize | None = None
     copies: Copies | None = None
-    control_images: int | None = None
+
+
+class Sets:
+    """The features [N, D] of one network by set, as the metrics see them.
+
+    Args:
+        features: what they are.
+        layers: by set and layer: ``samples``, ``reference``, ``held_out``, ``noise``, and any others as controls, whose
+            names are theirs. A control is made of the held-out images at ``spread(held out, its N)``. The features
+            are taken out of it, so that the memory of a set is free when the last metric has seen it.
+        layer: another than that of the features.
+    """
+
+    def __init__(self, features: FeatureSet, layers: Mapping[str, dict[str, Tensor]], layer: str | None = None) -> None:
+        self.features = features
+        self._layers = layers
+        self._damaged = {name: found.pop(layer or features.layer) for name, found in layers.items()}
+        self.samples, self.reference, self.held_out = map(self._damaged.pop, (SAMPLES, REFERENCE, HELD_OUT))
+        self._noise: Tensor | None = self._damaged.pop(NOISE)
+        self._control_images = next((len(rows) for rows in self._damaged.values()), None)
+        self._radii: dict[int, Tensor] = {}
+
+    def logits(self) -> "Sets":
+        """The logits of the same sets, whose features these keep."""
+        return Sets(self.features, self._layers, self.features.logits)
+
+    def let_go_of_noise(self) -> None:
+        """Its features are needed no more."""
+        self._noise = None
+
+    def each(self, value: Callable[[Tensor], T], *, noise: bool = False) -> dict[str, T]:
+        """``value`` of the features by set, but for the reference: of the noise if asked for, and of the controls.
+
+        Beside the controls stand the same held-out images as they are, ``UNDAMAGED``.
+        """
+        found = {SAMPLES: value(self.samples), HELD_OUT: value(self.held_out)}
+        if noise:
+            assert self._noise is not None  # by its turn
+            found[NOISE] = value(self._noise)
+        if self._control_images is not None:
+            places = torch.from_numpy(spread(len(self.held_out), self._control_images))
+            found[UNDAMAGED] = value(self.held_out[places])
+        return found | {name: value(rows) for name, rows in self._damaged.items()}
+
+    def radii(self, neighbours: int) -> Tensor:
+        """Of the balls around the reference that reach to so many neighbours, [M]; found once for all metrics."""
+        if neighbours not in self._radii:
+            others = {count for count in (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS) if count < len(self.reference)}
+            self._radii = ball_radii(self.reference, *(others | {neighbours}))
+        return self._radii[neighbours]
+
+    def metric(self, name: str, values: Mapping[str, float], **others: float | None) -> Metric:
+        """The metric of this name, its numbers rounded to significant digits.
+
+        Args:
+            name: as in metrics/evaluate.json.
+            values: by set, as ``each`` gives them; or of the samples alone.
+            others: more numbers of ``Metric``, by the names of its fields.
+        """
+        fields = {SAMPLES: "value", HELD_OUT: "floor", NOISE: "noise"}
+        numbers = {fields[key]: value for key, value in values.items() if key in fields} | others
+        controls = {key: significant(value) for key, value in values.items() if key not in fields}
+        kind = kind_of(name)
+        return Metric(
+            name=name,
+            lower_is_better=kind.lower_is_better,
+            n=len(self.samples),
+            n_reference=len(self.reference) if kind.has_reference else None,
+            controls=controls,
+            n_controls=self._control_images if controls else None,
+            features=self.features.name,
+            **{key: significant(value) for key, value in numbers.items() if value is not None},
+        )
 
 
 def extract_sets(
@@ -121,9 +170,10 @@ def extract_sets(
     """The features of every set, by set and layer, at rank 0, and None elsewhere.
 
     What ``cache`` has is not computed. Every process calls it with the same sets. Logits, half as large as Inception's
-    features, are left out unless ``metrics`` have the Inception Score.
+    features, are left out unless one of ``metrics`` needs them.
     """
-    chosen = extractor.features.layers if "inception-score" in metrics else (extractor.features.layer,)
+    logits = any(METRICS[name].logits for name in metrics)
+    chosen = extractor.features.layers if logits else (extractor.features.layer,)
     found = {}
     for name, images in sets.items():
 
@@ -139,157 +189,24 @@ def extract_sets(
 
 
 def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Measured:
-    """All metrics that are asked for.
-
-    Args:
-        layers: the features by set and layer: ``samples``, ``reference``, ``held_out``, ``noise``, and any others as
-            controls, whose names are theirs. A control is made of the held-out images at ``spread(held out, its N)``.
-            They are taken out of it, so that the memory of a set is free when the last metric has seen it.
-        features: what they are.
-        asked: for.
+    """All metrics that are asked for, of features by set and layer, which are taken out: see ``Sets``.
 
     Raises:
         UnveilError: for sets that are too small, or features that are not finite.
     """
-    sets = {name: found.pop(features.layer) for name, found in layers.items()}
-    values: dict[str, float] = {}
-    if len(sets[SAMPLES]) < LEAST_FOR_INTERVAL:
+    sets = Sets(features, layers)
+    if len(sets.samples) < LEAST_FOR_INTERVAL:
         asked = replace(asked, interval_splits=0)
-    found = Measured(features, values, _names(features, asked, sets[SAMPLES]))
-    copies: Copies | None = None
-    by_size: FrechetBySize | None = None
-    if "kernel" in asked.metrics:
-        _kernel(sets, found, asked)
-    if "frechet" in asked.metrics:
-        by_size = _frechet(sets, found, asked)
-    sets.pop(NOISE, None)
-    _manifold(sets, found, asked)
-    if "inception-score" in asked.metrics and features.logits is not None:
-        _inception_score({name: rows[features.logits] for name, rows in layers.items()}, found, asked)
-    if "memorization" in asked.metrics:
-        copies = find_copies(
-            sets[SAMPLES], sets[REFERENCE], sets[HELD_OUT], asked.seed, asked.shared, asked.training_total
-        )
-        values[features.metric("nearer_to_training")] = copies.memorization.nearer.found
-        values[features.metric("near_duplicates")] = copies.duplicates.near.found
-    rounded = {name: significant(values[name]) for name in sorted(values)}
-    images = next((len(rows) for rows in _controls(sets).values()), None)
-    return Measured(features, rounded, found.names, found.controls, by_size, copies, images)
-
-
-def _names(features: FeatureSet, asked: Asked, samples: Tensor) -> tuple[str, ...]:
-    """Of the metrics that a card lists."""
-    limit = [f"{features.frechet}_infinity"] if asked.interval_splits and has_limit(*samples.shape) else []
-    names: list[str] = []
-    if "frechet" in asked.metrics:
-        names += [features.frechet, *limit]
-    if "kernel" in asked.metrics:
-        names.append(features.kernel)
-    if "precision-recall" in asked.metrics:
-        names += [features.metric("precision"), features.metric("recall")]
-    if "density-coverage" in asked.metrics:
-        names += [features.metric("density"), features.metric("coverage")]
-    if "inception-score" in asked.metrics and features.logits is not None:
-        names.append("inception_score")
-    return tuple(names)
-
-
-def _controls(sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Features of each control, and of the same images undamaged."""
-    named = (SAMPLES, REFERENCE, HELD_OUT, NOISE)
-    controls = {name: rows for name, rows in sets.items() if name not in named}
-    if not controls:
-        return {}
-    held_out, count = sets[HELD_OUT], len(next(iter(controls.values())))
-    return {UNDAMAGED: held_out[torch.from_numpy(spread(len(held_out), count))], **controls}
-
-
-def _frechet(sets: dict[str, Tensor], found: Measured, asked: Asked) -> FrechetBySize | None:
-    """Of noise no more than the statistics is needed, and by no metric that follows: its features go."""
-    name, values = found.features.frechet, found.values
-    noise, reference = statistics(sets.pop(NOISE)), statistics(sets[REFERENCE])
-    values[f"{name}_noise"] = frechet_distance(noise, reference)
-    for end, other in (("", SAMPLES), ("_floor", HELD_OUT)):
-        values[name + end] = frechet_distance(statistics(sets[other]), reference)
-    if (share := fraction(values, name)) is not None:
-        values[f"{name}_fraction"] = share
-    controls = _controls(sets)
-    _control(found, name, {key: frechet_distance(statistics(rows), reference) for key, rows in controls.items()})
-    if not asked.interval_splits:
-        return None
-    interval = frechet_interval(sets[SAMPLES], reference, asked.seed, asked.interval_splits)
-    by_size = frechet_by_size(sets[SAMPLES], reference, interval, asked.seed)
-    values |= {f"{name}_stderr": interval.stderr, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    limit = f"{name}_infinity"
-    limits = (by_size.infinity, by_size.stderr, by_size.low, by_size.high)
-    for end, value in zip(("", "_stderr", "_low", "_high"), limits, strict=True):
-        if value is not None:
-            values[limit + end] = value
-    return by_size
-
-
-def _kernel(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
-    name, values, reference = found.features.kernel, found.values, sets[REFERENCE]
-
-    def distance(rows: Tensor, size: int = asked.kid_subset_size) -> float:
-        return kernel_distance(rows, reference, asked.kid_subsets, size, asked.seed).mean
-
-    own = kernel_distance(sets[SAMPLES], reference, asked.kid_subsets, asked.kid_subset_size, asked.seed)
-    values |= {name: own.mean, f"{name}_std": own.std}
-    stderr = kernel_stderr(sets[SAMPLES], reference, own, asked.kid_subsets)
-    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
-    values |= {f"{name}_stderr": stderr, f"{name}_low": own.mean - reach, f"{name}_high": own.mean + reach}
-    values |= {f"{name}_floor": distance(sets[HELD_OUT]), f"{name}_noise": distance(sets[NOISE])}
-    # Controls may be fewer than a subset, whose size does not bias the distance.
-    controls = _controls(sets).items()
-    _control(found, name, {key: distance(rows, min(len(rows), asked.kid_subset_size)) for key, rows in controls})
-
-
-def _manifold(sets: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
-    """Precision and recall, density and coverage, those that are asked for."""
-    samples, reference, values = sets[SAMPLES], sets[REFERENCE], found.values
-    neighbours = {"precision-recall": PRECISION_NEIGHBOURS, "density-coverage": DENSITY_NEIGHBOURS}
-    asked_for = [count for name, count in neighbours.items() if name in asked.metrics]
-    if not asked_for:
-        return
-    radii = ball_radii(reference, *asked_for)
-
-    def put(end: str, pair: PrecisionRecall | DensityCoverage) -> None:
-        values.update({found.features.metric(name) + end: value for name, value in asdict(pair).items()})
-
-    def put_controls(pairs: Mapping[str, PrecisionRecall | DensityCoverage]) -> None:
-        for name in asdict(next(iter(pairs.values()))) if pairs else ():
-            _control(found, found.features.metric(name), {key: getattr(pair, name) for key, pair in pairs.items()})
-
-    controls = _controls(sets)
-    if "precision-recall" in asked.metrics:
-        near = radii[PRECISION_NEIGHBOURS]
-        put("", precision_recall(samples, reference))
-        put("_floor", precision_recall(sets[HELD_OUT], reference))
-        put("_stderr", precision_recall_stderr(samples, reference, asked.seed, radii=near))
-        put_controls({key: precision_recall(rows, reference, radii=near) for key, rows in controls.items()})
-    if "density-coverage" in asked.metrics:
-        wide = radii[DENSITY_NEIGHBOURS]
-        put("", density_coverage(samples, reference, radii=wide))
-        put("_floor", density_coverage(sets[HELD_OUT], reference, radii=wide))
-        put("_stderr", density_coverage_stderr(samples, reference, asked.seed, radii=wide))
-        put_controls({key: density_coverage(rows, reference, radii=wide) for key, rows in controls.items()})
-
-
-def _inception_score(logits: Mapping[str, Tensor], found: Measured, asked: Asked) -> None:
-    name, score = "inception_score", inception_score(logits[SAMPLES], asked.seed)
-    found.values.update({name: score.mean, f"{name}_std": score.std})
-    found.values[f"{name}_floor"] = inception_score(logits[HELD_OUT], asked.seed).mean
-    _control(found, name, {key: inception_score(rows, asked.seed).mean for key, rows in _controls(logits).items()})
-
-
-def _control(found: Measured, name: str, values: Mapping[str, float]) -> None:
-    """Note the controls of a metric, if there are any."""
-    if values:
-        found.controls[name] = {control: significant(value) for control, value in values.items()}
-
-
-def fraction(values: Mapping[str, float], name: str) -> float | None:
-    """``(samples - floor) / (noise - floor)`` of a distance, or None without a way to divide by."""
-    way = values[f"{name}_noise"] - values[f"{name}_floor"]
-    return (values[name] - values[f"{name}_floor"]) / way if way > 0 else None
+    chosen = [name for name, entry in METRICS.items() if name in asked.metrics]
+    chosen = [name for name in chosen if features.logits is not None or not METRICS[name].logits]
+    found: dict[MetricName, Found] = {}
+    for name in sorted(chosen, key=lambda name: METRICS[name].turn):
+        if METRICS[name].turn == AFTER_NOISE:
+            sets.let_go_of_noise()
+        found[name] = METRICS[name].measure(sets, asked)
+    return Measured(
+        features,
+        tuple(metric for name in chosen for metric in found[name].metrics),
+        next((part.by_size for part in found.values() if part.by_size is not None), None),
+        next((part.copies for part in found.values() if part.copies is not None), None),
+    )

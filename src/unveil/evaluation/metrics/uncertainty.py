@@ -10,7 +10,6 @@ V1 is larger; for one that equals its reference V1 is 0, and V2 is everything.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.evaluation.metrics.distances import Statistics, check_features
+from unveil.evaluation.metrics.metric import LEVEL
 
-LEVEL = 0.95
 SPLITS = 20
 BLOCKS = 6  # of the samples, for distances at several N
 WINDOWS = (6, 5, 4, 3)  # blocks in a subset: N to N / 2 samples
@@ -44,14 +43,6 @@ class FrechetInterval:
     degrees: float
     """Of freedom, of the standard error."""
 
-    @property
-    def sentence(self) -> str:
-        """What it says, in words."""
-        return (
-            f"{self.estimate:.4g}; other seeds give a mean of {self.low:.4g} to {self.high:.4g} "
-            f"({self.level:.0%} interval, N = {self.num_samples:,}, the same reference)"
-        )
-
 
 @dataclass(frozen=True)
 class FrechetBySize:
@@ -67,17 +58,6 @@ class FrechetBySize:
     low: float | None
     high: float | None
     level: float
-    notes: tuple[str, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What it says, in words."""
-        measured = (
-            f"{self.distances[0]:.4g} at N = {self.sizes[0]:,} and {self.distances[-1]:.4g} at N = {self.sizes[-1]:,}"
-        )
-        if self.infinity is None:
-            return measured
-        return f"{measured}: {self.infinity:.4g} ({self.low:.4g} to {self.high:.4g}) for infinitely many samples"
 
 
 def frechet_interval(
@@ -117,7 +97,7 @@ def frechet_interval(
     quadratic = min(float(halves.mean(axis=1).var(ddof=1)), both / 2)
     stderr = math.sqrt(both - quadratic)
     degrees = 1 / (1 / splits + 3 / len(samples))
-    reach = student_quantile((1 + level) / 2, degrees) * stderr
+    reach = _student_quantile(level, degrees) * stderr
     return FrechetInterval(
         estimate=estimate,
         stderr=stderr,
@@ -141,7 +121,7 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
     It is a line only where the smallest subset is far above D. Gaussians of D = 16 and 48, equal to the reference and
     not: with subsets of 1.5 D the limit is too low by 12 to 17 % of the bias at N, and 95 % intervals cover 54 to 90 %;
     with 2 D, by 6 to 12 % (70 to 89 %); with 4 D, by 4 to 7 % (92 to 94 %). So there is a limit from 4 D on, that is
-    N >= 8 D, and below it the distances alone, with a note.
+    N >= 8 D, and below it the distances alone.
 
     The samples are cut at random into six blocks, and a subset is a run of blocks, from each of the six in turn.
     So every sample counts as often at each size, the linear parts at all sizes are one and the same, and
@@ -167,14 +147,13 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
         low=None,
         high=None,
         level=interval.level,
-        notes=_notes_on_sizes(len(samples), samples.shape[1]),
     )
     if not has_limit(len(samples), samples.shape[1]):
         return by_size
     weights = _intercept_weights(1 / sizes)
     infinity = float(weights @ means)
     stderr = math.sqrt(interval.linear + _pair_factor(runs, weights) * interval.quadratic)
-    reach = student_quantile((1 + interval.level) / 2, interval.degrees) * stderr
+    reach = _student_quantile(interval.level, interval.degrees) * stderr
     return replace(by_size, infinity=infinity, stderr=stderr, low=infinity - reach, high=infinity + reach)
 
 
@@ -183,19 +162,16 @@ def has_limit(count: int, dimension: int) -> bool:
     return count * min(WINDOWS) >= LINE_FROM * dimension * BLOCKS
 
 
-def student_quantile(probability: float, degrees: float) -> float:
-    """Student's quantile by the normal one and its expansion in 1/degrees (Abramowitz and Stegun 26.7.5).
+def least_for_limit(dimension: int) -> int:
+    """Samples of so many features from which there is a limit."""
+    return LINE_FROM * dimension * BLOCKS // min(WINDOWS)
 
-    For probabilities of 0.005 to 0.995, right to 1e-4 from 20 degrees of freedom on, and to 2 % from 4.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+def _student_quantile(level: float, degrees: float) -> float:
+    """Of Student's distribution, the end of the symmetric interval of this level."""
+    from scipy.stats import t  # which takes part of a second to import
+
+    return float(t.ppf((1 + level) / 2, degrees))
 
 
 @dataclass(frozen=True)
@@ -292,14 +268,3 @@ def _pair_factor(runs: Sequence[Sequence[tuple[int, ...]]], weights: NDArray[np.
             share = len(run) / BLOCKS
             pairs[np.ix_(run, run)] += weight / len(same) / share**2
     return float((pairs**2).mean())
-
-
-def _notes_on_sizes(count: int, dimension: int) -> tuple[str, ...]:
-    if has_limit(count, dimension):
-        return ()
-    least = LINE_FROM * dimension * BLOCKS // min(WINDOWS)
-    return (
-        f"no limit of the Fréchet distance for infinitely many samples: {count:,} samples are fewer than {least:,}, "
-        f"{LINE_FROM} for each of the {dimension:,} features in the half of them, and below that the bias is not yet a "
-        f"line in 1/N",
-    )

@@ -1,0 +1,260 @@
+"""An evaluation, whole: images, features, metrics, card. It returns values; the stage says, logs and writes them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unveil.data.shards import ShardIndex, verify
+from unveil.distributed import Processes
+from unveil.errors import UnveilError
+from unveil.evaluation.card.card import Card
+from unveil.evaluation.card.figures import (
+    for_figure,
+    neighbours_figure,
+    write_by_nfe,
+    write_by_size,
+    write_comparison,
+    write_distances,
+    write_precision_recall,
+)
+from unveil.evaluation.card.sentences import notes_on, on_limit, unknown_of
+from unveil.evaluation.card.statement import (
+    by_size_of,
+    data_choices,
+    evaluation_choices,
+    feature_choices,
+    memorization_of,
+    model_choices,
+    sampling_choices,
+)
+from unveil.evaluation.features.cache import FeatureCache
+from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, load_extractor
+from unveil.evaluation.images.chosen import Damaged, RealImages, damaged_sets, four_sets
+from unveil.evaluation.images.sets import (
+    SampleFile,
+    check_same_data,
+    count_shared,
+    load_real,
+    load_samples,
+    real_parts,
+    set_sizes,
+)
+from unveil.evaluation.metrics.copies import Copies, to_show
+from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, Measured, extract_sets, measure
+from unveil.evaluation.metrics.metric import flat_metrics
+from unveil.evaluation.metrics.registry import METRICS, kind_of
+from unveil.files import atomic_path
+
+if TYPE_CHECKING:
+    from unveil.params import Evaluate
+
+SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is evaluated, and against what.
+
+    Attributes:
+        samples: of the model.
+        real: the images that they are compared with.
+        shared: held-out images that the reference has too.
+        unchecked: what the samples do not say, and what therefore could not be compared with the shards.
+    """
+
+    samples: SampleFile
+    real: RealImages
+    shared: int
+    unchecked: tuple[str, ...]
+
+    def notes(self, settings: "Evaluate", damaged: Damaged) -> list[str]:
+        """What a reader of the distances should be warned of, before they are measured."""
+        found = [
+            *notes_on(self.real.sizes, FEATURE_SETS[settings.features[0]], self.shared),
+            *unknown_of(self.samples, self.unchecked),
+            *damaged.left_out,
+        ]
+        if settings.interval_splits and self.real.sizes.samples < LEAST_FOR_INTERVAL:
+            found.append(f"Fewer than {LEAST_FOR_INTERVAL} samples have no interval.")
+        return found
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: flat, as metrics/evaluate.json has them.
+        card: with everything that made them, without environment and cost.
+        inputs: what was evaluated.
+        copies: of training images, on the first network; None if nobody looked for them.
+    """
+
+    metrics: dict[str, float | int]
+    card: Card
+    inputs: Inputs
+    copies: Copies | None
+
+    def write_plots(self, folder: Path) -> list[Path]:
+        """Write the figures and the data of DVC's plots, each whole; their paths."""
+        card, real, samples = self.card, self.inputs.real, self.inputs.samples.images
+        names = ("distances.json", "by_nfe.csv", "by_size.csv", "precision_recall.csv", "real-and-samples.png")
+        written = [folder / name for name in names]
+        write_distances(written[0], card)
+        write_by_nfe(written[1], card)
+        write_by_size(written[2], card.by_size[0] if card.by_size else None)
+        write_precision_recall(written[3], card)
+        write_comparison(written[4], for_figure(real.held_out), for_figure(samples), card)
+        neighbours = folder / "neighbours.png"
+        neighbours.unlink(missing_ok=True)  # of an earlier run, if this one has none
+        if self.copies is None:
+            return written
+        _write_neighbours(neighbours, self.copies, samples, real)
+        return [*written, neighbours]
+
+
+def read_inputs(settings: "Evaluate", shards: Path, path: Path, protocol: str | None = None) -> Inputs:
+    """The samples at ``path``, and which real images of the shards they are compared with.
+
+    Args:
+        settings: which sets, and how many images.
+        shards: folder that preprocess wrote.
+        path: samples of the sample stage or of any generator.
+        protocol: which the user states for samples that do not say it themselves.
+
+    Raises:
+        UnveilError: for what is missing, damaged, too little, or does not belong together.
+    """
+    index = ShardIndex.load(shards)
+    samples = load_samples(path, settings.num_images, protocol)
+    unchecked = check_same_data(path, samples, shards, index)
+    splits = (settings.reference_split, settings.held_out_split)
+    asks = max(settings.metrics, key=lambda name: METRICS[name].least)
+    least = METRICS[asks].least
+    if settings.num_images < least:
+        raise UnveilError(f"evaluate.num_images: found {settings.num_images}, expected {least} or more for {asks}")
+    counts = (settings.num_images, settings.reference_images, settings.kid_subset_size)
+    sizes = set_sizes(shards, index, splits, *counts, least)
+    verify(shards, splits)
+    shared = count_shared(shards, index, (splits[1], sizes.held_out), (splits[0], sizes.reference))
+    real = RealImages(shards, index, splits, sizes, load_real(shards, index, splits[1], sizes.held_out))
+    return Inputs(samples, real, shared, unchecked)
+
+
+def load_extractors(settings: "Evaluate", weights: Path | None) -> list[Extractor]:
+    """The feature networks. Raises UnveilError where one's weights are not there, or one file is given for several."""
+    if len(settings.features) > 1 and weights is not None and not weights.is_dir():
+        raise UnveilError(
+            f"evaluate.weights: found {settings.weights}, expected a folder with the weights of "
+            f"{', '.join(settings.features)}"
+        )
+    return [load_extractor(features, weights, key="evaluate.weights") for features in settings.features]
+
+
+def evaluate(
+    settings: "Evaluate",
+    inputs: Inputs,
+    extractors: list[Extractor],
+    raw: Path,
+    cache: FeatureCache,
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+    code: Mapping[str, Any],
+) -> Evaluated | None:
+    """Extract, measure, and state what made the numbers; None elsewhere than at rank 0.
+
+    Args:
+        settings: what is measured.
+        inputs: on which images.
+        extractors: on which features, those of the headline first.
+        raw: folder that download wrote, for the control by another protocol.
+        cache: of features.
+        device: of the networks.
+        processes: that extract together.
+        say: is told warnings, and how far it is.
+        code: what the card says of the code.
+
+    Raises:
+        UnveilError: for sets that are too small, or features that are not finite.
+    """
+    real = inputs.real
+    damaged = damaged_sets(real, raw, settings.controls, settings.control_images, settings.seed)
+    notes = inputs.notes(settings, damaged)
+    for note in notes:
+        say(f"note: {note}")
+    asked = Asked(
+        settings.metrics,
+        settings.kid_subsets,
+        settings.kid_subset_size,
+        settings.interval_splits,
+        settings.seed,
+        inputs.shared,
+        real.index.num_images("train"),
+    )
+    sets = {**four_sets(real, inputs.samples, settings.seed), **damaged.sets}
+    found = []
+    for extractor in extractors:
+        layers = extract_sets(sets, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
+        if layers is not None:
+            say(f"{extractor.features.name}: {', '.join(settings.metrics)}")
+            found.append(measure(layers, extractor.features, asked))
+    if not processes.is_main:
+        return None
+    choices = {
+        "data": data_choices(real.index, real.splits, real.sizes),
+        "features": {extractor.features.name: feature_choices(extractor, device) for extractor in extractors},
+        "model": model_choices(inputs.samples),
+        "sampling": sampling_choices(inputs.samples, settings.num_images),
+        "evaluation": evaluation_choices(asked, damaged.words),
+        "code": dict(code),
+    }
+    return Evaluated(_flat(found, real), _card(found, choices, notes, inputs.samples), inputs, found[0].copies)
+
+
+def _flat(found: list[Measured], real: RealImages) -> dict[str, float | int]:
+    sizes = real.sizes
+    counts = {"num_samples": sizes.samples, "num_reference": sizes.reference, "num_held_out": sizes.held_out}
+    values = {name: value for measured in found for name, value in flat_metrics(measured.metrics).items()}
+    return {**values, **counts}
+
+
+def _card(found: list[Measured], choices: Mapping[str, Any], notes: list[str], samples: SampleFile) -> Card:
+    by_size = [(measured, measured.by_size) for measured in found if measured.by_size is not None]
+    return Card.of(
+        [metric for measured in found for metric in measured.metrics if kind_of(metric.name).listed],
+        choices,
+        by_size=[by_size_of(measured.features.frechet, part) for measured, part in by_size],
+        memorization=memorization_of(found),
+        lossy=[str(samples.facts["lossy"])] if samples.facts.get("lossy") else [],
+        notes=[*notes, *(note for measured, part in by_size for note in on_limit(part, measured.features.dimension))],
+    )
+
+
+def _write_neighbours(path: Path, copies: Copies, samples: Tensor, real: RealImages) -> None:
+    """The samples nearest to training images and some drawn evenly, each beside its nearest training images."""
+    shown = to_show(copies.neighbours, SHOWN_SAMPLES)
+    rows = [*shown.nearest.tolist(), *shown.even.tolist()]
+    indices = torch.from_numpy(copies.neighbours.indices[rows])
+    training = _rows(real_parts(real.folder, real.index, real.splits[0], real.sizes.reference), indices)
+    with atomic_path(path) as temporary:
+        figure = neighbours_figure(samples[rows], training, copies.neighbours.distances[rows])
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _rows(parts: Iterator[Tensor], indices: Tensor) -> Tensor:
+    """The images at these places of the parts in a row: uint8 [..., 3, H, W], without all of them at once."""
+    found: Tensor | None = None
+    start = 0
+    for part in parts:
+        if found is None:
+            found = torch.empty(*indices.shape, *part.shape[1:], dtype=part.dtype)
+        here = (indices >= start) & (indices < start + len(part))
+        found[here] = part[indices[here] - start]
+        start += len(part)
+    assert found is not None  # a split has images
+    return found
