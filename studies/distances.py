@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.celeba import ZIP_NAME
+from unveil.data.order import spread
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.resampling import resize
 from unveil.data.shards import ShardIndex, load_tensor

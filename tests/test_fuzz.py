@@ -22,11 +22,13 @@ from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_sha
 from unveil.data.sources.facts import FileFacts, SourceRecord
 from unveil.diffusion.design import Diffusion
 from unveil.errors import UnveilError, line_for_user
-from unveil.evaluation.card.card import Card, Metric, read_card
+from unveil.evaluation.card.card import Card, read_card
 from unveil.evaluation.card.comparison import compare, describe
 from unveil.evaluation.card.markdown import render
-from unveil.evaluation.card.statement import model_choices, sampling_choices, unknown_of
+from unveil.evaluation.card.sentences import unknown_of
+from unveil.evaluation.card.statement import model_choices, sampling_choices
 from unveil.evaluation.images.sets import check_same_data, load_samples
+from unveil.evaluation.metrics.metric import Metric
 from unveil.files import file_digest, write_json
 from unveil.interchange.pipeline import export_pipeline, read_pipeline
 from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model

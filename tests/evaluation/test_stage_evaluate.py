@@ -1,7 +1,6 @@
 """The stage itself, on small shards and samples: its files, its bytes, its refusals."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,19 +17,13 @@ from torch.nn.functional import interpolate
 from typer.testing import CliRunner, Result
 
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import Diffusion
-from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
 from unveil.evaluation.card.card import read_card
 from unveil.evaluation.card.markdown import render
-from unveil.files import file_digest
-from unveil.model import ModelConfig, load_denoiser, save_model
-from unveil.networks.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = (
     "metrics/evaluate.json",
     "reports/card.json",
-    "reports/card.md",
     "plots/evaluate/by_nfe.csv",
     "plots/evaluate/by_size.csv",
     "plots/evaluate/distances.json",
@@ -111,7 +104,6 @@ def _kept(project: Path) -> dict[str, bytes]:
     found["reports/card.json"] = json.dumps(
         {key: value for key, value in document.items() if key not in ("environment", "cost")}
     ).encode()
-    found["reports/card.md"] = found["reports/card.md"].split(b"## Environment")[0]
     return found
 
 
@@ -126,13 +118,13 @@ def test_writes_everything_and_the_same_bytes_again(project: Path) -> None:
     assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_noise"]
     assert f"{metrics['fd_efficientnet_lite0']:.6g}" in first.stdout
     assert "note: N = 24 is not above" in first.stdout
-    card = written["reports/card.md"].decode()
+    document = read_card(project / "reports" / "card.json")
+    card = render(document)
     assert "| nfe | 7 |" in card and "N = 24 is not above" in card and "cartoon" in card
     assert str(project) not in card
-    document = read_card(project / "reports" / "card.json")
-    assert render(document) == card
     assert "| decoder | libjpeg-turbo, accurate DCT (as Pillow) |" in card
     assert "| rounding | to the nearest level |" in card
+    assert not (project / "reports" / "card.md").exists()  # which is the next stage's
     assert document.headline.value == metrics["fd_efficientnet_lite0"] and document.headline.n == 24
     assert written["plots/evaluate/by_nfe.csv"].decode() == f"nfe,distance\n7,{document.headline.value}\n"
     record = json.loads((project / "metrics" / "run.json").read_text())
@@ -203,6 +195,7 @@ def test_anybodys_samples_get_the_same_card_elsewhere(project: Path) -> None:
     assert _kept(project) == before
     ours, theirs = (read_card(folder / "reports" / "card.json") for folder in (project, project / "peer"))
     assert ours.headline == theirs.headline  # the same images
+    assert (project / "peer" / "reports" / "card.md").read_text() == render(theirs)
     assert any("do not say their source, shards" in note for note in theirs.notes), theirs.notes
     assert not {"nfe", "rounding"} & set(theirs.choices.sampling) and "npz" in str(
         theirs.choices.sampling["images_from"]
@@ -231,7 +224,7 @@ def test_takes_all_of_the_reference_split_and_what_the_held_out_split_has(projec
     metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
     assert (metrics["num_samples"], metrics["num_reference"], metrics["num_held_out"]) == (36, 40, 30)
     assert metrics["fd_efficientnet_lite0"] < metrics["fd_efficientnet_lite0_floor"]
-    card = (project / "reports" / "card.md").read_text()
+    card = render(read_card(project / "reports" / "card.json"))
     assert "| reference | train split, all 40 images |" in card
     assert "| held out | test split, all 30 images |" in card
     assert "the floor is at N = 30, and is higher than it would be at N = 36" in card
@@ -292,66 +285,4 @@ def test_says_what_is_wrong_in_one_line_and_writes_nothing(project: Path, broken
     assert done.exit_code == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
-    assert not any((project / name).exists() for name in (*OUTPUTS, "metrics/run.json"))
-
-
-def _model(folder: Path, index: ShardIndex) -> str:
-    """Save a small model trained on the shards, so to speak; the digest of its weights."""
-    torch.manual_seed(0)
-    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (), 32, stem=4))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.03)
-    data = {"source": index.source, "protocol": index.protocol, "image_size": SIZE, "shards": index.digest()}
-    save_model(folder / "models", network, ModelConfig(network.config, Diffusion("edm", "edm", "edm"), data, {}))
-    return file_digest(folder / "models" / "model.safetensors")
-
-
-def test_measures_the_likelihood_of_held_out_images_if_asked(project: Path) -> None:
-    index = ShardIndex.load(project / "data" / "shards")
-    _samples(project / "samples", index, _images(30, 99), model=_model(project, index))
-    _params(project, likelihood_images=3, likelihood_probes=2, seed=5)
-    done = _run()
-    assert done.exit_code == 0, done.output
-    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
-    held_out = _images(30, 45)[[0, 10, 20]]  # evenly spread; the split's ids start at 45
-    config = LikelihoodConfig(seed=5, probes=2)
-    denoiser = load_denoiser(project / "models")
-    expected = bits_per_dim(denoiser, denoiser.path, held_out, config)
-    assert metrics["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-5)
-    assert metrics["bits_per_dim_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
-    assert metrics["bits_per_dim_nfe"] == pytest.approx(expected.nfe.double().mean().item(), rel=1e-5)
-    assert metrics["num_likelihood"] == 3
-    said = next(line.split() for line in done.output.splitlines() if line.startswith("bits_per_dim "))
-    assert said[1:4] == [f"{metrics['bits_per_dim']:.6g}", "±", f"{metrics['bits_per_dim_stderr']:.2g}"]
-    card = (project / "reports" / "card.md").read_text()
-    assert "## Likelihood" in card and "over 3 images of the test split" in card
-    assert "| likelihood_probes | 2 |" in card and "| bits_per_dim_nfe | " in card
-    record = json.loads((project / "metrics" / "run.json").read_text())
-    assert record["metrics"]["bits_per_dim"] == metrics["bits_per_dim"]
-
-
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        ("other", "not the model that samples/samples.safetensors is of"),
-        ("none", "models/config.json: not there"),
-        ("many", "the test split has 30 images, expected 31"),
-        ("infinite", "likelihood of the held-out images 0 to 1: no step is short enough"),
-    ],
-)
-def test_likelihood_that_cannot_be_measured_is_one_line(project: Path, broken: str, said: str) -> None:
-    index = ShardIndex.load(project / "data" / "shards")
-    model = _model(project, index)
-    if broken == "infinite":
-        weights = load_denoiser(project / "models").network.state_dict()
-        save_file({name: tensor * torch.nan for name, tensor in weights.items()}, project / "models/model.safetensors")
-        model = file_digest(project / "models" / "model.safetensors")
-    _samples(project / "samples", index, _images(30, 99), model="bb" * 32 if broken == "other" else model)
-    if broken == "none":
-        shutil.rmtree(project / "models")
-    _params(project, likelihood_images=31 if broken == "many" else 2)
-    done = _run()
-    assert done.exit_code == 1
-    lines = [line for line in done.stderr.strip().splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and said in lines[0], done.stderr
     assert not any((project / name).exists() for name in (*OUTPUTS, "metrics/run.json"))

@@ -34,7 +34,7 @@ def changed(smoke: Smoke, tmp_path: Path) -> Project:
 
 @one_after_another
 def test_every_stage_ran_once_and_left_what_dvc_yaml_says(smoke: Smoke) -> None:
-    for name in STAGES:
+    for name in (*STAGES, "card"):
         assert smoke.output.count(f"Running stage '{name}'") == 1
         for path in declared_paths(smoke.root / "dvc.yaml", name)[2]:
             assert (smoke.root / path).exists(), path

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unveil.evaluation.card.card import AtSize, BySize, Card, Metric
+from unveil.evaluation.card.card import AtSize, BySize, Card
+from unveil.evaluation.metrics.metric import FLAT as ENDINGS
+from unveil.evaluation.metrics.metric import LEVEL, Metric
+from unveil.evaluation.metrics.registry import kind_of
 
 FLAT: dict[str, float | int] = {
     "fid": 12.3181,
@@ -82,17 +85,24 @@ def choices(**changes: Mapping[str, Any]) -> dict[str, Any]:
     return whole | {"features": {"inception": whole["features"]}}
 
 
+def metric(name: str, flat: Mapping[str, float | int] = FLAT, **others: Any) -> Metric:
+    """A metric of flat values, as an old metrics/evaluate.json may have them."""
+    found = {end: flat[f"{name}_{end}"] for end in ENDINGS if f"{name}_{end}" in flat}
+    kind = {"lower_is_better": kind_of(name).lower_is_better, "level": LEVEL if "low" in found else None}
+    return Metric(**{"name": name, "value": flat[name], "n": 10, **kind, **found, **others})
+
+
 def metrics(flat: Mapping[str, float | int] = FLAT, n: int = 50_000) -> list[Metric]:
     """The metrics of ``card``."""
     return [
-        Metric.of(
+        metric(
             name,
             flat,
-            3 if name == "bits_per_dim" else n,
-            None if name in ("inception_score", "bits_per_dim") else TRAIN,
+            n=3 if name == "bits_per_dim" else n,
+            n_reference=None if name in ("inception_score", "bits_per_dim") else TRAIN,
             controls={key: values[name] for key, values in CONTROLS.items() if name in values},
             features=None if name == "bits_per_dim" else "inception",
-            n_controls=1000,
+            n_controls=1000 if any(name in values for values in CONTROLS.values()) else None,
         )
         for name in NAMES
         if name in flat

@@ -7,47 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
-from tests.evaluation.card.cards import FLAT, card, choices, metrics
+from tests.evaluation.card.cards import card, choices, metrics
 
 from unveil.errors import UnveilError
-from unveil.evaluation.card.card import Card, Metric, flatten, notes_on, parse_card, read_card
-from unveil.evaluation.features.extraction import FEATURE_SETS
-from unveil.evaluation.images.sets import SetSizes
+from unveil.evaluation.card.card import Card, flatten, parse_card, read_card
 
 ROOT = Path(__file__).resolve().parents[3]
-LITE, INCEPTION = FEATURE_SETS["efficientnet-lite0"], FEATURE_SETS["inception"]
-
-
-def test_a_metric_takes_its_numbers_from_flat_values() -> None:
-    metric = Metric.of("fid", FLAT, 50_000, 162_770, controls={"jpeg-75": 6})
-    assert (metric.value, metric.stderr, metric.low, metric.high, metric.level) == (
-        12.3181,
-        0.061,
-        12.2003,
-        12.4401,
-        0.95,
-    )
-    assert (metric.floor, metric.noise, metric.fraction, metric.controls) == (1.9, 400.1, 0.026163, {"jpeg-75": 6.0})
-    assert metric.lower_is_better and not Metric.of("recall", FLAT, 5).lower_is_better
-    bare = Metric.of("fid_infinity", FLAT, 5)  # fid's own endings are not its
-    assert bare.stderr is bare.low is bare.level is bare.floor is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"low": 1.0}, "stand together"),
-        ({"low": 2.0, "high": 1.0, "level": 0.9}, "low 2 is above high 1"),
-        ({"name": "beauty"}, "no known kind"),
-        ({"value": float("nan")}, "finite"),
-        ({"stderr": -1.0}, "greater than or equal to 0"),
-        ({"colour": 1}, "Extra inputs"),
-    ],
-)
-def test_a_metric_that_is_not_whole_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        Metric(**{"name": "fid", "value": 1.0, "lower_is_better": True, "n": 10} | changes)
 
 
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -155,24 +120,6 @@ def test_a_card_is_read_without_pytorch(tmp_path: Path) -> None:
         "render(read_card(Path(sys.argv[1]))); sys.exit('torch' in sys.modules)"
     )
     subprocess.run((sys.executable, "-c", code, str(path)), check=True, env={"PYTHONPATH": "src"}, cwd=ROOT)
-
-
-def test_warns_of_few_images_and_of_images_that_are_in_both_sets() -> None:
-    assert notes_on(SetSizes(1281, 1281, 1281), LITE) == []
-    assert notes_on(SetSizes(1280, 1280, 1280), LITE)[0].startswith("N = 1,280 is not above the 1,280 features")
-    few = notes_on(SetSizes(1000, 1000, 1000), INCEPTION)
-    assert len(few) == 2 and "50,000" in few[1]
-    assert notes_on(SetSizes(50_000, 162_770, 50_000), INCEPTION) == []
-    assert notes_on(SetSizes(2000, 3000, 2000), LITE, shared=12)[0].startswith("12 of the 2,000 held-out images")
-    (reference,) = notes_on(SetSizes(2000, 1000, 2000), LITE)
-    assert reference.startswith("The reference of 1,000 images is not above the 1,280 features")
-
-
-def test_warns_of_a_floor_at_fewer_images() -> None:
-    (only,) = notes_on(SetSizes(50_000, 162_770, 19_962), INCEPTION)  # and nothing of a bias at 50,000
-    assert "the floor is at N = 19,962, and is higher than it would be at N = 50,000" in only
-    floor, singular = notes_on(SetSizes(2000, 2000, 500), LITE)
-    assert "N = 500" in floor and singular.startswith("The held-out set of 500 images is not above the 1,280 features")
 
 
 def test_flatten_names_nested_values_with_dots() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.conftest import git
 from tests.evaluation.card.cards import FLAT, NAMES, TRAIN, card
+from tests.evaluation.card.cards import metric as metric_of
 from typer.testing import CliRunner, Result
 
 from unveil.cli.cards import find_card, revision_card
@@ -19,8 +20,9 @@ from unveil.cli.main import app
 from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
 from unveil.errors import UnveilError
-from unveil.evaluation.card.card import Card, Metric, parse_card
+from unveil.evaluation.card.card import Card, parse_card
 from unveil.evaluation.card.comparison import LIMIT, Comparison, Movement, compare, conclusion, describe, standard_error
+from unveil.evaluation.metrics.metric import Metric
 from unveil.run.store import Store
 from unveil.run.tracked import TrackedRun
 
@@ -134,11 +136,11 @@ BARE = card({"fid": 1.0})
 
 def test_an_interval_stands_for_a_standard_error_that_is_missing() -> None:
     flat = {key: value for key, value in FLAT.items() if key != "fid_stderr"}
-    metric = Metric.of("fid", flat, 10)
+    metric = metric_of("fid", flat)
     assert standard_error(metric) == pytest.approx((12.4401 - 12.2003) / 2 / 1.959964, rel=1e-6)
     wide = metric.model_copy(update={"level": 0.6826895})  # one standard deviation on either side
     assert standard_error(wide) == pytest.approx((12.4401 - 12.2003) / 2, rel=1e-6)
-    assert standard_error(Metric.of("recall", FLAT, 10)) is None
+    assert standard_error(metric_of("recall")) is None
 
 
 def test_without_a_standard_error_it_is_not_said_to_be_noise() -> None:

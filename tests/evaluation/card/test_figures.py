@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation.card.cards import card, choices, metrics
+from tests.evaluation.card.cards import card, choices, metric, metrics
 
-from unveil.evaluation.card.card import Card, Metric
+from unveil.evaluation.card.card import Card
 from unveil.evaluation.card.figures import (
     COLUMNS,
     ROWS,
@@ -65,7 +65,7 @@ def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
     write_precision_recall(path, card())
     assert path.read_text() == "features,precision,recall,density,coverage\ninception,0.71,0.52,0.9,0.81\n"
     names = {"fid": "inception", "precision": "inception", "recall_dinov2": "dinov2"}
-    more = [Metric.of(name, {name: 0.5}, 9, 9, features=on) for name, on in names.items()]
+    more = [metric(name, {name: 0.5}, n=9, n_reference=9, features=on) for name, on in names.items()]
     both = choices()
     both["features"]["dinov2"] = both["features"]["inception"] | {"extractor": "dinov2"}
     write_precision_recall(path, Card.of(more, both))

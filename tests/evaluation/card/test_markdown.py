@@ -8,9 +8,10 @@ from tests.evaluation.card.cards import NAMES, TRAIN, card, choices, metrics
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card import markdown
 from unveil.evaluation.card.card import AtSize, BySize, Card, parse_card
-from unveil.evaluation.card.kinds import kind_of
 from unveil.evaluation.card.markdown import render
+from unveil.evaluation.card.meanings import MEANINGS
 from unveil.evaluation.metrics import measurement
+from unveil.evaluation.metrics.registry import kind_of
 
 
 def _rows(page: str) -> dict[str, list[str]]:
@@ -48,7 +49,7 @@ def test_every_metric_stands_in_the_table_and_is_explained() -> None:
     assert rows["`inception_score`"][:2] == ["higher", "2.41 (spread 0.03)"]
     for name in NAMES:
         assert rows[f"`{name}`"][0] == ("lower" if kind_of(name).lower_is_better else "higher")
-        assert page.count(kind_of(name).meaning) == 1
+        assert page.count(MEANINGS[kind_of(name).title]) == 1
     bare = _rows(render(card({"fid": 3.0}, memorization=None)))
     assert bare["metric"] == ["better", "samples", "N"]  # no empty columns
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,7 +22,6 @@ from unveil.evaluation.images.sets import (
     load_samples,
     real_parts,
     set_sizes,
-    spread,
     uniform_noise,
 )
 from unveil.files import file_digest
@@ -254,16 +251,6 @@ def test_other_kinds_of_files_are_refused_by_name(tmp_path: Path, suffix: str) -
     path.write_bytes(b"anything")
     with pytest.raises(UnveilError, match=f"found a \\{suffix} file, expected .safetensors, .npz or a folder"):
         load_samples(path, 2)
-
-
-@settings(deadline=None)
-@given(count=st.integers(1, 300), more=st.integers(0, 100_000))
-def test_spread_covers_everything_evenly(count: int, more: int) -> None:
-    total = count + more
-    places = spread(total, count)
-    assert len(places) == count and places[0] == 0 and places[-1] < total
-    gaps = np.diff(np.append(places, total))
-    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize("parts", [[12], [5, 4, 3], [1, 1, 10]])

@@ -1,8 +1,11 @@
-"""The kinds of metrics: each name has one, and the right one."""
+"""Every metric has an entry, and every name a kind: the right one."""
+
+from typing import get_args
 
 import pytest
 
-from unveil.evaluation.card.kinds import KINDS, kind_of
+from unveil.evaluation.card.meanings import MEANINGS
+from unveil.evaluation.metrics.registry import KINDS, METRICS, MetricName, kind_of
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,11 @@ def test_other_names_have_none(name: str) -> None:
 
 
 def test_each_kind_is_explained_in_one_sentence() -> None:
-    for kind in KINDS:
-        assert kind.meaning and not kind.meaning.endswith(".") and ". " not in kind.meaning
-        assert kind.defined_by
+    assert set(MEANINGS) == {kind.title for kind in KINDS if kind.listed}
+    for meaning in MEANINGS.values():
+        assert meaning and not meaning.endswith(".") and ". " not in meaning
+    assert all(kind.defined_by for kind in KINDS)
+
+
+def test_every_name_of_a_metric_has_an_entry() -> None:
+    assert set(get_args(MetricName)) == set(METRICS)
