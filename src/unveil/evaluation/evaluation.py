@@ -237,8 +237,7 @@ def _card(found: list[Measured], choices: Mapping[str, Any], notes: list[str], s
 
 def _write_neighbours(path: Path, copies: Copies, samples: Tensor, real: RealImages) -> None:
     """The samples nearest to training images and some drawn evenly, each beside its nearest training images."""
-    shown = to_show(copies.neighbours, SHOWN_SAMPLES)
-    rows = [*shown.nearest.tolist(), *shown.even.tolist()]
+    rows = to_show(copies.neighbours, SHOWN_SAMPLES).tolist()
     indices = torch.from_numpy(copies.neighbours.indices[rows])
     training = _rows(real_parts(real.folder, real.index, real.splits[0], real.sizes.reference), indices)
     with atomic_path(path) as temporary:

@@ -6,11 +6,9 @@ import pytest
 from tests.evaluation.card.cards import NAMES, TRAIN, card, choices, metrics
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card import markdown
 from unveil.evaluation.card.card import AtSize, BySize, Card, parse_card
 from unveil.evaluation.card.markdown import render
 from unveil.evaluation.card.meanings import MEANINGS
-from unveil.evaluation.metrics import measurement
 from unveil.evaluation.metrics.registry import kind_of
 
 
@@ -67,10 +65,6 @@ def test_controls_stand_in_order_below_the_samples_each_row_with_its_n() -> None
     assert (
         "only rows of equal N compare" in table and "The order is that of" in table and "controls.jpeg-75" not in page
     )
-
-
-def test_the_name_of_undamaged_controls_is_the_measurements() -> None:
-    assert markdown.UNDAMAGED == measurement.UNDAMAGED
 
 
 def test_distances_without_a_limit_say_so() -> None:

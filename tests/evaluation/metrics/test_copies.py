@@ -12,7 +12,6 @@ from unveil.evaluation.metrics.copies import (
     Copies,
     find_copies,
     nearest,
-    nearest_others,
     quantile_test,
     rank_test,
     to_show,
@@ -54,7 +53,7 @@ def test_nearest_others_equals_brute_force_in_blocks(monkeypatch: pytest.MonkeyP
     features = _faces(50, 5)
     features[31] = features[2]
     distances = (features.double()[:, None] - features.double()).norm(dim=2).fill_diagonal_(float("inf"))
-    found = nearest_others(features)
+    found = nearest(features)
     np.testing.assert_allclose(found.distances[:, 0], distances.min(dim=1).values.numpy(), rtol=1e-6)
     assert found.indices[31, 0] == 2 and found.indices[2, 0] == 31 and found.distances[2, 0] == 0
 
@@ -247,7 +246,7 @@ def test_to_show_takes_the_nearest_and_an_even_draw() -> None:
     samples[41] = TRAINING[7]
     neighbours = find_copies(samples, TRAINING, HELD_OUT, 0).neighbours
     found = to_show(neighbours, 6)
-    assert found.nearest[0] == 41 and len(found.nearest) == 6 and list(found.even) == [0, 10, 20, 30, 40, 50]
+    assert found[0] == 41 and len(found) == 12 and list(found[6:]) == [0, 10, 20, 30, 40, 50]
     assert neighbours.indices.shape == (60, 5) and neighbours.indices[41, 0] == 7
 
 

@@ -12,12 +12,12 @@ from torch_fidelity import FeatureExtractorBase
 from unveil.distributed import Processes
 from unveil.evaluation.card.sentences import on_limit, on_training
 from unveil.evaluation.card.statement import by_size_of
-from unveil.evaluation.choices import MetricName
+from unveil.evaluation.choices import UNDAMAGED, MetricName
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, FeatureSet
 from unveil.evaluation.metrics.distances import frechet_distance, kernel_distance, statistics
 from unveil.evaluation.metrics.manifold import density_coverage, precision_recall
-from unveil.evaluation.metrics.measurement import UNDAMAGED, Asked, ImageSet, Measured, extract_sets, measure
+from unveil.evaluation.metrics.measurement import Asked, ImageSet, Measured, extract_sets, measure
 from unveil.evaluation.metrics.metric import flat_metrics
 from unveil.evaluation.metrics.registry import kind_of
 

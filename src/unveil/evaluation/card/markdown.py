@@ -8,12 +8,12 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card.card import BySize, Card, Split, flatten
 from unveil.evaluation.card.meanings import MEANINGS
 from unveil.evaluation.card.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE, PublishedValue, share
+from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.metrics.metric import Metric
 from unveil.evaluation.metrics.registry import kind_of
 
 SPLITS = ("reference", "held_out")
 UNSAID = "The samples do not say."
-UNDAMAGED = "undamaged"  # as unveil.evaluation.metrics.measurement names it, which imports PyTorch
 UNDAMAGED_WORDS = "nothing: the floor of the controls"
 HASH = re.compile(r"[0-9a-f]{32,}")
 

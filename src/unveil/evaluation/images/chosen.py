@@ -12,9 +12,10 @@ from torch import Tensor
 from unveil.data.order import spread
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
+from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.images.controls import CONTROLS, REREAD, check_archive, mistake_of, other_protocol, reread
 from unveil.evaluation.images.sets import SampleFile, SetSizes, digest, load_ids, real_parts, uniform_noise
-from unveil.evaluation.metrics.measurement import HELD_OUT, NOISE, REFERENCE, SAMPLES, UNDAMAGED, ImageSet
+from unveil.evaluation.metrics.measurement import HELD_OUT, NOISE, REFERENCE, SAMPLES, ImageSet
 
 
 @dataclass(frozen=True)

@@ -150,16 +150,6 @@ class Copies:
     neighbours: Neighbours
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Places of the samples that a picture shows."""
-
-    nearest: NDArray[np.int64]
-    """Nearest to training images first."""
-    even: NDArray[np.int64]
-    """Drawn evenly over all samples."""
-
-
 def find_copies(
     samples: Tensor,
     training: Tensor,
@@ -198,25 +188,43 @@ def find_copies(
     return Copies(of_training, duplicates, neighbours)
 
 
-def nearest(queries: Tensor, targets: Tensor, k: int = 1) -> Neighbours:
+def nearest(queries: Tensor, targets: Tensor | None = None, k: int = 1) -> Neighbours:
     """The k nearest targets [T, D] of each query [N, D], by L2 distance; fewer than k where T is smaller.
 
-    Candidates come from products in float32, their distances from differences in float64. A distance within
-    rounding of zero is 0, so that equal images tie.
+    Without targets they are the other queries, of which an equal one counts as another. Candidates come from products
+    in float32, their distances from differences in float64. A distance within rounding of zero is 0, so that equal
+    images tie.
     """
-    return _nearest(queries, targets, k, others=False)
+    others = targets is None
+    targets = queries if targets is None else targets
+    centre = targets.mean(dim=0)  # products of centred vectors lose fewer digits
+    centred = targets - centre
+    norms = (centred * centred).sum(dim=1)
+    tie = ROUNDING * float(norms.mean(dtype=torch.float64).sqrt())
+    k = min(k, len(targets) - others)
+    indices, distances = [], []
+    for start in range(0, len(queries), BLOCK_ROWS):
+        rows = queries[start : start + BLOCK_ROWS] - centre
+        squares = torch.addmm(norms, rows, centred.T, alpha=-2)  # less the query's own square, equal in its row
+        if others:
+            squares.diagonal(offset=start).fill_(math.inf)
+        candidates = squares.topk(min(k + SPARE, len(targets) - others), dim=1, largest=False).indices
+        exact = torch.stack([(rows - centred[column]).double().norm(dim=1) for column in candidates.T], dim=1)
+        exact[exact <= tie] = 0
+        order = exact.argsort(dim=1, stable=True)[:, :k]
+        indices.append(candidates.gather(1, order))
+        distances.append(exact.gather(1, order))
+    return Neighbours(torch.cat(indices).numpy(), torch.cat(distances).numpy())
 
 
-def nearest_others(features: Tensor, k: int = 1) -> Neighbours:
-    """The k nearest other vectors of each of a set [N, D], as ``nearest``; an equal vector counts as another."""
-    return _nearest(features, features, k, others=True)
+def to_show(neighbours: Neighbours, count: int) -> NDArray[np.int64]:
+    """Places of the samples that a picture shows: the ``count`` nearest to training images, and as many drawn evenly.
 
-
-def to_show(neighbours: Neighbours, count: int) -> Shown:
-    """Which samples a picture shows: the ``count`` nearest to training images, and as many drawn evenly."""
+    The nearest stand first.
+    """
     count = min(count, len(neighbours.distances))
     order = np.argsort(neighbours.distances[:, 0], kind="stable")
-    return Shown(order[:count], spread(len(order), count))
+    return np.concatenate((order[:count], spread(len(order), count)))
 
 
 def rank_test(one: NDArray[np.float64], other: NDArray[np.float64]) -> Share:
@@ -247,27 +255,6 @@ def quantile_test(
     return Share(below / len(one), k / (len(other) + 1), _chance_of(below, len(one), k, len(other)))
 
 
-def _nearest(queries: Tensor, targets: Tensor, k: int, others: bool) -> Neighbours:
-    centre = targets.mean(dim=0)  # products of centred vectors lose fewer digits
-    centred = targets - centre
-    norms = (centred * centred).sum(dim=1)
-    tie = ROUNDING * float(norms.mean(dtype=torch.float64).sqrt())
-    k = min(k, len(targets) - others)
-    indices, distances = [], []
-    for start in range(0, len(queries), BLOCK_ROWS):
-        rows = queries[start : start + BLOCK_ROWS] - centre
-        squares = torch.addmm(norms, rows, centred.T, alpha=-2)  # less the query's own square, equal in its row
-        if others:
-            squares.diagonal(offset=start).fill_(math.inf)
-        candidates = squares.topk(min(k + SPARE, len(targets) - others), dim=1, largest=False).indices
-        exact = torch.stack([(rows - centred[column]).double().norm(dim=1) for column in candidates.T], dim=1)
-        exact[exact <= tie] = 0
-        order = exact.argsort(dim=1, stable=True)[:, :k]
-        indices.append(candidates.gather(1, order))
-        distances.append(exact.gather(1, order))
-    return Neighbours(torch.cat(indices).numpy(), torch.cat(distances).numpy())
-
-
 def _first_of_each(features: Tensor, threshold: float) -> NDArray[np.int64]:
     """Indices of the vectors that have no earlier one nearer than the threshold, or equal to them."""
     centred = features - features.mean(dim=0)
@@ -285,14 +272,14 @@ def _first_of_each(features: Tensor, threshold: float) -> NDArray[np.int64]:
 def _duplicates(samples: Tensor, held_out: Tensor, random: np.random.Generator) -> Duplicates:
     count = min(len(samples), len(held_out))
     chosen = [part[torch.from_numpy(spread(len(part), count))] for part in (samples, held_out)]
-    one, other = (nearest_others(part).distances[:, 0] for part in chosen)
+    one, other = (nearest(part).distances[:, 0] for part in chosen)
     k = _rank(QUANTILES[0], count)
     below = int(_below(one / _usual(chosen[0]), other / _usual(chosen[1]), k, random).sum())
     # Two images are each other's nearest, mostly, so they count once: as pairs.
     p = _chance_of(below // 2, count // 2, -(-k // 2), count // 2)
     near = Share(below / count, k / (count + 1), p)
     equal = _chance_of_more(int((one == 0).sum()) // 2, count // 2, int((other == 0).sum()) // 2, count // 2)
-    full = one if count == len(samples) else nearest_others(samples).distances[:, 0]
+    full = one if count == len(samples) else nearest(samples).distances[:, 0]
     return Duplicates(
         near=near,
         exact=int((full == 0).sum()),

@@ -66,12 +66,8 @@ def precision_recall(
     samples, reference = _centred(samples, reference, neighbours)
     radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
     own = _nearest(samples, neighbours + 1)[:, -1]
-    inside, recalled = torch.zeros(len(samples), dtype=torch.bool), 0
-    for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
-        distances = torch.cdist(rows, samples)
-        inside |= (distances <= reach[:, None]).any(dim=0)
-        recalled += int((distances <= own).any(dim=1).sum())
-    return PrecisionRecall(float(inside.double().mean()), recalled / len(reference))
+    balls, recalled = _overlap(samples, reference, radii, own)
+    return PrecisionRecall(float((balls > 0).double().mean()), recalled / len(reference))
 
 
 def density_coverage(
@@ -84,12 +80,8 @@ def density_coverage(
     """
     samples, reference = _centred(samples, reference, neighbours)
     radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
-    inside, covered = 0, 0
-    for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
-        within = torch.cdist(rows, samples) <= reach[:, None]
-        inside += int(within.sum())
-        covered += int(within.any(dim=1).sum())
-    return DensityCoverage(inside / (neighbours * len(samples)), covered / len(reference))
+    balls, covered = _overlap(samples, reference, radii)
+    return DensityCoverage(int(balls.sum()) / (neighbours * len(samples)), covered / len(reference))
 
 
 def precision_recall_stderr(
@@ -108,7 +100,7 @@ def precision_recall_stderr(
     """
     samples, reference = _centred(samples, reference, neighbours)
     radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
-    inside = _balls_around(samples, reference, radii) > 0
+    inside = _overlap(samples, reference, radii)[0] > 0
     few, real = _few(samples), _few(reference)
     between, among = torch.cdist(real, few), torch.cdist(few, few)
 
@@ -130,7 +122,7 @@ def density_coverage_stderr(
     """Standard errors of both, as ``precision_recall_stderr``: density is the mean, coverage needs the halves."""
     samples, reference = _centred(samples, reference, neighbours)
     radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
-    counts = _balls_around(samples, reference, radii) / neighbours
+    counts = _overlap(samples, reference, radii)[0] / neighbours
     few = _few(samples)
     within = torch.cdist(_few(reference), few) <= _few(radii)[:, None]
 
@@ -146,12 +138,18 @@ def _nearest(features: Tensor, count: int) -> Tensor:
     return torch.cat(blocks)
 
 
-def _balls_around(samples: Tensor, reference: Tensor, radii: Tensor) -> Tensor:
-    """In how many balls of the reference each sample lies, [N]."""
-    counts = torch.zeros(len(samples), dtype=torch.int64)
+def _overlap(samples: Tensor, reference: Tensor, radii: Tensor, own: Tensor | None = None) -> tuple[Tensor, int]:
+    """In how many balls of the reference each sample lies, [N], and how many balls hold a sample.
+
+    With radii ``own`` [N] of the samples instead how many of the reference lie in a ball of theirs.
+    """
+    balls, held = torch.zeros(len(samples), dtype=torch.int64), 0
     for rows, reach in zip(reference.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
-        counts += (torch.cdist(rows, samples) <= reach[:, None]).sum(dim=0)
-    return counts
+        distances = torch.cdist(rows, samples)
+        within = distances <= reach[:, None]
+        balls += within.sum(dim=0)
+        held += int((within if own is None else distances <= own).any(dim=1).sum())
+    return balls, held
 
 
 def _few(features: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unveil.data.order import spread
 from unveil.distributed import Processes
+from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, FeatureSet, feature_facts, features_of
 from unveil.evaluation.metrics.copies import Copies
@@ -20,8 +21,6 @@ from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
 LEAST_FOR_INTERVAL = 24  # samples
-UNDAMAGED = "undamaged"
-"""Name, among the controls, of the same real images as they are."""
 
 T = TypeVar("T")
 

@@ -35,7 +35,6 @@ class FrechetInterval:
     low: float
     high: float
     level: float
-    num_samples: int
     linear: float
     """V1, the variance of the linear part."""
     quadratic: float
@@ -104,7 +103,6 @@ def frechet_interval(
         low=max(estimate - reach, 0.0),
         high=estimate + reach,
         level=level,
-        num_samples=len(samples),
         linear=both - 2 * quadratic,
         quadratic=quadratic,
         degrees=degrees,
