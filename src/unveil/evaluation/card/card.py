@@ -173,46 +173,20 @@ class Card(_Part):
         return self
 
     @classmethod
-    def of(
-        cls,
-        metrics: Sequence[Metric],
-        choices: Mapping[str, Any],
-        *,
-        by_size: Sequence[BySize] = (),
-        memorization: Mapping[str, Any] | None = None,
-        lossy: Sequence[str] = (),
-        notes: Sequence[str] = (),
-        environment: Mapping[str, Any] | None = None,
-        cost: Mapping[str, Any] | None = None,
-    ) -> Self:
+    def of(cls, metrics: Sequence[Metric], choices: Mapping[str, Any], **others: Any) -> Self:
         """The card of these facts, with the published values that they may stand beside.
 
         Args:
             metrics: the one that the card is about first.
             choices: nested mapping, as ``Choices`` has it; tuples become lists.
-            by_size: distances at several N.
-            memorization: ``sentences`` and ``numbers``.
-            lossy: what was lost before the samples came here, one sentence each.
-            notes: warnings, one sentence each.
-            environment: versions and hardware.
-            cost: seconds and the like.
+            others: more attributes of the card, as plain values or parts.
 
         Raises:
             ValueError: for facts that are not whole, of another type, or not finite.
         """
-        document = {
-            "format": FORMAT,
-            "metrics": [metric.model_dump() for metric in metrics],
-            "by_size": [part.model_dump() for part in by_size],
-            "memorization": memorization,
-            "lossy": list(lossy),
-            "notes": list(notes),
-            "published": {},
-            "choices": choices,
-            "environment": environment or {},
-            "cost": cost or {},
-        }
-        found = cls.model_validate_json(json.dumps(document, allow_nan=False), strict=True)
+        document = {"metrics": metrics, "choices": choices, "published": {}, **others}
+        text = json.dumps(document, allow_nan=False, default=lambda part: part.model_dump())
+        found = cls.model_validate_json(text, strict=True)
         measured = found.measurement()
         published = Published(values=comparable(measured), why_not=why_not_comparable(measured))
         return found.model_copy(update={"published": published})
