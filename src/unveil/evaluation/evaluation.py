@@ -44,8 +44,8 @@ from unveil.evaluation.images.sets import (
     set_sizes,
 )
 from unveil.evaluation.metrics.copies import Copies, to_show
-from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, Measured, extract_sets, measure
-from unveil.evaluation.metrics.metric import flat_metrics
+from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, extract_sets, measure
+from unveil.evaluation.metrics.metric import Found, flat_metrics
 from unveil.evaluation.metrics.registry import METRICS, kind_of
 from unveil.files import atomic_path
 
@@ -197,12 +197,12 @@ def evaluate(
         real.index.num_images("train"),
     )
     sets = {**four_sets(real, inputs.samples, settings.seed), **damaged.sets}
-    found = []
+    found: dict[str, Found] = {}
     for extractor in extractors:
         layers = extract_sets(sets, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
         if layers is not None:
             say(f"{extractor.features.name}: {', '.join(settings.metrics)}")
-            found.append(measure(layers, extractor.features, asked))
+            found[extractor.features.name] = measure(layers, extractor.features, asked)
     if not processes.is_main:
         return None
     choices = {
@@ -213,25 +213,27 @@ def evaluate(
         "evaluation": evaluation_choices(asked, damaged.words),
         "code": dict(code),
     }
-    return Evaluated(_flat(found, real), _card(found, choices, notes, inputs.samples), inputs, found[0].copies)
+    return Evaluated(
+        _flat(found, real), _card(found, choices, notes, inputs.samples), inputs, found[settings.features[0]].copies
+    )
 
 
-def _flat(found: list[Measured], real: RealImages) -> dict[str, float | int]:
+def _flat(found: Mapping[str, Found], real: RealImages) -> dict[str, float | int]:
     sizes = real.sizes
     counts = {"num_samples": sizes.samples, "num_reference": sizes.reference, "num_held_out": sizes.held_out}
-    values = {name: value for measured in found for name, value in flat_metrics(measured.metrics).items()}
+    values = {name: value for part in found.values() for name, value in flat_metrics(part.metrics).items()}
     return {**values, **counts}
 
 
-def _card(found: list[Measured], choices: Mapping[str, Any], notes: list[str], samples: SampleFile) -> Card:
-    by_size = [(measured, measured.by_size) for measured in found if measured.by_size is not None]
+def _card(found: Mapping[str, Found], choices: Mapping[str, Any], notes: list[str], samples: SampleFile) -> Card:
+    by_size = [(FEATURE_SETS[name], part.by_size) for name, part in found.items() if part.by_size is not None]
     return Card.of(
-        [metric for measured in found for metric in measured.metrics if kind_of(metric.name).listed],
+        [metric for part in found.values() for metric in part.metrics if kind_of(metric.name).listed],
         choices,
-        by_size=[by_size_of(measured.features.frechet, part) for measured, part in by_size],
+        by_size=[by_size_of(features.frechet, part) for features, part in by_size],
         memorization=memorization_of(found),
         lossy=[str(samples.facts["lossy"])] if samples.facts.get("lossy") else [],
-        notes=[*notes, *(note for measured, part in by_size for note in on_limit(part, measured.features.dimension))],
+        notes=[*notes, *(note for features, part in by_size for note in on_limit(part, features.dimension))],
     )
 
 

@@ -17,8 +17,8 @@ from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, FeatureSet
 from unveil.evaluation.metrics.distances import frechet_distance, kernel_distance, statistics
 from unveil.evaluation.metrics.manifold import density_coverage, precision_recall
-from unveil.evaluation.metrics.measurement import Asked, ImageSet, Measured, extract_sets, measure
-from unveil.evaluation.metrics.metric import flat_metrics
+from unveil.evaluation.metrics.measurement import Asked, ImageSet, extract_sets, measure
+from unveil.evaluation.metrics.metric import Found, flat_metrics
 from unveil.evaluation.metrics.registry import kind_of
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
@@ -34,7 +34,7 @@ def _sets(shift: float = 0.3, noise: float = 5.0, count: int = 60) -> dict[str, 
     return {"samples": samples + shift, "reference": reference, "held_out": held_out, "noise": far + noise}
 
 
-def _measure(sets: Mapping[str, Tensor], features: FeatureSet = LITE, **changes: Any) -> Measured:
+def _measure(sets: Mapping[str, Tensor], features: FeatureSet = LITE, **changes: Any) -> Found:
     asked: dict[str, Any] = {
         "metrics": TWO,
         "kid_subsets": 10,

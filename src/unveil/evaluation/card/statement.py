@@ -1,7 +1,7 @@
 """What an evaluation card states, from what an evaluation used and found."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +13,12 @@ from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.evaluation.card.card import AtSize, BySize
 from unveil.evaluation.card.sentences import on_duplicates, on_training
-from unveil.evaluation.features.extraction import Extractor
+from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor
 from unveil.evaluation.images.sets import SampleFile, SetSizes
 from unveil.evaluation.metrics.distances import INCEPTION_SCORE_SPLITS
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
-from unveil.evaluation.metrics.measurement import Asked, Measured
+from unveil.evaluation.metrics.measurement import Asked
+from unveil.evaluation.metrics.metric import Found
 from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
 OTHER_SECTIONS = ("source", "protocol", "image_size", "shards", "model", "config")
@@ -30,16 +31,15 @@ def by_size_of(metric: str, part: FrechetBySize) -> BySize:
     return BySize(metric=metric, points=points, extrapolation=part.infinity)
 
 
-def memorization_of(found: Sequence[Measured]) -> dict[str, Any] | None:
+def memorization_of(found: Mapping[str, Found]) -> dict[str, Any] | None:
     """Sentences and numbers on copies, of all networks; None if nobody looked for them."""
     sentences: list[str] = []
     numbers: dict[str, float | int] = {}
-    for measured in found:
-        if (copies := measured.copies) is None:
+    for name, part in found.items():
+        if (copies := part.copies) is None:
             continue
-        start = "" if len(found) == 1 else f"{measured.features.name}: "
+        start, end = "" if len(found) == 1 else f"{name}: ", FEATURE_SETS[name].suffix
         sentences += [start + line for line in (*on_training(copies.of_training), *on_duplicates(copies.duplicates))]
-        end = measured.features.suffix
         numbers |= {
             f"nearer_to_training{end}": copies.of_training.nearer.found,
             f"near_duplicates{end}": copies.duplicates.near.found,

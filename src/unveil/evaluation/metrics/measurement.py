@@ -12,12 +12,10 @@ from unveil.distributed import Processes
 from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, FeatureSet, feature_facts, features_of
-from unveil.evaluation.metrics.copies import Copies
 from unveil.evaluation.metrics.distances import significant
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, ball_radii
 from unveil.evaluation.metrics.metric import AFTER_NOISE, Found, Metric
 from unveil.evaluation.metrics.registry import METRICS, MetricName, kind_of
-from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
 LEAST_FOR_INTERVAL = 24  # samples
@@ -64,23 +62,6 @@ class Asked:
     seed: int
     shared: int = 0
     training_total: int | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was found on one network's features.
-
-    Attributes:
-        features: the network's.
-        metrics: in the order in which a reader wants them.
-        by_size: the Fréchet distance at several N.
-        copies: of training images and of each other.
-    """
-
-    features: FeatureSet
-    metrics: tuple[Metric, ...]
-    by_size: FrechetBySize | None = None
-    copies: Copies | None = None
 
 
 class Sets:
@@ -187,7 +168,7 @@ def extract_sets(
     return present if processes.is_main else None
 
 
-def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Measured:
+def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Found:
     """All metrics that are asked for, of features by set and layer, which are taken out: see ``Sets``.
 
     Raises:
@@ -203,8 +184,7 @@ def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked
         if METRICS[name].turn == AFTER_NOISE:
             sets.let_go_of_noise()
         found[name] = METRICS[name].measure(sets, asked)
-    return Measured(
-        features,
+    return Found(
         tuple(metric for name in chosen for metric in found[name].metrics),
         next((part.by_size for part in found.values() if part.by_size is not None), None),
         next((part.copies for part in found.values() if part.copies is not None), None),

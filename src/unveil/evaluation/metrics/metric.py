@@ -125,7 +125,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Found:
-    """What one entry measures: its metrics in a reader's order, and what a card and its figures show besides."""
+    """What was measured on one network: metrics in a reader's order, and what a card and its figures show besides.
+
+    Attributes:
+        metrics: the headline first.
+        by_size: the Fréchet distance at several N.
+        copies: of training images and of each other.
+    """
 
     metrics: tuple[Metric, ...]
     by_size: "FrechetBySize | None" = None
