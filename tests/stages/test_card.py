@@ -54,7 +54,6 @@ def test_the_page_is_written_where_no_run_can_have_it(
         Store.locate(project).open()
     elif away == "server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        monkeypatch.setattr("unveil.run.writer.WAIT_SECONDS", 0.5)
     done = _run()
     assert done.exit_code == 0 and _written(project)
     said = done.output.splitlines()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unveil.run.tracking import Store, one_line, tracking_is_off
-from unveil.run.writer import Writer
+from unveil.run.writer import TOTAL_SECONDS, Writer
 
 
 def attach(run_id: str, file: Path, start: Path) -> str | None:
@@ -24,7 +24,7 @@ def attach(run_id: str, file: Path, start: Path) -> str | None:
         return True
 
     try:
-        done = Writer(lambda *_: True).ask(copy)
+        done = Writer(lambda *_: True).ask(copy, TOTAL_SECONDS)  # importing MLflow alone takes seconds
     except Exception as error:  # noqa: BLE001 - the file is where it belongs, and its copy decides nothing
         return one_line(error)
     return None if done else f"{store.shown} does not answer"
