@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from unveil.commands import one_line_errors
 from unveil.evaluation.card.card import read_card
 from unveil.evaluation.card.markdown import render
 from unveil.files import read_json, write_text
 from unveil.layout import CARD, EVALUATE_RECORD, PAGE
+from unveil.printing import unheard
 from unveil.run.attach import attach
+from unveil.run.commands import one_line_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -24,7 +25,7 @@ def main(
     ),
 ) -> None:
     """Write the card for people, and attach it to the evaluation's MLflow run. It has no run of its own."""
-    with one_line_errors():
+    with unheard(), one_line_errors():
         write_text(page, render(read_card(card)))
         run_id = read_json(record, dict[str, Any], "evaluate again").get("run_id") if record.exists() else None
         if isinstance(run_id, str) and (refused := attach(run_id, page, Path.cwd())) is not None:

@@ -18,7 +18,6 @@ FRAME = {
     f"src/unveil/{name}.py"
     for name in (
         "__init__",
-        "commands",
         "errors",
         "files",
         "layout",
@@ -31,6 +30,7 @@ FRAME = {
         "run/attach",
         "run/checkout",
         "run/dvc",
+        "run/commands",
         "run/launch",
         "run/signals",
         "run/stage",

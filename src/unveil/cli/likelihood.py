@@ -10,6 +10,7 @@ import typer
 import unveil
 from unveil.errors import UnveilError
 from unveil.layout import MODELS, SHARDS
+from unveil.progress import Passing, say
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ def likelihood(
         "bits_per_dim_stderr": significant(found.stderr),
         "bits_per_dim_nfe": significant(float(found.nfe.double().mean())),
     }
-    typer.echo(
+    say(
         f"{found.mean:.4f} ± {found.stderr:.4f} bits per dimension, an upper bound, lower is better: {images:,} images "
         f"of the {split} split, {numbers['bits_per_dim_nfe']:.4g} network evaluations each"
     )
@@ -103,5 +104,5 @@ def measure(
                 f"likelihood of the images {start} to {start + len(batch) - 1}: {error}; train a model whose loss is "
                 "finite"
             ) from None
-        typer.echo(f"likelihood of {start + len(batch)} of {len(images)} images", err=True)
+        say(Passing(f"likelihood of {start + len(batch)} of {len(images)} images"))
     return BitsPerDim(torch.cat([part.values for part in parts]), torch.cat([part.nfe for part in parts]))

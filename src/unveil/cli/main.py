@@ -1,13 +1,11 @@
 """The command ``unveil``: what it has, in one place. Heavy libraries are imported where a command needs them."""
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, params, recipes
+from unveil.cli import averages, cards, curves, diffusers, doctor, likelihood, params, recipes
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -60,5 +58,6 @@ app.command(
 )(cards.compare)
 app.command("import", epilog=examples("unveil import path/to/folder --force"))(diffusers.import_)
 app.command(epilog=examples("unveil export my-model", "unveil export my-model --scheduler ddim"))(diffusers.export)
-if find_spec("unveil.cli.likelihood") is not None:
-    app.command(epilog=examples("unveil likelihood --images 64"))(import_module("unveil.cli.likelihood").likelihood)
+app.command(epilog=examples("unveil likelihood --images 64", "unveil likelihood --split valid --out bits.json"))(
+    likelihood.likelihood
+)
