@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from unveil.evaluation.card.markdown import render
 from unveil.files import write_json
-from unveil.run.tracking import Store
+from unveil.run.store import Store
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def likelihood(
     from unveil.evaluation.metrics.distances import significant
     from unveil.files import destination, file_digest, write_json
     from unveil.precision import resolve_device, set_tf32
-    from unveil.run.code import code_commit
+    from unveil.run.checkout import code_commit
     from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
     from unveil.training.choices import parse_weights
 
@@ -78,7 +78,7 @@ def likelihood(
         data = {"source": index.source, "protocol": index.protocol, "image_size": index.image_size}
         data |= {"shards": index.digest(), "split": split, "images": images}
         method = {**asdict(config), "device": where.type, "dtype": "float32"}
-        code = {"commit": code_commit(), "unveil": unveil.__version__, "torch": version("torch")}
+        code = {"commit": code_commit(Path.cwd()), "unveil": unveil.__version__, "torch": version("torch")}
         write_json(out, {**numbers, "model": model, "data": data, "method": method, "code": code})
 
 

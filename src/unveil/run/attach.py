@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from unveil.run.tracking import Store, one_line, tracking_is_off
+from unveil.errors import one_line
+from unveil.run.store import Store, tracking_is_off
 from unveil.run.writer import TOTAL_SECONDS, Writer
 
 
