@@ -15,8 +15,8 @@ from unveil.diffusion.design import Diffusion
 from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
 from unveil.errors import UnveilError
 from unveil.files import file_digest
+from unveil.model import ModelConfig, load_denoiser, save_model
 from unveil.networks.unet import UNet, UNetConfig
-from unveil.training.checkpoint import ModelConfig, load_denoiser, save_model
 
 SIZE = 16
 IMAGES = torch.randint(0, 256, (30, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -43,10 +43,10 @@ def likelihood(
     from unveil.evaluation.images.sets import load_real
     from unveil.evaluation.metrics.distances import significant
     from unveil.files import destination, file_digest, write_json
+    from unveil.model import WEIGHTS_FILE, load_denoiser
     from unveil.precision import resolve_device, set_tf32
     from unveil.run.checkout import code_commit
-    from unveil.training.checkpoint import WEIGHTS_FILE, load_denoiser
-    from unveil.training.choices import parse_weights
+    from unveil.weights import parse_weights
 
     if device not in ("auto", "cpu", "cuda"):
         raise UnveilError(f"--device: found {device}, expected auto, cpu or cuda")
