@@ -5,19 +5,16 @@ pixels; ``reread`` takes the same images from the raw archive again, by another 
 """
 
 import io
-import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import pad
 
 from unveil.data.celeba import CANVAS, PARTITION_FILE, ZIP_NAME, image_member, image_number, read_partition
 from unveil.data.images import open_zip, read_member
@@ -32,7 +29,6 @@ from unveil.seeds import image_seed
 
 AT_ONCE = 128  # images that are held as floats, or at full size
 COMPARED = 16  # images by which an archive is recognised
-REACH = 4  # standard deviations at which the blur's weights end
 
 
 def jpeg(images: Tensor, quality: int = 75) -> Tensor:
@@ -68,25 +64,18 @@ def _through_file(images: Tensor, kind: str, **options: int) -> Tensor:
 def blur(images: Tensor, sigma: float = 1.0) -> Tensor:
     """Gaussian blur with a standard deviation of ``sigma`` pixels, rounded to whole levels.
 
-    Weights end ``REACH`` standard deviations away; beyond the border the nearest pixel goes on. Summed in float64 in a
-    fixed order, so that every machine gives the same bytes.
+    SciPy's, in float64. Weights end four standard deviations away; beyond the border the nearest pixel goes on.
 
     Raises:
         ValueError: for a sigma that is not positive.
     """
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected > 0")
-    reach = math.ceil(REACH * sigma)
-    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-reach, reach + 1)]
-    weights = [weight / math.fsum(weights) for weight in weights]
-    height, width = images.shape[2:]
-    parts = []
-    for part in images.split(AT_ONCE):
-        x = pad(part.double(), (reach, reach, reach, reach), mode="replicate")
-        x = sum((weight * x[:, :, at : at + height] for at, weight in enumerate(weights)), start=torch.zeros(()))
-        x = sum((weight * x[..., at : at + width] for at, weight in enumerate(weights)), start=torch.zeros(()))
-        parts.append(x.round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(parts)
+    found = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), AT_ONCE):
+        part = images[start : start + AT_ONCE].numpy().astype(np.float64)
+        found[start : start + AT_ONCE] = np.rint(gaussian_filter(part, (0, 0, sigma, sigma), mode="nearest"))
+    return torch.from_numpy(found)
 
 
 def noise(images: Tensor, sigma: float = 25.0, seed: int = 0) -> Tensor:
@@ -124,31 +113,29 @@ class Control:
     make: Callable[[Tensor, int], Tensor]
 
 
-CONTROLS: Mapping[str, Control] = MappingProxyType(
-    {
-        control.name: control
-        for control in (
-            Control(
-                "jpeg75",
-                "JPEG, quality 75",
-                "The samples or the reference were saved as JPEG, at Pillow's default quality.",
-                lambda images, seed: jpeg(images, 75),
-            ),
-            Control(
-                "blur",
-                "Gaussian blur, sigma 1 pixel",
-                "The images are soft: another resize filter, or a decoder that smooths.",
-                lambda images, seed: blur(images, 1.0),
-            ),
-            Control(
-                "noisy",
-                "Gaussian noise, sigma 25/255",
-                "The sampler stopped before all noise was removed.",
-                lambda images, seed: noise(images, 25.0, seed),
-            ),
-        )
-    }
-)
+CONTROLS: Mapping[str, Control] = {
+    control.name: control
+    for control in (
+        Control(
+            "jpeg75",
+            "JPEG, quality 75",
+            "The samples or the reference were saved as JPEG, at Pillow's default quality.",
+            lambda images, seed: jpeg(images, 75),
+        ),
+        Control(
+            "blur",
+            "Gaussian blur, sigma 1 pixel",
+            "The images are soft: another resize filter, or a decoder that smooths.",
+            lambda images, seed: blur(images, 1.0),
+        ),
+        Control(
+            "noisy",
+            "Gaussian noise, sigma 25/255",
+            "The sampler stopped before all noise was removed.",
+            lambda images, seed: noise(images, 25.0, seed),
+        ),
+    )
+}
 """The controls that need no archive, by name."""
 
 REREAD = "other_protocol"
@@ -231,29 +218,19 @@ def read_crops(raw: Path, index: ShardIndex, ids: Tensor, protocol: Protocol) ->
             f"{raw / SOURCE_FILE}: source is {record.source!r}, but the shards are of {index.source!r}; "
             "run `dvc repro preprocess`"
         )
-    path = raw / ZIP_NAME
-    names = _names(raw, ids)
-    with open_zip(path, "run the download stage again") as archive:
-        for name in names:
-            image = _decoded(path, archive, name, protocol.fast_dct)
-            try:
-                yield crop(image, protocol)
-            except ValueError as error:
-                raise UnveilError(f"{path}: {error}") from None
-
-
-def _names(raw: Path, ids: Tensor) -> list[str]:
-    """File names of the images with these ids."""
-    by_id = {image_number(name): name for name in read_partition(raw)[0]}
+    path, by_id = raw / ZIP_NAME, {image_number(name): name for name in read_partition(raw)[0]}
     if missing := [number for number in ids.tolist() if number not in by_id]:
         raise UnveilError(
             f"{raw / PARTITION_FILE}: has no image {missing[0]}, which the shards hold; run `dvc repro preprocess`"
         )
-    return [by_id[number] for number in ids.tolist()]
-
-
-def _decoded(path: Path, archive: zipfile.ZipFile, name: str, fast_dct: bool) -> NDArray[np.uint8]:
-    try:
-        return decode(read_member(archive, image_member(name)), fast_dct)
-    except ValueError as error:
-        raise UnveilError(f"{path}: {name} cannot be used ({error}); run the download stage again") from None
+    mend = "run the download stage again"
+    with open_zip(path, mend) as archive:
+        for name in map(by_id.__getitem__, ids.tolist()):
+            try:
+                image = decode(read_member(archive, image_member(name)), protocol.fast_dct)
+            except ValueError as error:
+                raise UnveilError(f"{path}: {name} cannot be used ({error}); {mend}") from None
+            try:
+                yield crop(image, protocol)
+            except ValueError as error:
+                raise UnveilError(f"{path}: {error}") from None

@@ -12,10 +12,11 @@ import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import torch
@@ -34,13 +35,12 @@ CHUNK_BYTES = 2**24
 FILES_AT_ONCE = 256  # of a folder
 HEADER_BYTES = 1 << 16  # of an array
 MOST_SIDE = 1024  # pixels, the greatest preprocess.image_size: larger samples fit no shards
-READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "BOOL")  # as safetensors names types
-MOST_WRONG = 1 << 24  # values of what is no uint8, read only to say whether they are numbers
+KINDS = {"U8": "uint8", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ForeignImages:
     """Images of somebody's model.
 
     Attributes:
@@ -54,36 +54,40 @@ class ImageSet:
     images: Tensor
     total: int
     sha256: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
 
 
-def check_images(path: Path, images: Tensor, mend: str) -> None:
-    """Raise UnveilError unless the images are uint8 [N, 3, size, size]."""
-    found = describe(images)
-    if images.is_floating_point() and not torch.isfinite(images).all():
-        found += " with NaN or infinity"
-    square = images.dim() == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-    if images.dtype != torch.uint8 or not square:
-        raise UnveilError(f"{path}: images are {found}, expected uint8 [N, 3, size, size]; {mend}")
+def check_images(path: Path, name: str, kind: str, shape: Sequence[int], mend: str = "", last: bool = False) -> None:
+    """Raise UnveilError, before anything of it is read, unless an array is images that shards can have.
 
-
-def check_stored(path: Path, kind: str, shape: Sequence[int], mend: str) -> None:
-    """Raise UnveilError, before memory is taken, for a large stored tensor that is no images, or one of an odd type."""
-    if kind != "U8" and (kind not in READABLE or prod(shape) > MOST_WRONG):
-        raise UnveilError(f"{path}: images are {kind} {list(shape)}, expected uint8 [N, 3, size, size]; {mend}")
+    Args:
+        path: of its file.
+        name: of the array.
+        kind: type of its values, as NumPy names it.
+        shape: [N, 3, size, size], or with ``last`` also [N, size, size, 3].
+        mend: how to get a good one.
+        last: whether the channels may come last.
+    """
+    sides = shape[2:] if list(shape[1:2]) == [3] else shape[1:3] if last and list(shape[3:]) == [3] else ()
+    if kind != "uint8" or len(shape) != 4 or len(set(sides)) != 1 or sides[0] == 0:
+        expected = "uint8 [N, 3, size, size]" + (" or [N, size, size, 3]" if last else "")
+        mend = mend or (TO_UINT8 if "float" in kind else "write square RGB images as uint8, in C order")
+        raise UnveilError(f"{path}: {name} is {kind} {list(shape)}, expected {expected}; {mend}")
+    _check_side(path, *sides)
 
 
 def _check_side(path: Path, *sides: int) -> None:
-    """Raise UnveilError, before any memory is taken, if images are too large to be compared with any shards."""
     if max(sides) > MOST_SIDE:
         raise UnveilError(
             f"{path}: images of {max(sides):,} pixels a side, expected at most {MOST_SIDE:,}; shrink them"
         )
 
 
-def describe(tensor: Tensor) -> str:
-    """Type and shape of a tensor."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def stored_arrays(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type, as NumPy names it, and shape of each tensor of an open safetensors file."""
+    parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    kinds = {name: part.get_dtype() for name, part in parts.items()}
+    return {name: (KINDS.get(kinds[name], kinds[name]), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def check_count(path: Path, total: int, count: int) -> None:
@@ -99,34 +103,29 @@ def check_count(path: Path, total: int, count: int) -> None:
 # --- safetensors ------------------------------------------------------------------------------------------
 
 
-def read_safetensors(path: Path, count: int) -> ImageSet:
+def read_safetensors(path: Path, count: int) -> ForeignImages:
     """The first ``count`` images of any safetensors file with one tensor of images.
 
     The tensor is ``images``, or the only one that can be images: uint8 [N, 3, H, W] or [N, H, W, 3].
     """
     with open_tensors(path, "write it again") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-        name = _images_key(path, shapes, "U8")
-        total = shapes[name][1][0] if shapes[name][1] else 0
-        if len(shapes[name][1]) == 4:
-            check_count(path, total, count)
-            _check_side(path, *shapes[name][1][1:])
-        check_stored(path, *shapes[name], TO_UINT8)
-        rows = slices[name][:count] if shapes[name][1] else file.get_tensor(name)
-    if rows.dim() == 4 and rows.shape[1] != 3 and rows.shape[3] == 3:
+        arrays = stored_arrays(file)
+        name = _images_key(path, arrays)
+        check_images(path, name, *arrays[name], last=True)
+        check_count(path, total := arrays[name][1][0], count)
+        rows = file.get_slice(name)[:count]
+    if rows.shape[1] != 3:
         rows = rows.permute(0, 3, 1, 2).contiguous()
-    check_images(path, rows, TO_UINT8 if rows.is_floating_point() else "write square RGB images as uint8")
     facts = {"images_from": f"a safetensors file, {name}", "image_size": rows.shape[-1]}
-    return ImageSet(rows, total, file_digest(path), facts)
+    return ForeignImages(rows, total, file_digest(path), facts)
 
 
-def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], uint8: str, *first: str) -> str:
+def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], *first: str) -> str:
     """Name of the array that holds the images."""
     for name in (*first, "images"):
         if name in arrays:
             return name
-    fitting = [name for name, (kind, shape) in arrays.items() if kind == uint8 and len(shape) == 4]
+    fitting = [name for name, (kind, shape) in arrays.items() if kind == "uint8" and len(shape) == 4]
     if len(fitting) != 1:
         first_few = [f"{name[:40]} ({kind} {list(shape)})" for name, (kind, shape) in sorted(arrays.items())[:4]]
         found = ", ".join(first_few) + (" and others" if len(arrays) > 4 else "") or "nothing"
@@ -139,7 +138,7 @@ def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], uint
 # --- npz --------------------------------------------------------------------------------------------------
 
 
-def read_npz(path: Path, count: int) -> ImageSet:
+def read_npz(path: Path, count: int) -> ForeignImages:
     """The first ``count`` images of an archive of NumPy's, as ADM's suite writes it.
 
     The images are ``arr_0``, ``images``, or the only array that can be images: uint8 [N, H, W, 3] or [N, 3, H, W].
@@ -148,20 +147,15 @@ def read_npz(path: Path, count: int) -> ImageSet:
     mend = "write it again with numpy.savez"
     with open_zip(path, mend) as archive:
         try:
-            arrays = {}
-            for member in archive.infolist():
-                with archive.open(member) as stream:
-                    arrays[member.filename.removesuffix(".npy")] = (*_npy_header(path, member.filename, stream), member)
-            name = _images_key(
-                path, {key: (str(kind), shape) for key, (shape, _, kind, *_) in arrays.items()}, "uint8", "arr_0"
-            )
-            shape, fortran, kind, start, member = arrays[name]
-            _check_array(path, name, shape, fortran, kind)
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            headers = {name: _npy_header(path, archive, member) for name, member in members.items()}
+            name = _images_key(path, {key: header[:2] for key, header in headers.items()}, "arr_0")
+            kind, shape, start = headers[name]
+            check_images(path, name, kind, shape, last=True)
             check_count(path, shape[0], count)
-            _check_side(path, *shape[1:])
-            if member.file_size != start + prod(shape):
-                raise EOFError(f"{name} holds {member.file_size:,} bytes, expected {start + prod(shape):,}")
-            with archive.open(member) as stream:
+            if (size := members[name].file_size) != start + prod(shape):
+                raise EOFError(f"{name} holds {size:,} bytes, expected {start + prod(shape):,}")
+            with archive.open(members[name]) as stream:
                 stream.read(start)
                 images = _read_rows(stream, (count, *shape[1:]))
                 while stream.read(CHUNK_BYTES):  # the archive's checksum is compared at the end of a member
@@ -169,12 +163,14 @@ def read_npz(path: Path, count: int) -> ImageSet:
         except DAMAGE as error:
             raise UnveilError(f"{path}: damaged ({error}); {mend}") from None
     facts = {"images_from": f"an .npz archive, {name}", "image_size": images.shape[-1]}
-    return ImageSet(images, shape[0], file_digest(path), facts)
+    return ForeignImages(images, shape[0], file_digest(path), facts)
 
 
-def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether the order is Fortran's, type, and bytes before the values of the array that begins here."""
-    head = io.BytesIO(stream.read(HEADER_BYTES))
+def _npy_header(path: Path, archive: ZipFile, member: ZipInfo) -> tuple[str, tuple[int, ...], int]:
+    """Type and shape of an array of an archive, and the bytes before its values."""
+    name = member.filename
+    with archive.open(member) as stream:
+        head = io.BytesIO(stream.read(HEADER_BYTES))
     try:
         version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -183,40 +179,26 @@ def _npy_header(path: Path, member: str, stream: IO[bytes]) -> tuple[tuple[int, 
             raise ValueError(f"its shape is {shape}")
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
         words = " ".join(str(error).split())[:100]
-        raise UnveilError(f"{path}: {member} is not an array of NumPy's ({words}); write it with numpy.savez") from None
+        raise UnveilError(f"{path}: {name} is not an array of NumPy's ({words}); write it with numpy.savez") from None
     if kind.hasobject:
         raise UnveilError(
-            f"{path}: {member} holds a pickle, which could run code and is not loaded; expected an array of uint8; "
+            f"{path}: {name} holds a pickle, which could run code and is not loaded; expected an array of uint8; "
             "write plain arrays with numpy.savez"
         )
-    return shape, fortran, kind, head.tell()
-
-
-def _check_array(path: Path, name: str, shape: tuple[int, ...], fortran: bool, kind: np.dtype[Any]) -> None:
-    rgb = len(shape) == 4 and 3 in (shape[1], shape[3]) and min(shape[1:]) > 0
-    height_width = (shape[2:] if shape[1] == 3 else shape[1:3]) if rgb else ()
-    if kind != np.uint8 or not rgb or height_width[0] != height_width[1] or fortran:
-        order = " in Fortran's order" if fortran else ""
-        mend = TO_UINT8 if kind.kind == "f" else "write square RGB images as uint8, in C order"
-        raise UnveilError(
-            f"{path}: {name} is {kind} {list(shape)}{order}, expected uint8 [N, size, size, 3] or "
-            f"[N, 3, size, size]; {mend}"
-        )
+    return f"{kind} in Fortran's order" if fortran else str(kind), shape, head.tell()
 
 
 def _read_rows(stream: IO[bytes], shape: tuple[int, ...]) -> Tensor:
-    """The first images of an array of bytes, a chunk at a time: uint8 [N, 3, H, W]."""
-    channels_first = shape[1] == 3
-    height, width = shape[2:] if channels_first else shape[1:3]
-    images = torch.empty((shape[0], 3, height, width), dtype=torch.uint8)
-    size = prod(shape[1:])
-    for start in range(0, shape[0], CHUNK_IMAGES):
-        rows = min(CHUNK_IMAGES, shape[0] - start)
+    """The first images of an array of bytes, a chunk at a time: uint8 [N, 3, size, size]."""
+    count, size = shape[0], prod(shape[1:])
+    images = torch.empty((count, 3, shape[2], shape[2]), dtype=torch.uint8)
+    for start in range(0, count, CHUNK_IMAGES):
+        rows = min(CHUNK_IMAGES, count - start)
         content = stream.read(rows * size)
         if len(content) != rows * size:
-            raise EOFError(f"ends after {start * size + len(content):,} bytes of {shape[0] * size:,}")
+            raise EOFError(f"ends after {start * size + len(content):,} bytes of {count * size:,}")
         part = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(rows, *shape[1:])
-        images[start : start + rows] = part if channels_first else part.permute(0, 3, 1, 2)
+        images[start : start + rows] = part if shape[1] == 3 else part.permute(0, 3, 1, 2)
     return images
 
 
@@ -231,7 +213,7 @@ class _Decoded:
     digest: bytes
 
 
-def read_folder(folder: Path, count: int) -> ImageSet:
+def read_folder(folder: Path, count: int) -> ForeignImages:
     """The first ``count`` images of a folder and of those below it, in natural order: 2.png before 10.png.
 
     Pixels are what one sees: palettes and grey become RGB, rotation by EXIF is applied; colour profiles are not.
@@ -252,7 +234,7 @@ def read_folder(folder: Path, count: int) -> ImageSet:
             for place, (file, decoded) in enumerate(zip(chunk, pool.map(_decode, chunk), strict=True), start):
                 if place == 0:
                     images = torch.empty((count, 3, *decoded.pixels.shape[:2]), dtype=torch.uint8)
-                _check_size(file, decoded, files[0], tuple(images.shape[2:]))
+                _check_size(file, files[0], decoded.pixels.shape[:2], images.shape[2:])
                 images[place] = torch.from_numpy(decoded.pixels).permute(2, 0, 1)
                 formats[decoded.format] += 1
                 lossy[decoded.format] += decoded.lossy
@@ -265,7 +247,7 @@ def read_folder(folder: Path, count: int) -> ImageSet:
         facts["lossy"] = f"{lossy.total():,} of {count:,} files are compressed with loss: {named}"
     if left_out:
         facts["left_out"] = left_out
-    return ImageSet(images, total, digest.hexdigest(), facts)
+    return ForeignImages(images, total, digest.hexdigest(), facts)
 
 
 def sample_files(folder: Path) -> tuple[list[Path], str]:
@@ -354,14 +336,14 @@ def _webp_chunks(content: bytes) -> list[bytes]:
     return names
 
 
-def _check_size(file: Path, decoded: _Decoded, first: Path, size: tuple[int, ...]) -> None:
-    height, width = decoded.pixels.shape[:2]
+def _check_size(file: Path, first: Path, size: Sequence[int], expected: Sequence[int]) -> None:
+    height, width = size
     if height != width:
         raise UnveilError(
             f"{file}: {width} x {height} pixels, expected a square image; crop it as the protocol of the shards does"
         )
-    if (height, width) != size:
+    if [height, width] != list(expected):
         raise UnveilError(
-            f"{file}: {width} x {height} pixels, but {first} has {size[1]} x {size[0]}, expected images of one size; "
-            "remove what is no sample"
+            f"{file}: {width} x {height} pixels, but {first} has {expected[1]} x {expected[0]}, expected images of one "
+            "size; remove what is no sample"
         )

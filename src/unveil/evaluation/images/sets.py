@@ -19,13 +19,12 @@ from unveil.data.shards import Shard, ShardIndex, open_shard
 from unveil.errors import UnveilError
 from unveil.evaluation.images.foreign import (
     IMAGE_SUFFIXES,
-    ImageSet,
+    ForeignImages,
     check_images,
-    check_stored,
-    describe,
     read_folder,
     read_npz,
     read_safetensors,
+    stored_arrays,
 )
 from unveil.files import file_digest, parse_json, regular
 from unveil.ranges import Key, ProtocolName, Side, SourceName
@@ -132,28 +131,29 @@ def _metadata(path: Path) -> tuple[dict[str, str], bool]:
 
 def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
     with open_tensors(path, MEND) as file:
-        if missing := {"images", "ids"} - (found := set(file.keys())):
-            raise UnveilError(f"{path}: found {sorted(found)[:4]}, expected also {sorted(missing)}; {MEND}")
-        for name in ("images", "ids"):
-            check_stored(path, (part := file.get_slice(name)).get_dtype(), part.get_shape(), MEND)
+        arrays = stored_arrays(file)
+        if missing := {"images", "ids"} - arrays.keys():
+            raise UnveilError(f"{path}: found {sorted(arrays)[:4]}, expected also {sorted(missing)}; {MEND}")
+        check_images(path, "images", *arrays["images"], MEND)
+        total = arrays["images"][1][0]
+        if arrays["ids"] != ("int64", (total,)):
+            kind, shape = arrays["ids"]
+            raise UnveilError(f"{path}: ids are {kind} {list(shape)}, expected int64 [{total}]; {MEND}")
         images, ids = file.get_tensor("images"), file.get_tensor("ids")
-    check_images(path, images, MEND)
-    if ids.shape != (len(images),) or ids.dtype != torch.int64 or len(ids.unique()) != len(images):
-        different = f"{describe(ids)}, {len(ids.unique())} different"
-        raise UnveilError(f"{path}: ids are {different}, expected int64 [{len(images)}], all different; {MEND}")
-    if len(images) < count:
+    if (different := len(ids.unique())) != total:
+        raise UnveilError(f"{path}: ids are {different} different, expected {total}; {MEND}")
+    if total < count:
         raise UnveilError(
-            f"evaluate.num_images: found {count}, but {path} holds {len(images)} samples; "
+            f"evaluate.num_images: found {count}, but {path} holds {total} samples; "
             f"lower it, or raise sample.num_samples"
         )
-    facts = _facts(path, metadata)
-    total, order = len(images), ids.argsort()[:count]
+    facts, order = _facts(path, metadata), ids.argsort()[:count]
     # In their order already, as the sample stage writes them: then none is copied.
     used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
     return SampleFile(used, total, facts, file_digest(path), digest(used))
 
 
-def _foreign(path: Path, found: ImageSet, protocol: str | None) -> SampleFile:
+def _foreign(path: Path, found: ForeignImages, protocol: str | None) -> SampleFile:
     if protocol is not None and protocol not in PROTOCOLS:
         raise UnveilError(f"protocol of {path}: found {protocol!r}, expected {' | '.join(PROTOCOLS)}")
     facts = found.facts | ({"protocol": protocol} if protocol is not None else {})
