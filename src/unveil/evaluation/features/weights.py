@@ -3,8 +3,7 @@
 import http.client
 import os
 import pickle
-import shutil
-import urllib.request
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ ENVIRONMENT = "UNVEIL_WEIGHTS"
 """A file of weights, or a folder in which the published names are looked for."""
 INCEPTION_ENVIRONMENT = "UNVEIL_INCEPTION"
 """The file of Inception's weights."""
+TIMEOUT = 60  # seconds without an answer
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class PublishedFile:
     Attributes:
         name: under which it is published, and cached.
         url: where.
-        size: bytes, None where nobody says.
         sha256: hexadecimal; its first digits, where the publisher gives no more; "" where it gives none.
         aliases: other names of the same bytes.
         environment: variable that names this one file, "" for none.
@@ -35,7 +34,6 @@ class PublishedFile:
 
     name: str
     url: str
-    size: int | None
     sha256: str
     aliases: tuple[str, ...] = ()
     environment: str = ""
@@ -58,7 +56,6 @@ class WeightsFile:
 INCEPTION = PublishedFile(
     name="weights-inception-2015-12-05-6726825d.pth",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    size=95_628_359,
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     aliases=("pt_inception-2015-12-05-6726825d.pth",),
     environment=INCEPTION_ENVIRONMENT,
@@ -70,7 +67,6 @@ CLIP = PublishedFile(
         "https://openaipublic.azureedge.net/clip/models/"
         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
     ),
-    size=None,
     sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     aliases=("clip-vit-b-32-40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af.pt",),
 )
@@ -78,14 +74,12 @@ CLIP = PublishedFile(
 VGG16 = PublishedFile(
     name="vgg16-397923af.pth",
     url="https://download.pytorch.org/models/vgg16-397923af.pth",
-    size=None,
     sha256="397923af",
 )
 # Meta's file, which is published without a hash.
 DINOV2 = PublishedFile(
     name="dinov2_vitl14_pretrain.pth",
     url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-    size=None,
     sha256="",
 )
 PUBLISHED = (INCEPTION, CLIP, VGG16, DINOV2)
@@ -98,7 +92,7 @@ def find_weights(
     key: str = "evaluate.weights",
     sha256: str | None = None,
 ) -> WeightsFile:
-    """The published weights, checked by size and SHA-256 before anything reads them.
+    """The published weights, checked by SHA-256 before anything reads them.
 
     Looks, in this order, at ``path``; at the file that the published file's own variable names, which
     only Inception has ($UNVEIL_INCEPTION); at $UNVEIL_WEIGHTS; and in torch's cache of checkpoints, into which
@@ -116,46 +110,15 @@ def find_weights(
             file that is another network's.
     """
     published = _expected(published, sha256)
-    if path is not None:
-        return _named(path, key, published)
-    if published.environment and (named := os.environ.get(published.environment)):
-        return _named(Path(named), f"${published.environment}", published)
-    if (named := os.environ.get(ENVIRONMENT)) and _may_hold(Path(named), published):
-        return _named(Path(named), f"${ENVIRONMENT}", published)
+    places = {f"${name}": os.environ.get(name) for name in (published.environment, ENVIRONMENT) if name}
+    for place, named in ((key, path), *places.items()):
+        if named and (place != f"${ENVIRONMENT}" or _may_hold(Path(named), published)):
+            return _checked(Path(named), published, f"{place}: ", f"it is published at {published.url}")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for cached in (folder / name for name in published.names):
-        if cached.exists():
-            problem, digest = _inspect(cached, published)
-            if problem:
-                raise UnveilError(
-                    f"{cached}: {problem}, expected {_identity(published)}; delete it, and it is fetched from "
-                    f"{published.url}"
-                )
-            return WeightsFile(cached, digest)
-    return WeightsFile(folder / published.name, _download(folder / published.name, published, key))
-
-
-def problem_of(path: Path, published: PublishedFile) -> str | None:
-    """What is wrong with a file that should be the published one, in a few words; None if nothing is."""
-    return _inspect(path, published)[0]
-
-
-def _inspect(path: Path, published: PublishedFile) -> tuple[str | None, str]:
-    """What is wrong with a file, and its SHA-256, "" if it cannot be read."""
-    try:
-        with regular(path).open("rb") as stream:
-            start = stream.read(512).lstrip().lower()
-        size = path.stat().st_size
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            return "a web page, not weights", ""
-        if published.size is not None and size != published.size:
-            return f"{size:,} bytes of {published.size:,}", ""
-        if size == 0:
-            return "an empty file", ""
-        digest = file_digest(path)
-    except OSError as error:
-        return f"unreadable ({error.strerror})", ""
-    return (None if digest.startswith(published.sha256) else f"sha256 {digest}"), digest
+    if cached := _within(folder, published):
+        return _checked(cached, published, "", f"delete it, and it is fetched from {published.url}")
+    unset = [f"{name} ({value}) does not hold it" if value else f"{name} is not set" for name, value in places.items()]
+    return _download(folder / published.name, published, key, ", ".join([f"{key} is null", *unset]))
 
 
 def _expected(published: PublishedFile, sha256: str | None) -> PublishedFile:
@@ -180,7 +143,7 @@ def _identity(published: PublishedFile) -> str:
 
 
 def _within(folder: Path, published: PublishedFile) -> Path | None:
-    return next((folder / name for name in published.names if (folder / name).is_file()), None)
+    return next((folder / name for name in published.names if (folder / name).exists()), None)
 
 
 def _may_hold(place: Path, published: PublishedFile) -> bool:
@@ -190,50 +153,49 @@ def _may_hold(place: Path, published: PublishedFile) -> bool:
     return place.name in published.names or not any(place.name in other.names for other in PUBLISHED)
 
 
-def _named(path: Path, place: str, published: PublishedFile) -> WeightsFile:
-    digest, problem = "", None
-    found: Path | None = path
-    if path.is_dir():
-        found = _within(path, published)
-        problem = None if found else f"a folder without {' or '.join(published.names)}"
-    elif not path.exists():
-        problem = "no such file"
-    if found and not problem:
+def _checked(path: Path, published: PublishedFile, place: str, mend: str) -> WeightsFile:
+    """The file, or the one in this folder. Raises UnveilError with what is wrong with it, and how to mend that."""
+    found = _within(path, published) if path.is_dir() else path
+    problem, digest = f"a folder without {' or '.join(published.names)}", ""
+    if found is not None:
         problem, digest = _inspect(found, published)
-    if problem or not found:
-        raise UnveilError(
-            f"{place}: {path}: {problem}, expected {_identity(published)}; it is published at {published.url}"
-        )
+    if found is None or problem:
+        raise UnveilError(f"{place}{found or path}: {problem}, expected {_identity(published)}; {mend}")
     return WeightsFile(found, digest)
 
 
-def _download(destination: Path, published: PublishedFile, key: str) -> str:
-    """Fetch the file into torch's cache; its SHA-256."""
+def _inspect(path: Path, published: PublishedFile) -> tuple[str, str]:
+    """What is wrong with a file that should be the published one, "" if nothing is, and its SHA-256."""
+    try:
+        with regular(path).open("rb") as stream:
+            start = stream.read(512).lstrip().lower()
+        digest = file_digest(path)
+    except OSError as error:
+        return f"unreadable ({error.strerror})", ""
+    if not start or start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not weights" if start else "an empty file", ""
+    return ("" if digest.startswith(published.sha256) else f"sha256 {digest}"), digest
+
+
+def _download(destination: Path, published: PublishedFile, key: str, unset: str) -> WeightsFile:
+    """Fetch the file into torch's cache; ``unset`` says in words where it is not."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
     try:
         with atomic_path(destination) as temporary:
-            with urllib.request.urlopen(published.url, timeout=60) as answer, temporary.open("wb") as stream:
-                shutil.copyfileobj(answer, stream)
+            torch.hub.download_url_to_file(published.url, str(temporary), published.sha256 or None, progress=False)
             problem, digest = _inspect(temporary, published)
             if problem:
-                raise UnveilError(_missing(destination, published, key, f"the network gave {problem}"))
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        problem = f"the download failed ({reason})"
-        raise UnveilError(_missing(destination, published, key, problem)) from error
-    return digest
-
-
-def _missing(cached: Path, published: PublishedFile, key: str, problem: str) -> str:
-    places = [f"{key} is null"]
-    if published.environment:
-        places.append(f"${published.environment} is not set")
-    place = os.environ.get(ENVIRONMENT)
-    places.append(f"${ENVIRONMENT} is not set" if not place else f"${ENVIRONMENT} ({place}) does not hold it")
-    return (
-        f"{_identity(published)} is not there: {', '.join(places)}, {cached} does not exist, "
-        f"and from {published.url} {problem}; fetch that file some other way and name it, or its folder, in {key} "
-        f"or ${ENVIRONMENT}, or set evaluate.features: efficientnet-lite0"
-    )
+                raise OSError(problem)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash
+        raise UnveilError(
+            f"{_identity(published)} is not there: {unset}, {destination} does not exist, and the download from "
+            f"{published.url} failed ({getattr(error, 'reason', None) or error}); fetch that file some other way and "
+            f"name it, or its folder, in {key} or ${ENVIRONMENT}, or set evaluate.features: efficientnet-lite0"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return WeightsFile(destination, digest)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
