@@ -23,7 +23,7 @@ from unveil.data.sources.facts import FileFacts, SourceRecord
 from unveil.diffusion.design import Diffusion
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.card.card import Card, read_card
-from unveil.evaluation.card.comparison import compare, describe
+from unveil.evaluation.card.comparison import compare_cards, describe_difference
 from unveil.evaluation.card.markdown import render
 from unveil.evaluation.card.sentences import unknown_of
 from unveil.evaluation.card.statement import model_choices, sampling_choices
@@ -183,8 +183,8 @@ def _use_card(path: Path) -> None:
     found = read_card(path)
     render(found)
     found.to_json()
-    describe(compare(found, card()), "a", "b")
-    describe(compare(card(), found), "a", "b")
+    describe_difference(compare_cards(found, card()), "a", "b")
+    describe_difference(compare_cards(card(), found), "a", "b")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """How fast features are extracted, as ratios to torch-fidelity's own path in the same run, and in how much memory.
 
-    python tests/benchmarks/bench_features.py [--images N] [--rounds R] [--batch-size B]
-    python tests/benchmarks/bench_features.py --memory [--images 50000]
+    python -m tests.benchmarks.bench_features [--images N] [--rounds R] [--batch-size B]
+    python -m tests.benchmarks.bench_features --memory [--images 50000]
 
 Each round times, one after the other, for Inception (with random weights of the right shape, as speed does not ask
 which) and for EfficientNet-Lite0:
@@ -35,6 +35,7 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.evaluation.features import torch_fidelity_lite
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.datasets import ImagesPathDataset
@@ -70,7 +71,7 @@ def make_weights(path: Path) -> None:
     torch.save(network.state_dict(), path)
     known = FEATURE_SETS["inception"]
     assert known.weights is not None
-    weights = replace(known.weights, size=path.stat().st_size, sha256=file_digest(path))
+    weights = replace(known.weights, sha256=file_digest(path))
     FEATURE_SETS["inception"] = replace(known, weights=weights)
 
 
@@ -102,6 +103,7 @@ def compare(name: str, weights: Path, images: Tensor, paths: list[str], batch: i
     """Ratio of speeds in each round, unveil's to torch-fidelity's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cuda = device == "cuda"
+    torch_fidelity_lite.register()
     named = weights if name == "inception" else None
     ours = load_extractor(name, named)
     layers = list(ours.features.layers)
@@ -195,7 +197,17 @@ def memory(count: int, batch: int, metrics: Sequence[MetricName]) -> int:
         images = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
         save_file({"images": images}, folder / "samples.safetensors")
         del images
-        command = [sys.executable, __file__, "--in-memory", name, "--images", str(count), "--batch-size", str(batch)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.bench_features",
+            "--in-memory",
+            name,
+            "--images",
+            str(count),
+            "--batch-size",
+            str(batch),
+        ]
         command += ["--metrics", *metrics]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:

@@ -52,8 +52,7 @@ def compare(
     Exits with 0: equal, or no metric differs by more than noise; 1: one does, or cannot be compared, or its noise
     is not known; 2: bad input.
     """
-    from unveil.evaluation.card.comparison import compare as compare_cards
-    from unveil.evaluation.card.comparison import describe
+    from unveil.evaluation.card.comparison import compare_cards, describe_difference
 
     card, within_noise = find_card(first), True
     for number, (name, other) in enumerate([(name, find_card(name)) for name in others]):
@@ -62,7 +61,7 @@ def compare(
         if as_json:
             typer.echo(json.dumps({"a": first, "b": name, **found.to_dict()}, indent=2, ensure_ascii=False))
         else:
-            typer.echo("\n".join([*[""][:number], *describe(found, first, name)]))
+            typer.echo("\n".join([*[""][:number], *describe_difference(found, first, name)]))
     if not within_noise:
         raise typer.Exit(1)
 

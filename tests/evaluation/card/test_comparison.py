@@ -21,7 +21,15 @@ from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
 from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card, parse_card
-from unveil.evaluation.card.comparison import LIMIT, Comparison, Movement, compare, conclusion, describe, standard_error
+from unveil.evaluation.card.comparison import (
+    LIMIT,
+    CardDifference,
+    Movement,
+    compare_cards,
+    conclusion,
+    describe_difference,
+    standard_error,
+)
 from unveil.evaluation.metrics.metric import Metric
 from unveil.run.store import Store
 from unveil.run.tracked import TrackedRun
@@ -30,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NOISE = math.hypot(FLAT["fid_stderr"], FLAT["fid_stderr"])
 
 
-def _moved(name: str, found: Comparison) -> Movement:
+def _moved(name: str, found: CardDifference) -> Movement:
     return next(move for move in found.movements if move.name == name)
 
 
@@ -42,7 +50,7 @@ def _with(**flat: float) -> Card:
 
 
 def test_a_card_equals_itself_whatever_machine_made_it() -> None:
-    found = compare(card(), card(environment={"torch": "2.15.0"}, cost={"training_seconds": 9.0}))
+    found = compare_cards(card(), card(environment={"torch": "2.15.0"}, cost={"training_seconds": 9.0}))
     assert found.equal and found.within_noise
     assert {difference.key for difference in found.not_compared} == {
         "environment.torch",
@@ -62,10 +70,10 @@ def test_a_card_equals_itself_whatever_machine_made_it() -> None:
     ],
 )
 def test_exactly_the_choices_that_differ_are_named(changes: dict[str, Any], keys: list[str]) -> None:
-    found = compare(card(), card(**changes))
+    found = compare_cards(card(), card(**changes))
     assert [difference.key for difference in found.differences] == keys
     assert not found.equal
-    backwards = compare(card(**changes), card()).differences
+    backwards = compare_cards(card(**changes), card()).differences
     assert {each.key: (each.b, each.a) for each in backwards} == {
         each.key: (each.a, each.b) for each in found.differences
     }
@@ -75,16 +83,16 @@ def test_a_card_from_before_decoder_and_rounding_were_stated_still_compares() ->
     """They say nothing about its numbers, which are those of the same decoder and rounding."""
     new = card(data={"decoder": PROTOCOLS["ddim"].decoder}, sampling={"rounding": ROUNDING})
     old = parse_card(card().to_json(), "a card of before")
-    found = compare(old, new)
+    found = compare_cards(old, new)
     assert [difference.key for difference in found.differences] == ["data.decoder", "sampling.rounding"]
     assert {difference.a for difference in found.differences} == {"not stated"}
     assert {move.verdict for move in found.movements} == {"same"} and found.within_noise
     truncated = card(data={"decoder": PROTOCOLS["ddim"].decoder}, sampling={"rounding": "truncated"})
-    assert [difference.key for difference in compare(new, truncated).differences] == ["sampling.rounding"]
+    assert [difference.key for difference in compare_cards(new, truncated).differences] == ["sampling.rounding"]
 
 
 def test_a_choice_that_one_card_does_not_state_is_said_to_be_so() -> None:
-    found = compare(card(), card(sampling={"threshold": "clip"}))
+    found = compare_cards(card(), card(sampling={"threshold": "clip"}))
     (difference,) = found.differences
     assert (difference.key, difference.a, difference.b) == ("sampling.threshold", "not stated", "clip")
 
@@ -102,7 +110,7 @@ def test_a_choice_that_one_card_does_not_state_is_said_to_be_so() -> None:
 )
 def test_a_metric_moved_if_it_did_by_more_than_the_limit(name: str, errors: float, verdict: str) -> None:
     noise = math.sqrt(2) * FLAT[f"{name}_stderr"]
-    found = compare(card(), _with(**{name: FLAT[name] + errors * noise}))
+    found = compare_cards(card(), _with(**{name: FLAT[name] + errors * noise}))
     move = _moved(name, found)
     assert move.verdict == verdict and move.z == pytest.approx(errors)
     assert found.within_noise == (verdict == "within noise") and not found.equal
@@ -114,7 +122,7 @@ def test_two_evaluations_of_one_model_are_rarely_told_apart() -> None:
     alarms = sum(
         _moved(
             "fid",
-            compare(
+            compare_cards(
                 _bare(chance.gauss(5, 0.1), 0.1),
                 _bare(chance.gauss(5, 0.2), 0.2),
             ),
@@ -144,7 +152,7 @@ def test_an_interval_stands_for_a_standard_error_that_is_missing() -> None:
 
 
 def test_without_a_standard_error_it_is_not_said_to_be_noise() -> None:
-    found = compare(card(), _with(recall=0.53))
+    found = compare_cards(card(), _with(recall=0.53))
     move = _moved("recall", found)
     assert (move.verdict, move.z, move.reason) == ("unknown", None, "A and B without a standard error")
     assert not found.within_noise
@@ -152,7 +160,7 @@ def test_without_a_standard_error_it_is_not_said_to_be_noise() -> None:
 
 
 def test_without_any_noise_the_least_difference_counts() -> None:
-    found = compare(_with(fid_stderr=0.0), _with(fid_stderr=0.0, fid=12.3182))
+    found = compare_cards(_with(fid_stderr=0.0), _with(fid_stderr=0.0, fid=12.3182))
     assert (_moved("fid", found).verdict, _moved("fid", found).z) == ("worse", None)
 
 
@@ -174,7 +182,7 @@ FROM_REFERENCE = ON_FEATURES - {"inception_score"}
     ],
 )
 def test_numbers_on_different_things_are_not_compared(changes: dict[str, Any], lost: set[str], said: str) -> None:
-    found = compare(card(), card(**changes))
+    found = compare_cards(card(), card(**changes))
     refused = {move.name for move in found.movements if move.verdict == "not comparable"}
     assert refused == lost
     assert all(said in move.reason and move.z is None for move in found.movements if move.name in lost)
@@ -183,22 +191,22 @@ def test_numbers_on_different_things_are_not_compared(changes: dict[str, Any], l
 
 def test_a_metric_of_one_card_alone_is_missing() -> None:
     few = card({key: value for key, value in FLAT.items() if key != "recall"})
-    assert _moved("recall", compare(card(), few)).reason == "B has none"
-    move = _moved("recall", compare(few, card()))
+    assert _moved("recall", compare_cards(card(), few)).reason == "B has none"
+    move = _moved("recall", compare_cards(few, card()))
     assert (move.a, move.b, move.verdict, move.reason) == (None, 0.52, "missing", "A has none")
 
 
 def test_what_is_neither_choice_nor_value_makes_cards_unequal_too() -> None:
-    found = compare(card(), card(notes=["another"]))
+    found = compare_cards(card(), card(notes=["another"]))
     assert found.others == ("notes",) and not found.equal and found.within_noise
-    assert compare(card(), _with(kid_floor=0.1)).others == ("intervals and controls of kid",)
+    assert compare_cards(card(), _with(kid_floor=0.1)).others == ("intervals and controls of kid",)
 
 
 # ------------------------------------------------------------------------------------- how it is said
 
 
 def test_equal_cards_are_one_word() -> None:
-    assert describe(compare(card(), card()), "one", "two") == [
+    assert describe_difference(compare_cards(card(), card()), "one", "two") == [
         "A: one",
         "B: two",
         "equal: every choice and every number is the same",
@@ -212,8 +220,8 @@ def test_every_difference_has_its_line_and_the_last_one_concludes() -> None:
         model={"weights_sha256": "1234" * 16},
         environment={"torch": "2.15.0"},
     )
-    found = compare(card(), other)
-    lines = [" ".join(line.split()) for line in describe(found, "one", "two")]
+    found = compare_cards(card(), other)
+    lines = [" ".join(line.split()) for line in describe_difference(found, "one", "two")]
     assert "sampling.steps 18 -> 10" in lines
     assert "model.weights_sha256 987698769876... -> 123412341234..." in lines
     assert (
@@ -289,8 +297,8 @@ def test_bad_input_is_one_line_and_status_2(
 def test_needs_no_pytorch(pair: tuple[Path, Path]) -> None:
     code = (
         "import sys; from unveil.cli.cards import find_card; "
-        "from unveil.evaluation.card.comparison import compare; "
-        "compare(*map(find_card, sys.argv[1:])); sys.exit('torch' in sys.modules)"
+        "from unveil.evaluation.card.comparison import compare_cards; "
+        "compare_cards(*map(find_card, sys.argv[1:])); sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     subprocess.run((sys.executable, "-c", code, *map(str, pair)), check=True, env=environment)

@@ -1,8 +1,10 @@
 """Two evaluation cards side by side: which choices differ, and which metrics moved by more than noise."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -50,8 +52,8 @@ class Movement:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What ``compare`` finds.
+class CardDifference:
+    """What ``compare_cards`` finds.
 
     Attributes:
         differences: of the choices.
@@ -80,36 +82,29 @@ class Comparison:
         return {"equal": self.equal, "within_noise": self.within_noise, **asdict(self)}
 
 
-def compare(a: Card, b: Card) -> Comparison:
+def compare_cards(a: Card, b: Card) -> CardDifference:
     """Compare two cards.
 
     A metric is judged by ``z = (b - a) / sqrt(stderr_a^2 + stderr_b^2)``: beyond ``LIMIT`` it moved, which is stricter
     than 95 % because a card has many metrics. Standard errors are over draws of the samples; two cards of the same
     sampling seed have errors in common, and then the judgement is on the safe side. A standard error that a card lacks
-    is taken from its interval, as that of a normal distribution. Metrics
-    whose defining choices differ (``Kind.defined_by``, and N where it matters) are not compared.
+    is taken from its interval, as that of a normal distribution. Metrics whose defining choices differ
+    (``Kind.defined_by``, and N where it matters) are not compared.
     """
-    differences = _differences(_choices(a), _choices(b))
-    names = dict.fromkeys(metric.name for card in (a, b) for metric in card.metrics)
     one, other = a.model_dump(mode="json"), b.model_dump(mode="json")
-    return Comparison(
+    differences = _differences(*(card["choices"] | {"lossy": card["lossy"]} for card in (one, other)))
+    names = dict.fromkeys(metric.name for card in (a, b) for metric in card.metrics)
+    pairs = {name: (a.metric(name), b.metric(name)) for name in names}
+    details = (name for name, (x, y) in pairs.items() if x and y and x.value == y.value and x != y)
+    return CardDifference(
         differences=differences,
-        movements=tuple(_movement(name, a.metric(name), b.metric(name), differences) for name in names),
+        movements=tuple(_movement(name, *pair, differences) for name, pair in pairs.items()),
         others=(
             *(section for section in OTHERS if one[section] != other[section]),
-            *(f"intervals and controls of {name}" for name in names if _only_details(a.metric(name), b.metric(name))),
+            *(f"intervals and controls of {name}" for name in details),
         ),
         not_compared=_differences(*({key: card[key] for key in NOT_COMPARED} for card in (one, other))),
     )
-
-
-def _choices(card: Card) -> dict[str, Any]:
-    return {**card.choices.model_dump(mode="json"), "lossy": list(card.lossy)}
-
-
-def _only_details(a: Metric | None, b: Metric | None) -> bool:
-    """Whether two metrics have the same value, and another interval, floor, control ..."""
-    return a is not None and b is not None and a.value == b.value and a != b
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Difference, ...]:
@@ -122,42 +117,34 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Difference
 
 
 def _movement(name: str, a: Metric | None, b: Metric | None, differences: Iterable[Difference]) -> Movement:
+    moved = partial(Movement, name, None if a is None else a.value, None if b is None else b.value)
     if a is None or b is None:
-        reason = f"{'A' if a is None else 'B'} has none"
-        return Movement(name, None if a is None else a.value, None if b is None else b.value, None, "missing", reason)
+        return moved(None, "missing", f"{'A' if a is None else 'B'} has none")
     if reasons := _defining(kind_of(name), a, b, differences):
-        return Movement(name, a.value, b.value, None, "not comparable", "; ".join(reasons))
+        return moved(None, "not comparable", "; ".join(reasons))
     if a.value == b.value:
-        return Movement(name, a.value, b.value, 0.0, "same")
-    errors = standard_error(a), standard_error(b)
-    if errors[0] is None or errors[1] is None:
-        which = " and ".join(side for side, error in zip("AB", errors, strict=True) if error is None)
-        return Movement(name, a.value, b.value, None, "unknown", f"{which} without a standard error")
-    noise = math.hypot(errors[0], errors[1])
-    difference = b.value - a.value
+        return moved(0.0, "same")
+    errors = {"A": standard_error(a), "B": standard_error(b)}
+    if without := [side for side, error in errors.items() if error is None]:
+        return moved(None, "unknown", f"{' and '.join(without)} without a standard error")
+    difference, noise = b.value - a.value, math.hypot(*filter(None, errors.values()))
+    z = difference / noise if noise else None
     if abs(difference) <= LIMIT * noise:
-        return Movement(name, a.value, b.value, difference / noise, "within noise")
-    verdict: Verdict = "better" if (difference < 0) == a.lower_is_better else "worse"
-    return Movement(name, a.value, b.value, difference / noise if noise else None, verdict)
+        return moved(z, "within noise")
+    return moved(z, "better" if (difference < 0) == a.lower_is_better else "worse")
 
 
 def _defining(kind: Kind, a: Metric, b: Metric, differences: Iterable[Difference]) -> list[str]:
     """Each choice that makes the two values numbers on different things."""
-    keys = [_on_features(key, a) for key in kind.defined_by]
+    keys = [key.replace("features.", f"features.{a.features}.", 1) for key in kind.defined_by]
     reasons = [
         f"{difference.key} is {_shown(difference.a)} in A and {_shown(difference.b)} in B"
         for difference in differences
-        if any(difference.key == key or difference.key.startswith(f"{key}.") for key in keys)
+        if any(f"{difference.key}.".startswith(f"{key}.") for key in keys)
     ]
     if kind.depends_on_n and a.n != b.n:
         reasons.append(f"N is {a.n:,} in A and {b.n:,} in B")
     return reasons
-
-
-def _on_features(key: str, metric: Metric) -> str:
-    """The dotted key of a choice of the metric's own feature network."""
-    section, _, name = key.partition(".")
-    return f"features.{metric.features}.{name}" if section == "features" else key
 
 
 def standard_error(metric: Metric) -> float | None:
@@ -172,71 +159,65 @@ def standard_error(metric: Metric) -> float | None:
 # ----------------------------------------------------------------------------------------- in words
 
 
-def describe(found: Comparison, a: str, b: str) -> list[str]:
+MOVED = f"moved beyond noise ({LIMIT:g} standard errors): B is"
+WORDS: dict[Verdict, tuple[str, str]] = {
+    "better": (f"{MOVED} better", "B is better beyond noise in {}"),
+    "worse": (f"{MOVED} worse", "B is worse beyond noise in {}"),
+    "within noise": ("within noise", "no more than noise in {}"),
+    "same": ("the same", "the same in {}"),
+    "unknown": ("cannot say whether it is noise", "noise not known in {}"),
+    "not comparable": ("cannot be compared", "not comparable in {}"),
+    "missing": ("cannot be compared", "in one card alone: {}"),
+}
+"""What each verdict is called in the line of a metric, and in the conclusion on all."""
+
+
+def describe_difference(found: CardDifference, a: str, b: str) -> list[str]:
     """The lines that are printed; ``a`` and ``b`` are what the user called the cards."""
     lines = [f"A: {a}", f"B: {b}"]
     if found.equal:
         lines.append("equal: every choice and every number is the same")
     else:
         lines += _difference_lines("choices that differ", found.differences) or ["no choice differs"]
-        lines += ["metrics:", *_aligned([_movement_cells(move) for move in found.movements])]
+        lines += ["metrics:", *(f"  {line}" for line in aligned(map(_movement_cells, found.movements)))]
         if found.others:
             lines.append(f"also not the same: {', '.join(found.others)}")
     lines += _difference_lines("not compared", found.not_compared)
     return lines if found.equal else [*lines, conclusion(found)]
 
 
-def conclusion(found: Comparison) -> str:
+def conclusion(found: CardDifference) -> str:
     """One sentence on whether the cards differ by more than noise."""
     groups: dict[str, list[str]] = {}
     for move in found.movements:
         groups.setdefault(move.verdict, []).append(move.name)
-    said = {
-        "better": "B is better beyond noise in {}",
-        "worse": "B is worse beyond noise in {}",
-        "within noise": "no more than noise in {}",
-        "same": "the same in {}",
-        "unknown": "noise not known in {}",
-        "not comparable": "not comparable in {}",
-        "missing": "in one card alone: {}",
-    }
-    return "; ".join(text.format(", ".join(groups[verdict])) for verdict, text in said.items() if verdict in groups)
+    return "; ".join(
+        text.format(", ".join(groups[verdict])) for verdict, (_, text) in WORDS.items() if verdict in groups
+    )
 
 
 def _difference_lines(title: str, differences: Iterable[Difference]) -> list[str]:
     cells = [(difference.key, _shown(difference.a), "->", _shown(difference.b)) for difference in differences]
-    return [f"{title} (A -> B):", *_aligned(cells)] if cells else []
+    return [f"{title} (A -> B):", *(f"  {line}" for line in aligned(cells))] if cells else []
 
 
 def _movement_cells(move: Movement) -> tuple[str, ...]:
     z = "" if move.z is None or move.verdict == "same" else f"z = {move.z:+.1f}"
-    words = {
-        "better": f"moved beyond noise ({LIMIT:g} standard errors): B is better",
-        "worse": f"moved beyond noise ({LIMIT:g} standard errors): B is worse",
-        "within noise": "within noise",
-        "same": "the same",
-        "unknown": "cannot say whether it is noise",
-        "not comparable": "cannot be compared",
-        "missing": "cannot be compared",
-    }[move.verdict]
-    text = f"{words}: {move.reason}" if move.reason else words
-    return move.name, _value(move.a), "->", _value(move.b), z, text
+    values = ("none" if value is None else f"{value:.6g}" for value in (move.a, move.b))
+    words = WORDS[move.verdict][0] + (f": {move.reason}" if move.reason else "")
+    return move.name, next(values), "->", next(values), z, words
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _value(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
+def aligned(rows: Iterable[Sequence[str]], right: bool = False) -> list[str]:
+    """A line of each row, with its cells below those of the others; ``right``: all but the first flush right."""
+    columns = list(zip(*rows, strict=True))
+    for place, cells in enumerate(columns):
+        width = max(map(len, cells))
+        columns[place] = tuple(cell.rjust(width) if right and place else cell.ljust(width) for cell in cells)
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def _shown(value: Any) -> str:
     """A value on one line; the start of a hash is enough to see that it is another."""
     text = " ".join(str(value).split()) or "none"
-    if len(text) >= 40 and all(letter in "0123456789abcdef" for letter in text):
-        return f"{text[:12]}..."
-    return text
+    return f"{text[:12]}..." if re.fullmatch("[0-9a-f]{40,}", text) else text

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unveil.data.order import spread
 from unveil.evaluation.card.card import BySize, Card
+from unveil.evaluation.card.comparison import aligned
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import atomic_path, write_json, write_text
 
@@ -127,14 +128,7 @@ def summary(card: Card) -> str:
     for metric in card.metrics:
         error = "" if metric.stderr is None else f"± {metric.stderr:.2g}"
         rows.append((metric.name, f"{metric.value:.6g}", error, _said(metric.floor), _said(metric.noise)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, right=True)
     headline, data = card.headline, card.choices.data
     if headline.fraction is not None:
         lines.append(f"{headline.name}: {headline.fraction:.3f} of the way from floor to scale")

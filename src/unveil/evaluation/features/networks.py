@@ -11,7 +11,7 @@ Every network takes uint8 [N, 3, H, W] RGB and returns a tuple of float32 tensor
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,12 @@ def _fitting(weights: Path) -> Iterator[None]:
         raise other_network(weights, error) from None
 
 
-BUILDERS = {"inception": Inception, "dinov2": dinov2, "clip": clip, "vgg16": vgg}
+BUILDERS: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {
+    "inception": Inception,
+    "dinov2": dinov2,
+    "clip": clip,
+    "vgg16": vgg,
+}
 """Each takes the file of its weights and the type of its arithmetic."""
 
 
