@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
-from unveil.evaluation.card.published import FID, Measurement, PublishedValue, comparable, why_not_comparable
+from unveil.evaluation.card.published import FID, PublishedValue, comparable, why_not_comparable
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import parse_json, read_json, write_text
 from unveil.ranges import Count
@@ -187,8 +187,7 @@ class Card(_Part):
         document = {"metrics": metrics, "choices": choices, "published": {}, **others}
         text = json.dumps(document, allow_nan=False, default=lambda part: part.model_dump())
         found = cls.model_validate_json(text, strict=True)
-        measured = found.measurement()
-        published = Published(values=comparable(measured), why_not=why_not_comparable(measured))
+        published = Published(values=comparable(found), why_not=why_not_comparable(found))
         return found.model_copy(update={"published": published})
 
     @property
@@ -204,22 +203,6 @@ class Card(_Part):
     def comparable(self) -> Metric:
         """The metric that published values may stand beside: the FID, or the headline of a card without one."""
         return self.metric(FID) or self.headline
-
-    def measurement(self) -> Measurement:
-        """What ``comparable`` was measured on."""
-        data, metric = self.choices.data, self.comparable
-        return Measurement(
-            extractor=metric.features or "",
-            metric=metric.name,
-            source=data.source,
-            protocol=data.protocol,
-            image_size=data.image_size,
-            reference_split=data.reference.name,
-            reference_images=data.reference.taken,
-            reference_total=data.reference.images,
-            samples=metric.n,
-            lossy=bool(self.lossy),
-        )
 
     def to_json(self) -> str:
         """The document: JSON of a fixed layout, so that equal cards have equal bytes."""

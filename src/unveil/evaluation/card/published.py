@@ -4,42 +4,16 @@ Left out are numbers of another measurement than FID, such as those of Soft Trun
 as clean-fid does.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unveil.evaluation.card.card import Card
 
 PUBLISHED_SAMPLES = 50_000
 PUBLISHED_SIZE = 64
 INCEPTION = "inception"
 FID = "fid"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a distance was measured on.
-
-    Attributes:
-        extractor: name of the feature network.
-        metric: name of the number.
-        source: of the images: ``celeba``, ``cartoon``, ``folder``.
-        protocol: crop and resize, a key of ``PROTOCOLS``.
-        image_size: side in pixels.
-        reference_split: the split that the samples are compared with.
-        reference_images: how many of its images were taken.
-        reference_total: how many it has.
-        samples: N.
-        lossy: whether the samples went through a lossy file format.
-    """
-
-    extractor: str
-    metric: str
-    source: str
-    protocol: str
-    image_size: int
-    reference_split: str
-    reference_images: int
-    reference_total: int
-    samples: int
-    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,55 +67,50 @@ PUBLISHED = (
 PROTOCOLS_WITH_VALUES = tuple(dict.fromkeys(value.protocol for value in PUBLISHED))
 
 
-def comparable(ours: Measurement) -> tuple[PublishedValue, ...]:
-    """The published values that are of the same measurement as ours, best first."""
-    if _general_differences(ours):
-        return ()
-    fitting = [value for value in PUBLISHED if value.protocol == ours.protocol and _same_images(value, ours)]
-    return tuple(sorted(fitting, key=lambda value: value.fid))
+def comparable(card: "Card") -> tuple[PublishedValue, ...]:
+    """The published values that are of the same measurement as the card's ``comparable`` metric, best first."""
+    protocol = card.choices.data.protocol
+    fitting = [value for value in PUBLISHED if value.protocol == protocol and _same_images(value, card)]
+    return () if _general_differences(card) else tuple(sorted(fitting, key=lambda value: value.fid))
 
 
-def why_not_comparable(ours: Measurement) -> str | None:
+def why_not_comparable(card: "Card") -> str | None:
     """Why no published value is of the same measurement, as one clause that names each difference; None if one is."""
-    if comparable(ours):
+    if comparable(card):
         return None
-    reasons = _general_differences(ours)
-    candidates = [value for value in PUBLISHED if value.protocol == ours.protocol] or list(PUBLISHED)
-    if not any(_same_images(value, ours) for value in candidates):
+    reasons, data = _general_differences(card), card.choices.data
+    candidates = [value for value in PUBLISHED if value.protocol == data.protocol] or PUBLISHED
+    if not any(_same_images(value, card) for value in candidates):
+        counts = dict.fromkeys(value.reference_images for value in candidates)
+        references = " or ".join("all training images" if count is None else f"{count:,} of them" for count in counts)
         reasons.append(
-            f"they are of {PUBLISHED_SAMPLES:,} samples against {_references(candidates)}, and this is of "
-            f"{ours.samples:,} against {share(ours.reference_images, ours.reference_total)}"
+            f"they are of {PUBLISHED_SAMPLES:,} samples against {references}, and this is of "
+            f"{card.comparable.n:,} against {share(data.reference.taken, data.reference.images)}"
         )
     return "; ".join(reasons)
 
 
-def _general_differences(ours: Measurement) -> list[str]:
-    reasons = []
-    if ours.extractor != INCEPTION or ours.metric != FID:
-        reasons.append(f"they are FIDs, on Inception's features, and this is {ours.metric}")
-    if ours.source != "celeba":
-        reasons.append(f"they are of CelebA, and these images are of the source {ours.source}")
-    if ours.image_size != PUBLISHED_SIZE:
-        reasons.append(f"they are at {PUBLISHED_SIZE} x {PUBLISHED_SIZE}, and this is at {ours.image_size}")
-    if ours.protocol not in PROTOCOLS_WITH_VALUES:
-        reasons.append(f"they use the protocols {' and '.join(PROTOCOLS_WITH_VALUES)}, and this is {ours.protocol}")
-    if ours.reference_split != "train":
-        reasons.append(
-            f"they are distances from the training images, and this is from the {ours.reference_split} split"
-        )
-    if ours.lossy:
-        reasons.append("they are of samples as the model gives them, and these went through a lossy file format")
-    return reasons
+def _general_differences(card: "Card") -> list[str]:
+    data, metric, size = card.choices.data, card.comparable, PUBLISHED_SIZE
+    protocols = " and ".join(PROTOCOLS_WITH_VALUES)
+    reasons = {
+        f"they are FIDs, on Inception's features, and this is {metric.name}": metric.name == FID
+        and metric.features == INCEPTION,
+        f"they are of CelebA, and these images are of the source {data.source}": data.source == "celeba",
+        f"they are at {size} x {size}, and this is at {data.image_size}": data.image_size == size,
+        f"they use the protocols {protocols}, and this is {data.protocol}": data.protocol in PROTOCOLS_WITH_VALUES,
+        f"they are distances from the training images, and this is from the {data.reference.name} split": (
+            data.reference.name == "train"
+        ),
+        "they are of samples as the model gives them, and these went through a lossy file format": not card.lossy,
+    }
+    return [reason for reason, same in reasons.items() if not same]
 
 
-def _same_images(value: PublishedValue, ours: Measurement) -> bool:
-    expected = ours.reference_total if value.reference_images is None else value.reference_images
-    return value.samples == ours.samples and expected == ours.reference_images
-
-
-def _references(values: Sequence[PublishedValue]) -> str:
-    counts = dict.fromkeys(value.reference_images for value in values)
-    return " or ".join("all training images" if count is None else f"{count:,} of them" for count in counts)
+def _same_images(value: PublishedValue, card: "Card") -> bool:
+    reference = card.choices.data.reference
+    expected = reference.images if value.reference_images is None else value.reference_images
+    return value.samples == card.comparable.n and expected == reference.taken
 
 
 def share(taken: int, total: int) -> str:
