@@ -5,7 +5,7 @@ Equal inputs give equal bytes, except for the sections ``environment`` and ``cos
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -232,3 +232,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
+
+
+def aligned(rows: Iterable[Sequence[str]], right: bool = False) -> list[str]:
+    """A line of each row, with its cells below those of the others; ``right``: all but the first flush right."""
+    columns = list(zip(*rows, strict=True))
+    for place, cells in enumerate(columns):
+        width = max(map(len, cells))
+        columns[place] = tuple(cell.rjust(width) if right and place else cell.ljust(width) for cell in cells)
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import NormalDist
 from typing import Any, Literal
 
-from unveil.evaluation.card.card import Card, flatten
+from unveil.evaluation.card.card import Card, aligned, flatten
 from unveil.evaluation.metrics.metric import Kind, Metric
 from unveil.evaluation.metrics.registry import kind_of
 
@@ -206,15 +206,6 @@ def _movement_cells(move: Movement) -> tuple[str, ...]:
     values = ("none" if value is None else f"{value:.6g}" for value in (move.a, move.b))
     words = WORDS[move.verdict][0] + (f": {move.reason}" if move.reason else "")
     return move.name, next(values), "->", next(values), z, words
-
-
-def aligned(rows: Iterable[Sequence[str]], right: bool = False) -> list[str]:
-    """A line of each row, with its cells below those of the others; ``right``: all but the first flush right."""
-    columns = list(zip(*rows, strict=True))
-    for place, cells in enumerate(columns):
-        width = max(map(len, cells))
-        columns[place] = tuple(cell.rjust(width) if right and place else cell.ljust(width) for cell in cells)
-    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def _shown(value: Any) -> str:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.order import spread
-from unveil.evaluation.card.card import BySize, Card
-from unveil.evaluation.card.comparison import aligned
+from unveil.evaluation.card.card import BySize, Card, aligned
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import atomic_path, write_json, write_text
 
