@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +12,9 @@ import torch
 import typer
 
 from unveil.data.pixels import to_uint8
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion, Sampler
 from unveil.diffusion.samplers import Step
-from unveil.diffusion.sampling import NotDrawn, Sampler, batches, draw_batches
+from unveil.diffusion.sampling import NotDrawn, batches, draw_batches
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
@@ -77,7 +77,7 @@ def main(
         denoiser = load_denoiser(MODELS, device, settings.average)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])
-        sampler = Sampler(**{field.name: getattr(settings, field.name) for field in fields(Sampler)})
+        sampler = settings.only(Sampler)
         shape = (3, model.network.image_size, model.network.image_size)
         parts = batches(settings.num_samples, settings.batch_size)
         parts = parts[processes.part(len(parts))]
@@ -102,7 +102,7 @@ def main(
         seconds = time.perf_counter() - started
         if together is None:  # another process has all of them
             return
-        facts |= {"seed": settings.seed, "precision": precision, "nfe": nfe, **vars(sampler)}
+        facts |= {"seed": settings.seed, "precision": precision, "nfe": nfe, **sampler.read_values()}
         # Under one key: safetensors writes several in random order, and equal samples must be equal bytes.
         save_tensors(SAMPLES, {"images": together, "ids": torch.arange(len(together))}, {"facts": json.dumps(facts)})
         save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)

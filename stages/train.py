@@ -104,7 +104,7 @@ def main(
         chosen = resolve_training(settings.precision, settings.optimizer, settings.tf32, settings.channels_last, device)
         for name, value in chosen.items():
             run.tag(f"unveil.{name}", str(value).lower())
-        config = model_config(settings, index, chosen)
+        config = model_config(settings, settings.network, settings.diffusion, index, chosen)
         processes = held.enter_context(joined(device))
         scratch = checkpoints_for(run.project / CHECKPOINTS, config.to_dict(), run.record["code"], processes)
         checkpoints = held.enter_context(scratch)

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from unveil.diffusion.choices import SamplerName
+from unveil.diffusion.config import SamplerName
 from unveil.errors import UnveilError
 from unveil.run.commands import Frame, one_line_errors
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.choices import GridName, SamplerName
+from unveil.diffusion.config import GridName, Sampler, SamplerName
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.sampling import NotDrawn, Sampler, batches, build_grid, draw_batches
+from unveil.diffusion.sampling import NotDrawn, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import Extractor, extract, load_extractor
 from unveil.evaluation.images.sets import real_parts
@@ -108,11 +108,13 @@ def cases(
                 if sampler == "rk45":
                     if place < len(TOLERANCES):
                         tolerance = TOLERANCES[place]
-                        yield Sampler("rk45", 2, rtol=tolerance, atol=tolerance, **shared)
+                        yield Sampler(sampler="rk45", steps=2, rtol=tolerance, atol=tolerance, **shared)
                     continue
-                yield Sampler(sampler, _steps(sampler, nfe), **shared)  # type: ignore[arg-type]
+                yield Sampler(sampler=sampler, steps=_steps(sampler, nfe), **shared)  # type: ignore[arg-type]
                 if sampler == "heun" and nfe >= 15:  # with as much noise as half of its steps can remove
-                    yield Sampler("heun", _steps(sampler, nfe), s_churn=0.2 * _steps(sampler, nfe), **shared)
+                    yield Sampler(
+                        sampler="heun", steps=_steps(sampler, nfe), s_churn=0.2 * _steps(sampler, nfe), **shared
+                    )
 
 
 def _steps(sampler: str, nfe: int) -> int:
@@ -122,7 +124,9 @@ def _steps(sampler: str, nfe: int) -> int:
 
 def reference_case(sigma_min: float, sigma_max: float) -> Sampler:
     """DDPM with 1000 steps."""
-    return Sampler("ddpm", REFERENCE_STEPS, "karras", sigma_min, sigma_max, s_tmax=sigma_max)
+    return Sampler(
+        sampler="ddpm", steps=REFERENCE_STEPS, grid="karras", sigma_min=sigma_min, sigma_max=sigma_max, s_tmax=sigma_max
+    )
 
 
 @dataclass
@@ -220,7 +224,13 @@ class Study:
                 continue
             point = self.measure(config)
             self.points.append(point)
-            write_json(self.out / "points.json", {**self.facts, "points": [asdict(point) for point in self.points]})
+            write_json(
+                self.out / "points.json",
+                {
+                    **self.facts,
+                    "points": [vars(point) | {"config": point.config.model_dump()} for point in self.points],
+                },
+            )
             self.say(
                 f"{number:>3} of {len(configs)}  {point.label:<24} {point.nfe:>5} evaluations  "
                 f"{self.extractor.features.frechet} {point.distance:8.2f}  {point.seconds:6.1f} s"

@@ -28,12 +28,13 @@ from unveil.data.batches import Batch, DeviceBatches
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex, load_images, verify
 from unveil.diffusion import grids
+from unveil.diffusion.config import Sampler
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
 from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import Objective, Simple
 from unveil.diffusion.parameterizations import X0, Eps, Parameterization
 from unveil.diffusion.paths import VPLinear
-from unveil.diffusion.sampling import SampleNoise, Sampler, batches, draw
+from unveil.diffusion.sampling import SampleNoise, batches, draw
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import extract, load_extractor
 from unveil.evaluation.images.sets import load_real, uniform_noise
@@ -43,9 +44,11 @@ from unveil.files import atomic_directory, atomic_path, read_json, read_text, wr
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.section import Precision
 from unveil.tensors import load_tensors, save_tensors
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 
 FEATURES = "efficientnet-lite0"
 ADDITIVE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -195,19 +198,20 @@ class Budget:
 
     def network_of(self, setup: Setup) -> UNetConfig:
         """The configuration of a setup's network."""
-        config = replace(self.network, noise_conditioning=setup.noise_conditioning)
+        config = self.network.replace(noise_conditioning=setup.noise_conditioning)
         if not setup.attention:
-            config = replace(config, attention_resolutions=(), middle_attention=False)
+            config = config.replace(attention_resolutions=(), middle_attention=False)
         if setup.network == "plain":  # which doubles its channels at each halving
             doubling = tuple(2**level for level in range(len(config.channel_multipliers)))
-            config = replace(config, architecture="plain", channel_multipliers=doubling)
+            config = config.replace(architecture="plain", channel_multipliers=doubling)
         return config
 
-    def training_of(self, setup: Setup, precision: str) -> Training:
+    def training_of(self, setup: Setup, precision: Precision) -> Training:
         """How a setup is trained: the demo's settings, but for its length."""
         return Training(
             seed=setup.seed,
             images=self.images,
+            batch_size=self.batch_size,
             lr=self.lr,
             betas=(0.9, 0.99),
             warmup_images=self.images // 20,
@@ -604,7 +608,7 @@ class Study:
         """Write what the study is made of, or compare it with what stands there."""
         path = self.out / "study.json"
         mine = {"shards": self.judge.index.digest(), "precision": self.precision, **asdict(self.budget)}
-        mine["network"] = self.budget.network.to_dict()
+        mine["network"] = self.budget.network.read_values()
         if not path.is_file():
             write_json(path, mine)
             return

@@ -20,7 +20,7 @@ from unveil.averages import FOLDER, Averages, save_snapshot, write_averages
 from unveil.cli.averages import describe as describe_averages
 from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.card.card import Card, read_card
 from unveil.evaluation.card.comparison import compare_cards, describe_difference
@@ -102,8 +102,16 @@ def _folder(path: Path) -> Path:
     index = ShardIndex("cartoon", "ddim", 8, ("Smiling",), splits, (0.0, 0.1, 0.2), (1.0, 1.0, 1.0), ("000003.jpg",))
     index.save(path / "shards")
     config = ModelConfig(
-        UNetConfig(8, 32, (1, 2), 1, (4,), 16, norm_groups=16),
-        Diffusion("vp-linear", "eps", "simple"),
+        UNetConfig(
+            image_size=8,
+            channels=32,
+            channel_multipliers=(1, 2),
+            blocks=1,
+            attention_resolutions=(4,),
+            attention_head_channels=16,
+            norm_groups=16,
+        ),
+        Diffusion(path="vp-linear", parameterization="eps", objective="simple"),
         {"source": "cartoon", "protocol": "ddim", "image_size": 8, "shards": index.digest()},
         {"images": 800, "batch_size": 4, "lr": 1e-4, "ema_half_life_images": 50, "betas": [0.9, 0.99]},
     )

@@ -13,17 +13,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.weights import WeightsChoice
 
 CONFIG = ModelConfig(
-    network=UNetConfig(8, 32, (1, 2), 1, (4,), 16, dropout=0.3),
-    diffusion=Diffusion("flow", "x0", "flow", logit_mean=0.8),
+    network=UNetConfig(
+        image_size=8,
+        channels=32,
+        channel_multipliers=(1, 2),
+        blocks=1,
+        attention_resolutions=(4,),
+        attention_head_channels=16,
+        dropout=0.3,
+    ),
+    diffusion=Diffusion(path="flow", parameterization="x0", objective="flow", logit_mean=0.8),
     data={"source": "cartoon", "protocol": "ddim", "image_size": 8, "shards": "abc"},
     training={"images": 100, "batch_size": 4, "lr": 1e-4, "betas": [0.9, 0.99], "precision": "fp32"},
 )
@@ -191,10 +200,10 @@ def test_damaged_weights_are_one_line(model: Path, damage: Callable[[bytes], byt
 @pytest.mark.parametrize(
     "network",
     [
-        replace(CONFIG.network, channels=64),
-        replace(CONFIG.network, blocks=3),
-        replace(CONFIG.network, channel_multipliers=(1,)),
-        replace(CONFIG.network, image_channels=1),
+        CONFIG.network.replace(channels=64),
+        CONFIG.network.replace(blocks=3),
+        CONFIG.network.replace(channel_multipliers=(1,)),
+        CONFIG.network.replace(image_channels=1),
     ],
     ids=["wider", "deeper", "fewer levels", "grey"],
 )
@@ -228,7 +237,9 @@ def test_a_configuration_of_before_the_newest_keys_is_read_and_of_after_them_ref
     kept = {key: value for key, value in values["network"].items() if key in old}
     diffusion = {key: values["diffusion"][key] for key in ("path", "parameterization", "objective")}
     _change(model, lambda config: config.update(network=kept, diffusion=diffusion))
-    assert ModelConfig.load(model).network == UNetConfig(8, 32, (1, 2), 1, (4,))
+    assert ModelConfig.load(model).network == UNetConfig(
+        image_size=8, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,)
+    )
     _change(model, lambda config: config["network"].update(attention_of_the_future=1))
     assert "network.attention_of_the_future: unknown key" in _refusal(lambda: load_denoiser(model))
 

@@ -2,78 +2,55 @@
 
 import copy
 import json
-import math
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from unveil import params as schema
 from unveil.data.celeba import SPLITS
 from unveil.data.sources.cartoon import split_counts
-from unveil.diffusion.choices import ObjectiveName, ParameterizationName, PathName
-from unveil.diffusion.design import Diffusion, build_objective, build_parameterization, build_path
+from unveil.diffusion.config import Diffusion, ObjectiveName, ParameterizationName, PathName
+from unveil.diffusion.design import build_parameterization, build_path
+from unveil.diffusion.objectives import build_objective
 from unveil.errors import UnveilError
-from unveil.networks.unet import UNet, UNetConfig
-from unveil.params import Params, flatten, load_params, nearest, parse_params
+from unveil.messages import comment_of, nearest, section_at
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
+from unveil.params import SCHEMA, Params, load_params, parse_params, render
+from unveil.section import flatten
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
 # The shipped values, with those that the cases below rely on: tuning the demo must not break them.
 VALUES: dict[str, Any] = YAML(typ="safe", pure=True).load(SHIPPED.read_text(encoding="utf-8"))
-VALUES["download"] |= {"source": "cartoon", "split": {"train": 0.72, "valid": 0.12, "test": 0.16}}
-VALUES["download"]["cartoon"] |= {"num_faces": 12_500}
-VALUES["preprocess"] |= {"protocol": "score-sde", "image_size": 64}
-VALUES["train"] |= {"images": 64_000, "batch_size": 32, "lr": 5e-4, "warmup_images": 3200}
-VALUES["train"]["network"] |= {
-    "stem": 4,
-    "channels": 128,
-    "channel_multipliers": [1, 2],
-    "attention_resolutions": [8],
-    "attention_head_channels": 64,
-}
-VALUES["train"]["diffusion"] |= {"path": "flow", "parameterization": "x0", "objective": "flow"}
-VALUES["sample"] |= {
-    "num_samples": 2000,
-    "sampler": "heun",
-    "steps": 18,
-    "grid": "karras",
-    "variance": "small",
-}
-VALUES["sample"] |= {"sigma_min": 0.03, "sigma_max": 80.0, "grid_rows": 8, "grid_columns": 12}
-VALUES["evaluate"] |= {"num_images": 2000, "reference_split": "train", "held_out_split": "test"}
-VALUES["evaluate"] |= {"reference_images": 2000, "kid_subset_size": 1000}
-
-
-def leaves(section: type[BaseModel] = Params, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every key below which there is no section, with its field."""
-    found: dict[tuple[str, ...], Any] = {}
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= leaves(inner, (*prefix, name))
-        else:
-            found[(*prefix, name)] = field
-    return found
-
-
-LEAVES = leaves()
-SECTIONS = sorted({key[:depth] for key in LEAVES for depth in range(1, len(key))})
-
-
+RELIED_ON = """
+download.source = cartoon; download.split = {train: 0.72, valid: 0.12, test: 0.16}; download.cartoon.num_faces = 12500
+preprocess.protocol = score-sde; preprocess.image_size = 64
+train.images = 64000; train.batch_size = 32; train.lr = 0.0005; train.warmup_images = 3200
+network.stem = 4; network.channels = 128; network.channel_multipliers = [1, 2]
+network.attention_resolutions = [8]; network.attention_head_channels = 64
+diffusion.path = flow; diffusion.parameterization = x0; diffusion.objective = flow
+sample.num_samples = 2000; sample.sampler = heun; sample.steps = 18; sample.grid = karras; sample.variance = small
+sample.sigma_min = 0.03; sample.sigma_max = 80.0; sample.grid_rows = 8; sample.grid_columns = 12
+evaluate.num_images = 2000; evaluate.reference_split = train; evaluate.held_out_split = test
+evaluate.reference_images = 2000; evaluate.kid_subset_size = 1000
+"""
+LEAVES = {key: field for key, field in SCHEMA.items() if section_at(field) is None}
 PARTS = {part for key in LEAVES for part in key}
+SECTIONS = [key for key, field in SCHEMA.items() if section_at(field) is not None]
 
 
 def dumped(values: dict[Any, Any], margin: str = "") -> str:
@@ -88,13 +65,45 @@ def dumped(values: dict[Any, Any], margin: str = "") -> str:
     return text
 
 
-TEXT = dumped(VALUES)
-
-
 def parent(values: dict[str, Any], key: Sequence[str]) -> dict[Any, Any]:
     for part in key[:-1]:
         values = values[part]
     return values
+
+
+NAMED = {
+    "VP": "network.stem = 1; network.attention_resolutions = [32]; diffusion.path = vp-linear; "
+    "diffusion.parameterization = eps; diffusion.objective = simple",
+    "EDM": "diffusion.path = edm; diffusion.objective = edm",
+    "SUB_VP": "diffusion.path = sub-vp",
+    "VP_SDE": "diffusion.path = vp-sde",
+    "SQUARED": "diffusion.huber_scale = 0.0; diffusion.difference_weight = 0.0; diffusion.noise_candidates = 1",
+    "VE": "diffusion.path = ve; sample.sigma_max = 40",
+    "ONE_HEAD": "network.attention_head_channels = 0",
+    "EVEN": "sample.grid = uniform-t",
+    "NO_PROFILES": "train.ema_profiles = []; train.snapshot_every_images = 0",
+    "PLAIN": "network.architecture = plain; network.blocks = 1; network.attention_resolutions = []; "
+    "network.middle_attention = false; network.refinement_channels = 0",
+}
+
+
+def full(key: str) -> str:
+    return f"train.{key}" if key.startswith(("network", "diffusion")) else key
+
+
+def made(changes: str) -> dict[str, Any]:
+    """The values with changes such as ``VP; train.lr = 0.1``; a later one counts."""
+    values = copy.deepcopy(VALUES)
+    for change in changes.split("; "):
+        for pair in NAMED.get(change, change).split("; "):
+            dotted, _, text = pair.partition(" = ")
+            key = full(dotted).split(".")
+            parent(values, key)[key[-1]] = YAML(typ="safe", pure=True).load(f"[{text}]")[0]
+    return values
+
+
+VALUES = made(RELIED_ON.strip().replace("\n", "; "))
+TEXT = dumped(VALUES)
 
 
 def altered(**changes: Any) -> dict[str, Any]:
@@ -135,26 +144,19 @@ def test_the_shipped_file_is_taken_and_nothing_in_it_is_lost() -> None:
         assert (json.loads(str(value)) if isinstance(section, list) else value) == section
 
 
-def test_flatten_of_a_section_leaves_its_own_name_out() -> None:
-    params = load_params(SHIPPED)
-    flat = flatten(params)
-    assert flatten(params.sample) == {
-        key.removeprefix("sample."): value for key, value in flat.items() if key.startswith("sample.")
-    }
-    assert flat["train.network.channel_multipliers"] == json.dumps(
-        list(params.train.network.channel_multipliers)
-    ).replace(" ", "")
-
-
-def test_flatten_writes_a_path_as_text() -> None:
+def test_flatten_of_a_section_leaves_its_own_name_out_and_what_nothing_reads_if_asked() -> None:
     params = parse_params(changed(download__folder__path="some/photos"), "params.yaml")
-    assert params.download.folder.path == Path("some/photos")
-    assert flatten(params)["download.folder.path"] == "some/photos"
+    flat, read = flatten(params), flatten(params, read=True)
+    assert flatten(params.sample) == {key[7:]: value for key, value in flat.items() if key.startswith("sample.")}
+    assert flat["download.folder.path"] == "some/photos"  # of a path
+    unread = {key for key in flat if key not in read}
+    assert {"train.diffusion.beta_start", "train.diffusion.sigma_max", "sample.eta", "sample.s_tmax"} <= unread
+    assert not {"train.diffusion.logit_mean", "sample.s_churn", "sample.rho", "sample.num_samples"} & unread
 
 
-@pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", ".0002", "0.0002", "+2e-4"])
-def test_every_way_to_write_a_number_is_a_number(number: str) -> None:
-    assert parse_params(TEXT.replace("lr: 0.0005", f"lr: {number}"), "params.yaml").train.lr == 2e-4
+def test_every_way_to_write_a_number_is_a_number() -> None:
+    for number in ("2e-4", "2E-4", "2.0e-4", ".0002", "0.0002", "+2e-4"):
+        assert parse_params(TEXT.replace("lr: 0.0005", f"lr: {number}"), "params.yaml").train.lr == 2e-4
 
 
 def test_a_whole_number_is_taken_where_a_number_is_meant() -> None:
@@ -190,47 +192,46 @@ def test_params_are_frozen_and_can_be_compared() -> None:
         params.train.lr = 1.0  # type: ignore[misc]
 
 
-def test_every_key_is_required_and_described() -> None:
-    for key, field in LEAVES.items():
-        assert field.is_required(), key
-        assert field.description, key
-        assert field.description.isprintable(), key
+def test_the_shipped_file_is_rendered_and_every_value_has_a_default_a_text_and_a_range(repository: Path) -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert text == render(load_params(SHIPPED)), "write it anew: `unveil params fmt`"
+    for key, field in SCHEMA.items():
+        said = " ".join((field.description or "").split())
+        assert said.isprintable() and comment_of(field).startswith(said), key
+        assert not field.is_required(), key
+        if key not in LEAVES:
+            continue
+        assert field.annotation not in (int, float) or field.metadata, f"{key} has no range"
+        kind = get_args(field.annotation)[0] if get_origin(field.annotation) is tuple else field.annotation
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        unsaid = [name for name in choices if str(name).lower() not in re.split(r"[\s(),;:]+", said)]
+        assert not unsaid, f"{key} does not explain {unsaid}"
+        ends = [getattr(part, end, None) for part in field.metadata for end in ("ge", "gt", "le", "lt")]
+        bounds = {str(end) for end in ends if end is not None}
+        assert all(bound in comment_of(field) for bound in bounds), key
 
 
-def test_every_number_has_a_range() -> None:
-    unbounded = {key[-1] for key, field in LEAVES.items() if field.annotation in (int, float) and not field.metadata}
-    assert unbounded == set()
+def test_the_parameters_need_no_pytorch() -> None:
+    code = "import sys, unveil.params, unveil.recipes; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 # Keys and files
 
 
-def test_an_unknown_key_names_the_nearest() -> None:
-    message = refusal(TEXT.replace("  lr:", "  lrr:"))
-    line = 1 + TEXT.splitlines().index(next(row for row in TEXT.splitlines() if row.startswith("  lr:")))
-    assert message == f"params.yaml:{line}: train.lrr: unknown key, did you mean train.lr?"
-
-
-@pytest.mark.parametrize(
-    ("changes", "suggestion"),
-    [
-        ({"lr": 1e-4}, "train.lr"),
-        ({"sampl": {}}, "sample"),
-        ({"train__steps": 100}, "sample.steps"),
-        ({"train__epochs": 3}, None),
-        ({"train__network__Channels": 3}, "train.network.channels"),
-        ({"train__network__chanels": 3}, "train.network.channels"),
-        ({"evaluate__num_sampels": 3}, "sample.num_samples"),
-    ],
-)
-def test_a_key_that_is_one_too_many(changes: dict[str, Any], suggestion: str | None) -> None:
-    message = refusal(changed(**changes))
-    (dotted,) = changes
-    assert f": {dotted.replace('__', '.')}: unknown key" in message
-    if suggestion is None:
-        assert "expected seed, device, loader" in message
-    else:
-        assert message.endswith(f"did you mean {suggestion}?")
+def test_a_key_that_is_one_too_many() -> None:
+    for changes, suggestion in (
+        ({"lr": 1e-4}, "did you mean train.lr?"),
+        ({"sampl": {}}, "did you mean sample?"),
+        ({"train__steps": 100}, "did you mean sample.steps?"),
+        ({"train__epochs": 3}, "expected seed, device, loader"),
+        ({"train__network__Channels": 3}, "did you mean train.network.channels?"),
+        ({"train__network__chanels": 3}, "did you mean train.network.channels?"),
+        ({"evaluate__num_sampels": 3}, "did you mean sample.num_samples?"),
+    ):
+        ((dotted, _),) = changes.items()
+        message = refusal(changed(**changes))
+        assert f": {dotted.replace('__', '.')}: unknown key, {suggestion}" in message
 
 
 def test_a_missing_key_is_named_with_what_belongs_there() -> None:
@@ -240,7 +241,10 @@ def test_a_missing_key_is_named_with_what_belongs_there() -> None:
         values = copy.deepcopy(VALUES)
         del parent(values, key)[key[-1]]
         message = refusal(dumped(values))
-        if f": {'.'.join(key)}: missing, expected " not in message or LEAVES[key].description not in message:
+        if (
+            f": {'.'.join(key)}: missing, expected " not in message
+            or comment_of(LEAVES[key]).split(";")[0] not in message
+        ):
             wrong[key] = message
     assert not wrong
 
@@ -262,20 +266,16 @@ def test_the_first_of_several_is_reported_and_the_others_counted() -> None:
     assert message.endswith(" (and 2 more)")
 
 
-@pytest.mark.parametrize("name", ["lrr", "learning_rate"])
-def test_a_renamed_key_is_one_mistake(name: str) -> None:
-    message = refusal(TEXT.replace("  lr:", f"  {name}:"))
-    assert message.endswith(f": train.{name}: unknown key, did you mean train.lr?")
+def test_a_renamed_key_is_one_mistake() -> None:
+    line = 1 + next(n for n, row in enumerate(TEXT.splitlines()) if row.startswith("  lr:"))
+    for name in ("lrr", "learning_rate"):
+        message = refusal(TEXT.replace("  lr:", f"  {name}:"))
+        assert message == f"params.yaml:{line}: train.{name}: unknown key, did you mean train.lr?"
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# only a comment\n", "---\n"])
-def test_an_empty_file_is_said_to_be_empty(text: str) -> None:
-    assert "empty" in refusal(text) or "no mapping" in refusal(text)
-
-
-@pytest.mark.parametrize("text", ["- 1\n", "3\n", "null\n", "text\n"])
-def test_a_file_without_a_mapping(text: str) -> None:
-    assert "download, preprocess, train, sample, evaluate" in refusal(text)
+def test_an_empty_file_and_one_without_a_mapping() -> None:
+    for text in ("", "\n", "# only a comment\n", "---\n", "- 1\n", "3\n", "null\n", "text\n"):
+        assert "download, preprocess, train, sample, evaluate" in refusal(text)
 
 
 def test_yaml_errors_carry_the_line() -> None:
@@ -304,46 +304,215 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_params(binary)
 
 
-# Values
+# Values and combinations
+
+REFUSED = r"""
+train.lr = -0.1 -> train.lr: found -0.1, expected a number in (0, 1]
+train.lr = "2e-4" -> train.lr: found "2e-4", expected a number in (0, 1]; remove the quotes
+train.lr = true -> train.lr: found true, expected a number in (0, 1]
+train.lr = .nan -> train.lr: found NaN, expected a number in (0, 1]
+train.images = 2000000.0 -> train.images: found 2000000.0, expected a whole number >= 1; write 2000000
+train.images = true -> train.images: found true, expected a whole number >= 1
+train.images = null -> train.images: found null, expected a whole number >= 1
+train.horizontal_flip = "yes" -> train.horizontal_flip: found "yes", expected true | false
+train.horizontal_flip = 1 -> train.horizontal_flip: found 1, expected true | false
+train.channels_last = 1 -> train.channels_last: found 1, expected auto | true | false
+train.channels_last = atuo -> train.channels_last: expected auto | true | false; did you mean auto?
+train.augment = 1.5 -> train.augment: expected a number in [0, 1]
+train.betas = [0.9, 1.0] -> train.betas: found [0.9, 1.0], expected a list of 2 numbers in [0, 1)
+train.betas = [0.9] -> train.betas: found [0.9], expected a list of 2 numbers in [0, 1)
+train.betas = 0.9 -> train.betas: found 0.9, expected a list of 2 numbers in [0, 1)
+network.channel_multipliers = [] -> network.channel_multipliers: expected a list of whole numbers in [1, 64], not empty,
+network.dropout = 1 -> network.dropout: found 1, expected a number in [0, 1)
+sample.weights = [ema] -> sample.weights: expected ema | half-life:N | power:S
+download.celeba.path = 3 -> download.celeba.path: found 3, expected a path or null
+download.celeba.path = "" -> download.celeba.path: found "", expected a path or null
+sample.eta = 1.5 -> sample.eta: found 1.5, expected a number in [0, 1]
+sample.sampler = Huen -> sample.sampler: dpmpp-2m-sde | rk45; did you mean heun?
+preprocess.protocol = score_sde -> preprocess.protocol: did you mean score-sde?
+preprocess.protocol = "?" -> preprocess.protocol: expected ddim | score-sde | score-sde-tf | gan | adm-ip | squash
+preprocess.image_size = 60 -> preprocess.image_size: a multiple of 8
+preprocess.image_size = 60 -> preprocess.image_size: nearest: 56 or 64
+preprocess.image_size = 9 -> preprocess.image_size: nearest: 8 or 16
+preprocess.image_size = 8; network.attention_resolutions = [] -> network.channel_multipliers: fewer of them: 2 leave a s
+network.channel_multipliers = [1, 1, 1, 1, 1, 1, 1, 1, 1]; network.stem = 2 -> preprocess.image_size: a multiple of 512
+network.attention_resolutions = [32] -> network.attention_resolutions: 16 | 8
+network.attention_head_channels = 96 -> network.attention_head_channels: divisor of
+ONE_HEAD; network.attention_heads = 3 -> network.attention_heads: 0 or a divisor of 256, the
+network.attention_heads = 4 -> network.attention_heads: attention_head_channels 0: one
+network.channels = 40 -> network.channels: a multiple of 32
+network.norm_groups = 24 -> network.norm_groups: a divisor of train.network.channels, 128
+network.noise_embedding = fourier -> network.noise_embedding: ddpm | adm for train.diffusion.path flow
+PLAIN; network.blocks = 2 -> network.blocks: expected 1, because
+PLAIN; network.attention_resolutions = [8] -> network.attention_resolutions: expected [], because
+PLAIN; network.middle_attention = true -> network.middle_attention: expected false, because
+PLAIN; network.dropout = 0.1 -> network.dropout: expected 0.0, because
+PLAIN; network.scale_shift_norm = true -> network.scale_shift_norm: expected false, because
+PLAIN; network.resampling = residual -> network.resampling: expected conv, because
+PLAIN; network.progressive_input = true -> network.progressive_input: expected false, because
+PLAIN; network.skip_rescale = true -> network.skip_rescale: expected false, because
+SUB_VP; diffusion.objective = simple -> diffusion.parameterization: eps | v | edm
+SUB_VP; diffusion.objective = likelihood -> diffusion.parameterization: eps | v | edm
+VP; diffusion.parameterization = x0; diffusion.beta_start = 1.0e-7 -> diffusion.parameterization: whose sigma starts at
+SUB_VP; diffusion.objective = flow; diffusion.beta_min = 0.0001 -> diffusion.beta_min: 1e-08
+VP; diffusion.beta_start = 1.0e-20 -> diffusion.beta_start: 1e-08
+VE; diffusion.sigma_min = 1.0e-9 -> diffusion.sigma_min: 1e-08
+diffusion.path = vp-sigmoid; diffusion.sigmoid_end = -3.0 -> diffusion.sigmoid_end: above sigmoid_start, -3
+diffusion.path = vp-sigmoid; diffusion.sigmoid_end = -4.0 -> diffusion.sigmoid_end: above sigmoid_start, -3
+VE; EVEN; sample.sigma_max = 0.5; diffusion.sigma_min = 1.0; sample.sigma_min = 0.1 -> sample.sigma_max: in [1, 100]
+VE; EVEN; sample.sigma_max = 1.0; diffusion.sigma_min = 1.0 -> sample.sigma_max: above the
+VP; EVEN; sample.sigma_min = 0.002; sample.sigma_max = 0.005 -> sample.sigma_max: in [0.01, 157]
+train.batch_size = 64001 -> train.batch_size: at most train.images, 64000
+train.warmup_images = 64001 -> train.warmup_images: at most train.images, 64000
+download.split.train = 0.71 -> download.split: sum to 0.99
+download.source = folder -> download.folder.path: the folder of images
+download.source = folder; download.folder.path = x; preprocess.protocol = gan -> preprocess.protocol: adm-ip | squash
+EDM; diffusion.objective = simple -> diffusion.objective: expected edm | flow on path edm, which has no ends between whi
+EDM; diffusion.objective = likelihood -> diffusion.objective: expected edm | flow on path edm, which has no ends between
+EDM; diffusion.objective = min-snr -> diffusion.objective: expected edm | flow on path edm, which has no ends between wh
+EDM; diffusion.objective = p2 -> diffusion.objective: expected edm | flow on path edm, which has no ends between which p
+diffusion.parameterization = velocity -> diffusion.parameterization: needs stem 1
+diffusion.sigmoid_end = -3.0 -> diffusion.sigmoid_end: above sigmoid_start, -3
+diffusion.beta_max = 0.1 -> diffusion.beta_max: above beta_min, 0.1
+diffusion.path = vp-sigmoid; diffusion.sigmoid_tau = 0.1 -> diffusion.sigmoid_tau: a number with which sigma stays in [1
+SUB_VP; diffusion.beta_max = 100.0 -> diffusion.beta_max: 1e+08
+VP; diffusion.beta_end = 0.9 -> diffusion.beta_end: 1e+08
+diffusion.parameterization = eps -> diffusion.parameterization: 2511.13720
+VP; network.stem = 2 -> diffusion.parameterization: eps needs stem 1
+diffusion.beta_end = 0.0001 -> diffusion.beta_end: above beta_start, 0.0001
+sample.grid = ddim-leading -> sample.grid: uniform-t for train.diffusion.path flow, whose time is
+EDM; sample.grid = ddim-trailing -> sample.grid: karras | log-linear | uniform-t for train
+VP; sample.grid = ddim-leading; sample.steps = 1 -> sample.steps: t = 0, where there is no noise
+VP; sample.grid = ddim-linspace; sample.steps = 1 -> sample.steps: 2 or more on sample.grid
+VP; sample.grid = ddim-quad; sample.steps = 1 -> sample.steps: 2 or more on sample.grid
+sample.sampler = rk45; sample.steps = 1 -> sample.steps: 2 or more: sampler rk45
+sample.s_tmin = 51.0 -> sample.s_tmin: a number up to sample.s_tmax, 50
+VP; sample.s_churn = 40; sample.s_tmax = 200; sample.sigma_max = 150 -> sample.s_tmax: at most 111: s_churn raises sigma
+VP; sample.s_churn = 40; sample.s_tmax = 200; sample.grid = ddim-trailing -> sample.s_tmax: vp-linear ends at 157
+VP; sample.grid = ddim-linspace; sample.steps = 1001 -> sample.steps: timesteps, 1000
+sample.sampler = ddpm; sample.variance = large -> sample.variance: only vp-linear, vp-cosine, vp-sigmoid, vp-sde have be
+VP; sample.sigma_min = 0.002; sample.grid = log-linear -> sample.sigma_min: in [0.01, 157]
+VP; EVEN; sample.sigma_max = 160 -> sample.sigma_max: in [0.01, 157]
+VP; sample.sigma_min = 0.002 -> sample.sigma_min: in [0.01, 157]
+VP; diffusion.timesteps = 500 -> sample.sigma_max: in [0.01, 12.5]
+sample.sigma_min = 80 -> sample.sigma_min: below sample.sigma_max, 80
+sample.grid_rows = 1000 -> sample.grid_rows: 1000 x 12 = 12000
+sample.num_samples = 1999 -> evaluate.num_images: at most sample.num_samples, 1999
+evaluate.reference_images = 9001 -> evaluate.reference_images: at most 9000, the images that download.source cartoon has
+download.source = celeba; evaluate.reference_images = 162771 -> evaluate.reference_images: at most 162770, the images th
+download.cartoon.num_faces = 6000 -> evaluate.kid_subset_size: at most 960, the images that download.source cartoon has
+evaluate.held_out_split = valid; evaluate.kid_subset_size = 1501 -> evaluate.kid_subset_size: at most 1500, the images
+evaluate.reference_images = 999 -> evaluate.kid_subset_size: at most evaluate.reference_images, 999
+evaluate.features = [clip, clip] -> evaluate.features: each name once
+evaluate.features = [dinov3] -> evaluate.features: a list of efficientnet-lite0 | inception | dinov2
+evaluate.features = [] -> evaluate.features: not empty
+evaluate.features = inception -> evaluate.features: a list of
+evaluate.metrics = [inception-score] -> evaluate.metrics: needs inception among evaluate.features
+evaluate.reference_split = valid; evaluate.reference_images = 0 -> evaluate.metrics: no memorization, which needs evalua
+evaluate.control_images = 1 -> evaluate.control_images: 0, or 6 or more for density-coverage
+evaluate.interval_splits = 3 -> evaluate.interval_splits: 0, or 10 to 1000
+evaluate.reference_images = 1 -> evaluate.kid_subset_size: at most evaluate.reference_images, 1
+evaluate.kid_subset_size = 2001 -> evaluate.kid_subset_size: at most evaluate.num_images, 2000
+evaluate.held_out_split = train -> evaluate.held_out_split: expected valid | test
+train.device = cpu; train.precision = fp16 -> train.precision: fp16 needs cuda
+sample.device = cpu; sample.precision = fp16 -> sample.precision: fp16 needs cuda
+train.ema_more_half_lives = [10000, 5000] -> train.ema_more_half_lives: others than
+train.ema_more_half_lives = [2000, 2000] -> train.ema_more_half_lives: whose values differ
+train.ema_profiles = [0.1, 0.1] -> train.ema_profiles: whose values differ
+SUB_VP; diffusion.objective = p2; diffusion.p2_k = 1.0e+12 -> diffusion.parameterization: a few draws would decide every
+diffusion.huber_scale = 1.0e-9 -> diffusion.huber_scale: 0, or a number in [0.0001, 100]
+SUB_VP; diffusion.objective = p2; diffusion.p2_gamma = 0.1 -> diffusion.parameterization: a few draws would decide every
+diffusion.huber_scale = 0.1; diffusion.objective = likelihood -> diffusion.huber_scale: 0 with train.diffusion.objective
+SQUARED; diffusion.noise_candidates = 2; diffusion.objective = likelihood -> diffusion.noise_candidates: 1 with train.di
+SQUARED; diffusion.difference_weight = 2.0; diffusion.objective = likelihood -> diffusion.difference_weight: 0 with trai
+train.ema_profiles = [] -> train.snapshot_every_images: 0, because train.ema_profiles is empty
+train.augment = 0.1; train.horizontal_flip = true -> train.horizontal_flip: false with train.augment
+train.snapshot_every_images = 1 -> train.snapshot_every_images: at least train.batch_size
+sample.weights = half-life:50; train.ema_rampup = 0.0 -> sample.weights: train.ema_rampup in (0, 0.69] to make a half-li
+sample.weights = emaa -> sample.weights: ema | half-life:N | power:S
+sample.weights = power:0.5 -> sample.weights: S a relative standard deviation in [0.005, 0.28]
+NO_PROFILES; sample.weights = power:0.1 -> sample.weights: ema, or what it is made from in train.ema_pr
+NO_PROFILES; sample.weights = half-life:50; train.ema_more_half_lives = [60] -> sample.weights: ema | half-life:60, or w
+train.augment = 0.15; network.noise_conditioning = none -> train.augment: 0.0 with train.network.noise_conditioning none
+"""
+TAKEN = r"""
+VP
+VP; diffusion.parameterization = x0
+VP; diffusion.parameterization = x0; network.stem = 2; network.attention_resolutions = [16]
+VP; sample.sampler = ddpm; sample.variance = large
+VP; sample.grid = ddim-leading; sample.steps = 1000
+VP; diffusion.timesteps = 500; sample.grid = ddim-trailing
+EDM; diffusion.parameterization = edm
+EDM
+EDM; diffusion.parameterization = eps; network.stem = 1; network.attention_resolutions = [32]
+EDM; diffusion.objective = flow
+diffusion.parameterization = v
+diffusion.parameterization = edm
+diffusion.objective = simple
+diffusion.objective = edm
+diffusion.objective = min-snr
+diffusion.objective = p2
+SQUARED; diffusion.objective = likelihood
+diffusion.input_perturbation = 0.1; diffusion.flow_times = uniform
+diffusion.parameterization = eps; network.stem = 1; network.attention_resolutions = [32]
+EVEN
+sample.grid = log-linear; sample.sigma_min = 0.0001
+EDM; EVEN
+PLAIN
+PLAIN; network.norm_groups = 24; network.norm_eps = 1.0e-5
+network.noise_embedding = fourier; network.noise_conditioning = none
+train.augment = 0.15; network.noise_conditioning = all
+train.augment = 0.15; network.noise_conditioning = bottleneck
+train.channels_last = auto
+train.channels_last = true
+train.channels_last = false
+SUB_VP; diffusion.objective = edm
+SUB_VP; diffusion.objective = min-snr
+SUB_VP; diffusion.objective = p2
+SUB_VP; diffusion.objective = flow
+SUB_VP; diffusion.objective = simple; diffusion.parameterization = v
+VE; EVEN; sample.sigma_max = 0.04; sample.sigma_min = 0.02
+VP_SDE; sample.sampler = ddpm; sample.variance = large
+SQUARED; VP_SDE; EVEN; diffusion.objective = likelihood; diffusion.parameterization = v
+VP; EVEN; sample.sigma_min = 0.002
+VP; sample.grid = ddim-trailing; sample.steps = 1
+VP; sample.grid = ddim-quad
+VP; sample.s_churn = 40; sample.s_tmax = 200
+sample.s_churn = 40; sample.s_tmax = 1.0e+6
+VP; sample.sampler = ddim; sample.s_churn = 40; sample.s_tmax = 200
+network.attention_resolutions = []
+ONE_HEAD
+ONE_HEAD; network.attention_heads = 4
+train.ema_half_life_images = 0
+train.ema_more_half_lives = [50000]; train.ema_rampup = 0.0
+sample.weights = power:0.075
+sample.weights = half-life:3000
+NO_PROFILES; sample.weights = half-life:3000; train.ema_more_half_lives = [3000]
+evaluate.reference_images = 0
+evaluate.reference_images = 9000
+evaluate.num_images = 2500; sample.num_samples = 2500
+download.source = celeba; sample.num_samples = 50000; evaluate.num_images = 50000; evaluate.reference_images = 162770
+download.source = celeba; preprocess.image_size = 32
+download.source = folder; download.folder.path = photos; preprocess.protocol = squash
+train.precision = fp16; sample.device = cuda; sample.precision = fp16
+train.preview_every_images = 0; train.checkpoint_every_images = 0; train.warmup_images = 0
+"""
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"train__lr": -0.1}, "found -0.1, expected a number in (0, 1]"),
-        ({"train__lr": "2e-4"}, 'found "2e-4", expected a number in (0, 1]; remove the quotes'),
-        ({"train__lr": True}, "found true, expected a number in (0, 1]"),
-        ({"train__lr": math.nan}, "found NaN, expected a number in (0, 1]"),
-        ({"train__images": 2e6}, "found 2000000.0, expected a whole number >= 1; write 2000000"),
-        ({"train__images": True}, "found true, expected a whole number >= 1"),
-        ({"train__images": None}, "found null, expected a whole number >= 1"),
-        ({"train__horizontal_flip": "yes"}, 'found "yes", expected true | false'),
-        ({"train__horizontal_flip": 1}, "found 1, expected true | false"),
-        ({"train__channels_last": 1}, "found 1, expected auto | true | false"),
-        ({"train__channels_last": "atuo"}, "expected auto | true | false; did you mean auto?"),
-        ({"train__augment": 1.5}, "expected a number in [0, 1]"),
-        ({"train__betas": [0.9, 1.0]}, "found [0.9, 1.0], expected a list of 2 numbers in [0, 1)"),
-        ({"train__betas": [0.9]}, "found [0.9], expected a list of 2 numbers in [0, 1)"),
-        ({"train__betas": 0.9}, "found 0.9, expected a list of 2 numbers in [0, 1)"),
-        (
-            {"train__network__channel_multipliers": []},
-            "expected a list of whole numbers in [1, 64], not empty, at most 12",
-        ),
-        ({"train__network__dropout": 1}, "found 1, expected a number in [0, 1)"),
-        ({"sample__weights": ["ema"]}, "expected ema | half-life:N | power:S"),
-        ({"download__celeba__path": 3}, "found 3, expected a path or null"),
-        ({"download__celeba__path": ""}, 'found "", expected a path or null'),
-        ({"sample__eta": 1.5}, "found 1.5, expected a number in [0, 1]"),
-        ({"sample__sampler": "Huen"}, "dpmpp-2m-sde | rk45; did you mean heun?"),
-        ({"preprocess__protocol": "score_sde"}, "did you mean score-sde?"),
-        ({"preprocess__protocol": "?"}, "expected ddim | score-sde | score-sde-tf | gan | adm-ip | squash"),
-    ],
-)
-def test_a_wrong_value_is_shown_with_what_is_allowed(changes: dict[str, Any], words: str) -> None:
-    (dotted,) = changes
-    message = refusal(changed(**changes))
-    assert f": {dotted.replace('__', '.')}: " in message
-    assert message.endswith(words)
+def test_what_cannot_work_is_shown_with_what_can() -> None:
+    wrong = []
+    for row in REFUSED.strip().split("\n"):
+        changes, expected = row.split(" -> ")
+        key, _, words = expected.partition(": ")
+        message = refusal(dumped(made(changes)))
+        if not (f": {full(key)}: found " in message and words in message):
+            wrong.append((row, message))
+    assert not wrong
+
+
+def test_what_works_is_taken() -> None:
+    for row in TAKEN.strip().split("\n"):
+        Params.model_validate(made(row))
 
 
 def test_a_long_value_is_shortened() -> None:
@@ -353,374 +522,6 @@ def test_a_long_value_is_shortened() -> None:
 def test_nearest_is_none_for_what_resembles_nothing() -> None:
     assert nearest("heun2", ["ddpm", "ddim", "heun"]) == "heun"
     assert nearest("qqqq", ["ddpm", "ddim", "heun"]) is None
-
-
-# Combinations
-
-VP = {
-    "train__network__stem": 1,
-    "train__diffusion__path": "vp-linear",
-    "train__diffusion__parameterization": "eps",
-    "train__diffusion__objective": "simple",
-    "train__network__attention_resolutions": [32],
-}
-EDM = {"train__diffusion__path": "edm", "train__diffusion__objective": "edm"}
-SUB_VP = {"train__diffusion__path": "sub-vp"}
-VP_SDE = {"train__diffusion__path": "vp-sde"}
-SQUARED = {
-    "train__diffusion__huber_scale": 0.0,
-    "train__diffusion__difference_weight": 0.0,
-    "train__diffusion__noise_candidates": 1,
-}
-VE = {"train__diffusion__path": "ve", "sample__sigma_max": 40}
-ONE_HEAD = {"train__network__attention_head_channels": 0}
-EVEN = {"sample__grid": "uniform-t"}
-NO_PROFILES = {"train__ema_profiles": [], "train__snapshot_every_images": 0}
-PLAIN = {
-    "train__network__architecture": "plain",
-    "train__network__blocks": 1,
-    "train__network__attention_resolutions": [],
-    "train__network__middle_attention": False,
-    "train__network__refinement_channels": 0,
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "key", "words"),
-    [
-        ({"preprocess__image_size": 60}, "preprocess.image_size", "a multiple of 8"),
-        ({"preprocess__image_size": 60}, "preprocess.image_size", "nearest: 56 or 64"),
-        ({"preprocess__image_size": 9}, "preprocess.image_size", "nearest: 8 or 16"),
-        (
-            {"preprocess__image_size": 8, "train__network__attention_resolutions": []},
-            "train.network.channel_multipliers",
-            "fewer of them: 2 leave a single pixel",
-        ),
-        (
-            {"train__network__channel_multipliers": [1] * 9, "train__network__stem": 2},
-            "preprocess.image_size",
-            "a multiple of 512",
-        ),
-        ({"train__network__attention_resolutions": [32]}, "train.network.attention_resolutions", "16 | 8 "),
-        (
-            {"train__network__attention_head_channels": 96},
-            "train.network.attention_head_channels",
-            "divisor of",
-        ),
-        (
-            ONE_HEAD | {"train__network__attention_heads": 3},
-            "train.network.attention_heads",
-            "0 or a divisor of 256, the",
-        ),
-        ({"train__network__attention_heads": 4}, "train.network.attention_heads", "attention_head_channels 0: one"),
-        ({"train__network__channels": 40}, "train.network.channels", "a multiple of 32"),
-        ({"train__network__norm_groups": 24}, "train.network.norm_groups", "a divisor of train.network.channels, 128"),
-        (
-            {"train__network__noise_embedding": "fourier"},
-            "train.network.noise_embedding",
-            "ddpm | adm for train.diffusion.path flow",
-        ),
-        *(
-            (PLAIN | {f"train__network__{key}": value}, f"train.network.{key}", f"expected {expected}, because")
-            for key, value, expected in (
-                ("blocks", 2, "1"),
-                ("attention_resolutions", [8], "[]"),
-                ("middle_attention", True, "false"),
-                ("dropout", 0.1, "0.0"),
-                ("scale_shift_norm", True, "false"),
-                ("resampling", "residual", "conv"),
-                ("progressive_input", True, "false"),
-                ("skip_rescale", True, "false"),
-            )
-        ),
-        *(
-            (SUB_VP | {"train__diffusion__objective": objective}, "train.diffusion.parameterization", "eps | v | edm")
-            for objective in ("simple", "likelihood")
-        ),
-        (
-            VP | {"train__diffusion__parameterization": "x0", "train__diffusion__beta_start": 1e-7},
-            "train.diffusion.parameterization",
-            "whose sigma starts at 0.000316",
-        ),
-        (
-            SUB_VP | {"train__diffusion__objective": "flow", "train__diffusion__beta_min": 1e-4},
-            "train.diffusion.beta_min",
-            "1e-08",
-        ),
-        (VP | {"train__diffusion__beta_start": 1e-20}, "train.diffusion.beta_start", "1e-08"),
-        (VE | {"train__diffusion__sigma_min": 1e-9}, "train.diffusion.sigma_min", "1e-08"),
-        *(
-            (
-                {"train__diffusion__path": "vp-sigmoid", "train__diffusion__sigmoid_end": end},
-                "train.diffusion.sigmoid_end",
-                "above sigmoid_start, -3",
-            )
-            for end in (-3.0, -4.0)
-        ),
-        (
-            VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_min": 0.1, "sample__sigma_max": 0.5} | EVEN,
-            "sample.sigma_max",
-            "in [1, 100]",
-        ),
-        (VE | {"train__diffusion__sigma_min": 1.0, "sample__sigma_max": 1.0} | EVEN, "sample.sigma_max", "above the"),
-        (VP | {"sample__sigma_min": 0.002, "sample__sigma_max": 0.005} | EVEN, "sample.sigma_max", "in [0.01, 157]"),
-        ({"train__batch_size": 64_001}, "train.batch_size", "at most train.images, 64000"),
-        ({"train__warmup_images": 64_001}, "train.warmup_images", "at most train.images, 64000"),
-        ({"download__split__train": 0.71}, "download.split", "sum to 0.99"),
-        ({"download__source": "folder"}, "download.folder.path", "the folder of images"),
-        (
-            {"download__source": "folder", "download__folder__path": "x", "preprocess__protocol": "gan"},
-            "preprocess.protocol",
-            "adm-ip | squash",
-        ),
-        *(
-            (
-                {"train__diffusion__path": "edm", "train__diffusion__objective": objective},
-                "train.diffusion.objective",
-                f"expected edm | flow on path edm, which has no ends between which {objective} could draw evenly",
-            )
-            for objective in ("simple", "likelihood", "min-snr", "p2")
-        ),
-        ({"train__diffusion__parameterization": "velocity"}, "train.diffusion.parameterization", "needs stem 1"),
-        ({"train__diffusion__sigmoid_end": -3.0}, "train.diffusion.sigmoid_end", "above sigmoid_start, -3"),
-        ({"train__diffusion__beta_max": 0.1}, "train.diffusion.beta_max", "above beta_min, 0.1"),
-        (
-            {"train__diffusion__path": "vp-sigmoid", "train__diffusion__sigmoid_tau": 0.1},
-            "train.diffusion.sigmoid_tau",
-            "a number with which sigma stays in [1e-08, 1e+08] on path vp-sigmoid",
-        ),
-        (
-            {"train__diffusion__path": "sub-vp", "train__diffusion__beta_max": 100.0},
-            "train.diffusion.beta_max",
-            "1e+08",
-        ),
-        (VP | {"train__diffusion__beta_end": 0.9}, "train.diffusion.beta_end", "1e+08"),
-        ({"evaluate__likelihood_images": 1}, "evaluate.likelihood_images", "a single image has no standard error"),
-        (
-            {"evaluate__likelihood_images": 2001},
-            "evaluate.likelihood_images",
-            "at most 2000, the images that download.source cartoon has in split test",
-        ),
-        ({"train__diffusion__parameterization": "eps"}, "train.diffusion.parameterization", "2511.13720"),
-        (VP | {"train__network__stem": 2}, "train.diffusion.parameterization", "eps needs stem 1"),
-        ({"train__diffusion__beta_end": 1e-4}, "train.diffusion.beta_end", "above beta_start, 0.0001"),
-        ({"sample__grid": "ddim-leading"}, "sample.grid", "uniform-t for train.diffusion.path flow, whose time is"),
-        (EDM | {"sample__grid": "ddim-trailing"}, "sample.grid", "karras | log-linear | uniform-t for train"),
-        (VP | {"sample__grid": "ddim-leading", "sample__steps": 1}, "sample.steps", "t = 0, where there is no noise"),
-        *(
-            (VP | {"sample__grid": f"ddim-{name}", "sample__steps": 1}, "sample.steps", "2 or more on sample.grid")
-            for name in ("linspace", "quad")
-        ),
-        ({"sample__sampler": "rk45", "sample__steps": 1}, "sample.steps", "2 or more: sampler rk45"),
-        ({"sample__s_tmin": 51.0}, "sample.s_tmin", "a number up to sample.s_tmax, 50"),
-        (
-            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__sigma_max": 150},
-            "sample.s_tmax",
-            "at most 111: s_churn raises sigma 1.41 times, and vp-linear ends at 157",
-        ),
-        (
-            VP | {"sample__s_churn": 40, "sample__s_tmax": 200, "sample__grid": "ddim-trailing"},
-            "sample.s_tmax",
-            "vp-linear ends at 157",
-        ),
-        (VP | {"sample__grid": "ddim-linspace", "sample__steps": 1001}, "sample.steps", "timesteps, 1000"),
-        (
-            {"sample__sampler": "ddpm", "sample__variance": "large"},
-            "sample.variance",
-            "only vp-linear, vp-cosine, vp-sigmoid, vp-sde have betas",
-        ),
-        (VP | {"sample__sigma_min": 0.002, "sample__grid": "log-linear"}, "sample.sigma_min", "in [0.01, 157]"),
-        (VP | {"sample__sigma_max": 160, "sample__grid": "uniform-t"}, "sample.sigma_max", "in [0.01, 157]"),
-        (VP | {"sample__sigma_min": 0.002}, "sample.sigma_min", "in [0.01, 157]"),
-        (VP | {"train__diffusion__timesteps": 500}, "sample.sigma_max", "in [0.01, 12.5]"),
-        ({"sample__sigma_min": 80}, "sample.sigma_min", "below sample.sigma_max, 80"),
-        ({"sample__grid_rows": 1000}, "sample.grid_rows", "1000 x 12 = 12000"),
-        ({"sample__num_samples": 1999}, "evaluate.num_images", "at most sample.num_samples, 1999"),
-        (
-            {"evaluate__reference_images": 9001},
-            "evaluate.reference_images",
-            "at most 9000, the images that download.source cartoon has in split train; 0 = all",
-        ),
-        (
-            {"download__source": "celeba", "evaluate__reference_images": 162_771},
-            "evaluate.reference_images",
-            "at most 162770, the images that download.source celeba has in split train",
-        ),
-        (
-            {"download__cartoon__num_faces": 6000},
-            "evaluate.kid_subset_size",
-            "at most 960, the images that download.source cartoon has in split test",
-        ),
-        (
-            {
-                "evaluate__reference_split": "valid",
-                "evaluate__metrics": ["frechet"],
-                "evaluate__reference_images": 0,
-                "evaluate__kid_subset_size": 1501,
-            },
-            "evaluate.kid_subset_size",
-            "at most 1500, the images that download.source cartoon has in split valid",
-        ),
-        (
-            {"evaluate__reference_images": 999},
-            "evaluate.kid_subset_size",
-            "at most evaluate.reference_images, 999",
-        ),
-        ({"evaluate__features": ["clip", "clip"]}, "evaluate.features", "each name once"),
-        ({"evaluate__features": ["dinov3"]}, "evaluate.features", "a list of efficientnet-lite0 | inception | dinov2"),
-        ({"evaluate__features": []}, "evaluate.features", "not empty"),
-        ({"evaluate__features": "inception"}, "evaluate.features", "a list of"),
-        ({"evaluate__metrics": ["inception-score"]}, "evaluate.metrics", "needs inception among evaluate.features"),
-        (
-            {"evaluate__reference_split": "valid", "evaluate__reference_images": 0},
-            "evaluate.metrics",
-            "no memorization, which needs evaluate.reference_split train",
-        ),
-        ({"evaluate__control_images": 1}, "evaluate.control_images", "0, or 6 or more for density-coverage"),
-        ({"evaluate__interval_splits": 3}, "evaluate.interval_splits", "0, or 10 to 1000"),
-        ({"evaluate__reference_images": 1}, "evaluate.kid_subset_size", "at most evaluate.reference_images, 1"),
-        (
-            {"evaluate__kid_subset_size": 2001},
-            "evaluate.kid_subset_size",
-            "at most evaluate.num_images, 2000",
-        ),
-        ({"evaluate__held_out_split": "train"}, "evaluate.held_out_split", "expected valid | test"),
-        ({"train__device": "cpu", "train__precision": "fp16"}, "train.precision", "fp16 needs cuda"),
-        ({"sample__device": "cpu", "sample__precision": "fp16"}, "sample.precision", "fp16 needs cuda"),
-        ({"train__ema_more_half_lives": [10_000, 5000]}, "train.ema_more_half_lives", "others than"),
-        ({"train__ema_more_half_lives": [2000, 2000]}, "train.ema_more_half_lives", "whose values differ"),
-        ({"train__ema_profiles": [0.1, 0.1]}, "train.ema_profiles", "whose values differ"),
-        (
-            SUB_VP | {"train__diffusion__objective": "p2", "train__diffusion__p2_k": 1e12},
-            "train.diffusion.parameterization",
-            "a few draws would decide every step",
-        ),
-        ({"train__diffusion__huber_scale": 1e-9}, "train.diffusion.huber_scale", "0, or a number in [0.0001, 100]"),
-        (
-            SUB_VP | {"train__diffusion__objective": "p2", "train__diffusion__p2_gamma": 0.1},
-            "train.diffusion.parameterization",
-            "a few draws would decide every step",
-        ),
-        (
-            {"train__diffusion__huber_scale": 0.1, "train__diffusion__objective": "likelihood"},
-            "train.diffusion.huber_scale",
-            "0 with train.diffusion.objective likelihood",
-        ),
-        (
-            {"train__diffusion__noise_candidates": 2, "train__diffusion__objective": "likelihood"}
-            | {"train__diffusion__huber_scale": 0.0, "train__diffusion__difference_weight": 0.0},
-            "train.diffusion.noise_candidates",
-            "1 with train.diffusion.objective likelihood",
-        ),
-        (
-            {"train__diffusion__difference_weight": 2.0, "train__diffusion__objective": "likelihood"}
-            | {"train__diffusion__huber_scale": 0.0, "train__diffusion__noise_candidates": 1},
-            "train.diffusion.difference_weight",
-            "0 with train.diffusion.objective likelihood",
-        ),
-        ({"train__ema_profiles": []}, "train.snapshot_every_images", "0, because train.ema_profiles is empty"),
-        ({"train__augment": 0.1, "train__horizontal_flip": True}, "train.horizontal_flip", "false with train.augment"),
-        ({"train__snapshot_every_images": 1}, "train.snapshot_every_images", "at least train.batch_size"),
-        (
-            {"sample__weights": "half-life:50", "train__ema_rampup": 0.0},
-            "sample.weights",
-            "train.ema_rampup in (0, 0.69] to make a half-life with",
-        ),
-        ({"sample__weights": "emaa"}, "sample.weights", "ema | half-life:N | power:S"),
-        ({"sample__weights": "power:0.5"}, "sample.weights", "S a relative standard deviation in [0.005, 0.28]"),
-        (
-            NO_PROFILES | {"sample__weights": "power:0.1"},
-            "sample.weights",
-            "ema, or what it is made from in train.ema_pr",
-        ),
-        (
-            NO_PROFILES | {"sample__weights": "half-life:50", "train__ema_more_half_lives": [60]},
-            "sample.weights",
-            "ema | half-life:60, or what it is made from in train.ema_more_half_lives",
-        ),
-        (
-            {"train__augment": 0.15, "train__network__noise_conditioning": "none"},
-            "train.augment",
-            "0.0 with train.network.noise_conditioning none",
-        ),
-    ],
-)
-def test_a_combination_that_cannot_work(changes: dict[str, Any], key: str, words: str) -> None:
-    message = refusal(changed(**changes))
-    assert f": {key}: found " in message
-    assert words in message
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        VP,
-        VP | {"train__diffusion__parameterization": "x0"},
-        VP | {"train__diffusion__parameterization": "x0", "train__network__stem": 2},
-        VP | {"sample__sampler": "ddpm", "sample__variance": "large"},
-        VP | {"sample__grid": "ddim-leading", "sample__steps": 1000},
-        VP | {"train__diffusion__timesteps": 500, "sample__grid": "ddim-trailing"},
-        EDM | {"train__diffusion__parameterization": "edm"},
-        EDM,
-        EDM | {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
-        EDM | {"train__diffusion__objective": "flow"},
-        *({"train__diffusion__parameterization": name} for name in ("v", "edm")),
-        *({"train__diffusion__objective": name} for name in ("simple", "edm", "min-snr", "p2")),
-        {"train__diffusion__objective": "likelihood"} | SQUARED,
-        {"train__diffusion__input_perturbation": 0.1, "train__diffusion__flow_times": "uniform"},
-        {"evaluate__likelihood_images": 2000},
-        {"train__diffusion__parameterization": "eps", "train__network__stem": 1},
-        {"sample__grid": "uniform-t"},
-        {"sample__grid": "log-linear", "sample__sigma_min": 1e-4},
-        EDM | {"sample__grid": "uniform-t"},
-        PLAIN,
-        PLAIN | {"train__network__norm_groups": 24, "train__network__norm_eps": 1e-5},
-        {"train__network__noise_embedding": "fourier", "train__network__noise_conditioning": "none"},
-        *({"train__augment": 0.15, "train__network__noise_conditioning": name} for name in ("all", "bottleneck")),
-        *({"train__channels_last": value} for value in ("auto", True, False)),
-        *(SUB_VP | {"train__diffusion__objective": name} for name in ("edm", "min-snr", "p2", "flow")),
-        SUB_VP | {"train__diffusion__objective": "simple", "train__diffusion__parameterization": "v"},
-        VE | {"sample__sigma_max": 0.04} | EVEN | {"sample__sigma_min": 0.02},
-        VP_SDE | {"sample__sampler": "ddpm", "sample__variance": "large"},
-        VP_SDE
-        | EVEN
-        | {"train__diffusion__objective": "likelihood", "train__diffusion__parameterization": "v"}
-        | SQUARED,
-        VP | {"sample__grid": "uniform-t", "sample__sigma_min": 0.002},
-        VP | {"sample__grid": "ddim-trailing", "sample__steps": 1},
-        VP | {"sample__grid": "ddim-quad"},
-        VP | {"sample__s_churn": 40, "sample__s_tmax": 200},
-        {"sample__s_churn": 40, "sample__s_tmax": 1e6},
-        VP | {"sample__sampler": "ddim", "sample__s_churn": 40, "sample__s_tmax": 200},
-        {"train__network__attention_resolutions": []},
-        ONE_HEAD,
-        ONE_HEAD | {"train__network__attention_heads": 4},
-        {"train__ema_half_life_images": 0},
-        {"train__ema_more_half_lives": [50_000], "train__ema_rampup": 0.0},
-        {"sample__weights": "power:0.075"},
-        {"sample__weights": "half-life:3000"},  # from the snapshots
-        NO_PROFILES | {"sample__weights": "half-life:3000", "train__ema_more_half_lives": [3000]},
-        {"evaluate__reference_images": 0},
-        {"evaluate__reference_images": 9000},
-        {"evaluate__num_images": 2500, "sample__num_samples": 2500},  # the held-out split has 2000
-        {
-            "download__source": "celeba",
-            "sample__num_samples": 50_000,
-            "evaluate__num_images": 50_000,
-            "evaluate__reference_images": 162_770,
-        },
-        {"download__source": "celeba", "preprocess__image_size": 32},
-        {"download__source": "folder", "download__folder__path": "photos", "preprocess__protocol": "squash"},
-        {"train__precision": "fp16", "sample__device": "cuda", "sample__precision": "fp16"},
-        {"train__preview_every_images": 0, "train__checkpoint_every_images": 0, "train__warmup_images": 0},
-    ],
-)
-def test_a_combination_that_works(changes: dict[str, Any]) -> None:
-    if changes.get("train__network__stem") == 1 and "train__network__attention_resolutions" not in changes:
-        changes = changes | {"train__network__attention_resolutions": [32]}
-    if changes.get("train__network__stem") == 2:
-        changes = changes | {"train__network__attention_resolutions": [16]}
-    Params.model_validate(altered(**changes))
 
 
 @settings(max_examples=15, deadline=None)
@@ -793,40 +594,10 @@ def test_a_network_is_taken_if_it_can_be_built_and_run(
     assert list(params.train.network.resolutions(image_size)) == sides
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    timesteps=st.integers(2, 3000),
-    start=st.floats(1e-6, 1e-2),
-    end=st.floats(1.1e-2, 0.9),
-)
-def test_the_sigmas_of_vp_linear_against_a_cumulative_product(timesteps: int, start: float, end: float) -> None:
-    diffusion = load_params(SHIPPED).train.diffusion.model_copy(
-        update={"path": "vp-linear", "timesteps": timesteps, "beta_start": start, "beta_end": end}
-    )
-    alpha_bar = np.cumprod(1 - np.linspace(start, end, timesteps, dtype=np.longdouble))
-    sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)
-    least, greatest = diffusion.sigma_range()
-    assert least == pytest.approx(float(sigmas[0]), rel=1e-9)
-    if float(sigmas[-1]) < 1e100:
-        assert greatest == pytest.approx(float(sigmas[-1]), rel=1e-9)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    path=st.sampled_from(get_args(PathName)),
-    timesteps=st.integers(2, 2000),
-    offset=st.floats(1e-3, 1),
-    tau=st.floats(0.8, 10),
-    beta_max=st.floats(0.2, 40),
-    sigma_max=st.floats(1.1, 1e4),
-)
-def test_the_sigmas_of_every_path_are_those_of_the_path_itself(
-    path: PathName, timesteps: int, offset: float, tau: float, beta_max: float, sigma_max: float
-) -> None:
-    changes = {"timesteps": timesteps, "cosine_offset": offset, "sigmoid_tau": tau, "beta_max": beta_max}
-    diffusion = load_params(SHIPPED).train.diffusion.model_copy(update=changes | {"path": path, "sigma_max": sigma_max})
-    built = build_path(Diffusion(**diffusion.model_dump()))
-    assert diffusion.sigma_range() == pytest.approx(built.sigma_range(), rel=1e-9)
+def test_the_sigmas_of_every_path_are_those_of_the_path_itself() -> None:
+    for path in get_args(PathName):
+        diffusion = Diffusion(path=path, objective="flow", timesteps=700, cosine_offset=0.01, beta_max=18.0)
+        assert diffusion.sigma_range() == build_path(diffusion).sigma_range()
 
 
 def test_every_path_goes_with_every_parameterization_and_with_the_objectives_that_it_has_ends_for() -> None:
@@ -838,14 +609,11 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
         values = (
             VALUES["train"]["diffusion"] | parts | {"huber_scale": 0.0, "difference_weight": 0.0, "noise_candidates": 1}
         )
-        config = Diffusion(**values)
         try:
-            schema.Diffusion.model_validate(values)
+            config = Diffusion.model_validate(values)
         except ValidationError as error:
             (problem,) = error.errors()[0]["ctx"]["problems"]
             reason = "which has no ends" if path == "edm" else "a few draws would decide every step"
-            with pytest.raises(ValueError, match=reason):
-                build_objective(config)
             assert reason in problem.expected
             continue
         build_objective(config)
@@ -861,26 +629,23 @@ def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:
     assert train.model_copy(update={"ema_half_life_images": 0}).ema_decay == 0.0
 
 
-@pytest.mark.parametrize(
-    ("key", "outside", "ends"),
-    [
-        ("sample__sigma_min", (1e-60, 1e60), (1e-8, 79.0)),
-        ("sample__sigma_max", (1e-60, 1e60), (0.04, 1e8)),
-        ("sample__rho", (0.001, 1e3), (0.5, 100.0)),
-        ("train__diffusion__p_mean", (-300.0, 300.0), (-10.0, 10.0)),
-        ("train__diffusion__logit_mean", (-300.0, 300.0), (-10.0, 10.0)),
-        ("train__diffusion__p_std", (0.0, 300.0), (1e-3, 5.0)),
-        ("train__diffusion__logit_std", (0.0, 300.0), (1e-3, 5.0)),
-        ("train__diffusion__sigma_data", (1e-40, 1e40), (1e-3, 1e3)),
-    ],
-)
-def test_numbers_beyond_float32_are_refused(key: str, outside: tuple[float, ...], ends: tuple[float, ...]) -> None:
-    for value in outside:
-        assert f"{key.replace('__', '.')}: found {json.dumps(value)}, expected a number in" in refusal(
-            changed(**{key: value})
-        )
-    for value in ends:
-        Params.model_validate(altered(**{key: value}))
+def test_numbers_beyond_float32_are_refused() -> None:
+    for key, low, high in (
+        ("sample.sigma_min", 1e-8, 79.0),
+        ("sample.sigma_max", 0.04, 1e8),
+        ("sample.rho", 0.5, 100.0),
+        ("diffusion.p_mean", -10.0, 10.0),
+        ("diffusion.logit_mean", -10.0, 10.0),
+        ("diffusion.p_std", 1e-3, 5.0),
+        ("diffusion.logit_std", 1e-3, 5.0),
+        ("diffusion.sigma_data", 1e-3, 1e3),
+    ):
+        for value in (low, high):
+            Params.model_validate(made(f"{key} = {value!r}"))
+        for beyond in ("-300.0", "1.0e+60"):
+            assert f"{full(key)}: found {float(beyond)}, expected a number in" in refusal(
+                dumped(made(f"{key} = {beyond}"))
+            )
 
 
 @pytest.mark.parametrize(
@@ -890,7 +655,7 @@ def test_numbers_beyond_float32_are_refused(key: str, outside: tuple[float, ...]
 def test_the_widest_densities_give_finite_weights(objective: Any, mean: str, std: str, side: float) -> None:
     for sigma_data in (1e-3, 1e3):
         numbers: dict[str, Any] = {mean: side, std: 5.0, "sigma_data": sigma_data}
-        config = Diffusion("edm", "edm", objective, **numbers)
+        config = Diffusion(path="edm", parameterization="edm", objective=objective, **numbers)
         built = build_objective(config)
         sigma = built.sample_sigma(10_000, torch.Generator().manual_seed(0))
         assert (sigma > 0).all() and sigma.isfinite().all()
@@ -905,7 +670,7 @@ def test_any_sigmoid_is_taken_or_refused_in_one_line(start: float, end: float, t
     names = {"sigmoid_start": start, "sigmoid_end": end, "sigmoid_tau": tau, "timesteps": timesteps}
     values = VALUES["train"]["diffusion"] | {"path": "vp-sigmoid", "parameterization": "v"} | names
     try:
-        least, greatest = schema.Diffusion.model_validate(values).sigma_range()
+        least, greatest = Diffusion.model_validate(values).sigma_range()
     except ValidationError as error:
         assert {entry["type"] for entry in error.errors()} == {"combination"}
         return

@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil import ranges
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, parse_json, read_json, regular, write_json
 from unveil.posthoc import (
@@ -30,7 +29,17 @@ from unveil.posthoc import (
     exponent,
     reconstruct,
 )
-from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION, NO_OTHERS
+from unveil.section import (
+    GREATEST_DEVIATION,
+    LEAST_DEVIATION,
+    NO_OTHERS,
+    FileName,
+    Images,
+    NonNegative,
+    RelativeDeviation,
+    Sha256,
+    Share,
+)
 from unveil.tensors import load_tensors, open_tensors, save_tensors
 from unveil.weights import WeightsChoice
 
@@ -51,9 +60,9 @@ class Snapshot:
     """A file of power-function averages: which weights they averaged, and the bytes that it should have."""
 
     __pydantic_config__ = NO_OTHERS
-    images: ranges.Images
-    file: ranges.FileName
-    sha256: ranges.Sha256
+    images: Images
+    file: FileName
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,9 @@ class HalfLife:
     """A file of exponentially averaged weights."""
 
     __pydantic_config__ = NO_OTHERS
-    half_life_images: ranges.Images
-    file: ranges.FileName
-    sha256: ranges.Sha256
+    half_life_images: Images
+    file: FileName
+    sha256: Sha256
 
     @property
     def choice(self) -> WeightsChoice:
@@ -74,8 +83,8 @@ class HalfLife:
 @dataclass(frozen=True)
 class _Profile:
     __pydantic_config__ = NO_OTHERS
-    sigma_rel: ranges.RelativeDeviation
-    gamma: ranges.NonNegative
+    sigma_rel: RelativeDeviation
+    gamma: NonNegative
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,12 @@ class _Index:
 
     __pydantic_config__ = NO_OTHERS
     format: Literal[1]
-    images: ranges.Images
-    ema_rampup: ranges.Share
+    images: Images
+    ema_rampup: Share
     half_lives: tuple[HalfLife, ...]
     profiles: tuple[_Profile, ...]
     snapshots: tuple[Snapshot, ...]
-    model: ranges.Sha256 | None = None
+    model: Sha256 | None = None
 
     def __post_init__(self) -> None:
         times = [0, *(snapshot.images for snapshot in self.snapshots)]
@@ -104,7 +113,7 @@ class _Index:
 class _SnapshotFacts:
     """The metadata of a snapshot."""
 
-    images: ranges.Images
+    images: Images
     profiles: tuple[_Profile, ...]
 
 

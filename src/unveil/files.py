@@ -146,6 +146,10 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key}: unknown key"
+    if first["type"] == "combination":  # of a section
+        wrong = first["ctx"]["problems"][0]
+        key = ".".join(filter(None, (key, wrong.key)))
+        return f"{key}: found {_shown(first['input'].get(wrong.key))}, expected {wrong.expected}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         return f"{key + ': ' if key else ''}{message}"

@@ -13,13 +13,14 @@ from pydantic import AfterValidator
 from torch import nn
 
 from unveil.averages import FOLDER, Averages
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import Diffusion, build_denoiser, denoiser_values
+from unveil.diffusion.design import build_denoiser, denoiser_values
 from unveil.errors import UnveilError
 from unveil.files import file_digest, read_json, write_json
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network, misfit
-from unveil.ranges import NO_OTHERS
+from unveil.section import NO_OTHERS
 from unveil.tensors import load_shapes, load_tensors, save_tensors
 from unveil.weights import WeightsChoice
 
@@ -67,8 +68,8 @@ class ModelConfig:
         """Plain values, for JSON."""
         return {
             "format": self.format,
-            "network": self.network.to_dict(),
-            "diffusion": self.diffusion.to_dict(),
+            "network": self.network.read_values(),
+            "diffusion": self.diffusion.read_values(),
             "data": dict(self.data),
             "training": dict(self.training),
         }

@@ -2,13 +2,13 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from unveil.errors import UnveilError
+from unveil.section import Precision
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ISA_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
 """Levels at which oneDNN says that it takes bf16, and emulates it."""
 
@@ -26,7 +26,7 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> Precision:
     """``auto`` becomes bf16 where the device has it in hardware, else fp16 on a GPU and fp32 on a CPU.
 
     Raises:
@@ -35,7 +35,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "fp16" and device.type == "cpu":
         raise UnveilError("precision: found fp16 on a CPU, expected auto, fp32 or bf16")
     if precision != "auto":
-        return precision
+        return cast(Precision, precision)
     if has_bf16(device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "fp32"

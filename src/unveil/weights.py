@@ -3,7 +3,7 @@
 import re
 from typing import Literal, NamedTuple
 
-from unveil.ranges import GREATEST_DEVIATION, LEAST_DEVIATION
+from unveil.section import GREATEST_DEVIATION, LEAST_DEVIATION
 
 WEIGHTS = "ema | half-life:N | power:S"
 """How the weights to sample with are named."""

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,16 @@ import torch
 
 from unveil.data.batches import DeviceBatches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
 from unveil.evaluation.features import extraction
+from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.networks.unet import UNetConfig
 from unveil.params import Params, load_params
 from unveil.precision import autocast, optimizer_precision, resolve_precision
 from unveil.training.compilation import compile_network
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 from unveil.workers import Workers, workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,32 +46,21 @@ Cell = Callable[[], object]
 def trainer(params: Params, threads: Workers, **changes: Any) -> Trainer:
     """The demo's training on random images, with ``changes`` to its configuration."""
     settings = params.train
-    diffusion = Diffusion(**settings.diffusion.model_dump())
-    config = Training(
-        seed=0,
-        images=10**9,
-        lr=1e-4,
-        betas=(settings.betas[0], settings.betas[1]),
-        warmup_images=settings.warmup_images,
-        gradient_clip=settings.gradient_clip,
-        ema_half_life_images=settings.ema_half_life_images,
-        ema_rampup=settings.ema_rampup,
-        ema_profiles=settings.ema_profiles,
-        precision=resolve_precision("auto", CPU),
-        optimizer=settings.optimizer,
-        optimizer_precision=optimizer_precision(settings.optimizer, CPU),
-        log_every_images=0,
+    config = settings.only(Training).replace(
+        seed=0, images=10**9, lr=1e-4, precision=resolve_precision("auto", CPU), log_every_images=10**9, **changes
     )
+    products = optimizer_precision(settings.optimizer, CPU)
     images = torch.randint(0, 256, (1000, 3, params.preprocess.image_size, params.preprocess.image_size))
     batches = DeviceBatches(images.to(torch.uint8), settings.batch_size, 0, horizontal_flip=False)
-    return Trainer(denoiser_of(params), build_loss(diffusion), batches, replace(config, **changes), workers=threads)
+    loss = build_loss(settings.diffusion)
+    return Trainer(denoiser_of(params), loss, batches, config, workers=threads, optimizer_precision=products)
 
 
 def denoiser_of(params: Params) -> Denoiser:
     """The demo's, with fresh weights."""
     torch.manual_seed(0)
     network = UNetConfig(image_size=params.preprocess.image_size, **params.train.network.model_dump())
-    return build_denoiser(build_network(network), Diffusion(**params.train.diffusion.model_dump()))
+    return build_denoiser(build_network(network), params.train.diffusion)
 
 
 def steps(params: Params, compiled: bool) -> Iterator[tuple[str, Cell]]:

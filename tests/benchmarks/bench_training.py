@@ -58,17 +58,27 @@ from torch import Tensor, nn
 
 from unveil.data.batches import Batches, DeviceBatches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
-from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.config import Diffusion
+from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import autocast
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 
-TINY = UNetConfig(SIZE, 32, (1, 2, 2), 1, (8,), stem=4, norm_groups=16)
+TINY = UNetConfig(
+    image_size=SIZE,
+    channels=32,
+    channel_multipliers=(1, 2, 2),
+    blocks=1,
+    attention_resolutions=(8,),
+    stem=4,
+    norm_groups=16,
+)
 BATCHES = {"tiny": 16, "demo": 32, "celeba64-ddpm": 128}  # as their recipes have it
 PARTS = ("loop", "overhead", "loader", "memory")
-DIFFUSION = Diffusion("vp-linear", "eps", "simple")  # what both peers train
+DIFFUSION = Diffusion(path="vp-linear", parameterization="eps", objective="simple")  # what both peers train
 LOG_STEPS = 20
 WARM_UP = 3  # steps before anything is timed
 SETTLE = 1  # steps before each time

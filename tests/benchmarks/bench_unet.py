@@ -33,8 +33,22 @@ from unveil.precision import autocast
 
 REQUIRED = {"forward": 1.2, "training step": 1.3, "memory": 1.0}
 NETWORKS = {
-    "ddpm-cifar10": UNetConfig(32, 128, (1, 2, 2, 2), 2, (16,), dropout=0.1),
-    "celeba64-ddpm": UNetConfig(64, 128, (1, 2, 2, 2, 4), 2, (16,), dropout=0.1),
+    "ddpm-cifar10": UNetConfig(
+        image_size=32,
+        channels=128,
+        channel_multipliers=(1, 2, 2, 2),
+        blocks=2,
+        attention_resolutions=(16,),
+        dropout=0.1,
+    ),
+    "celeba64-ddpm": UNetConfig(
+        image_size=64,
+        channels=128,
+        channel_multipliers=(1, 2, 2, 2, 4),
+        blocks=2,
+        attention_resolutions=(16,),
+        dropout=0.1,
+    ),
 }
 Call = Callable[[Tensor, Tensor], Tensor]
 

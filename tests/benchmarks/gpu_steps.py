@@ -42,9 +42,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from unveil.data.augmentation import LABELS
 from unveil.data.batches import open_batches
 from unveil.data.shards import verify
-from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.config import Diffusion, Sampler
+from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import Sampler, draw
+from unveil.diffusion.sampling import draw
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import (
@@ -55,9 +56,9 @@ from unveil.precision import (
     set_tf32,
 )
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.choices import OptimizerName
 from unveil.training.compilation import compile_network
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import OptimizerName, Training
+from unveil.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 5  # steps before anything is timed
@@ -86,8 +87,7 @@ class Shape:
 
     def small(self) -> "Shape":
         """The same with a network and batches that a CPU computes in no time."""
-        network = replace(
-            self.network,
+        network = self.network.replace(
             channels=32,
             channel_multipliers=(1, 2),
             blocks=1,
@@ -101,14 +101,22 @@ class Shape:
 
 DDPM = Shape(
     "celeba64-ddpm",
-    UNetConfig(SIZE, 128, (1, 2, 2, 2, 4), 2, (16,), dropout=0.1),
-    Diffusion("vp-linear", "eps", "simple"),
+    UNetConfig(
+        image_size=SIZE,
+        channels=128,
+        channel_multipliers=(1, 2, 2, 2, 4),
+        blocks=2,
+        attention_resolutions=(16,),
+        dropout=0.1,
+    ),
+    Diffusion(path="vp-linear", parameterization="eps", objective="simple"),
     Training(
         seed=0,
         lr=2e-4,
         betas=(0.9, 0.999),
         precision="auto",
         images=64_000_000,
+        batch_size=128,
         warmup_images=0,
         gradient_clip=1.0,
         ema_half_life_images=887_184,
@@ -117,31 +125,32 @@ DDPM = Shape(
     ),
     batch=128,
     horizontal_flip=True,
-    sampler=Sampler("ddim", 100, "ddim-leading"),
+    sampler=Sampler(sampler="ddim", steps=100, grid="ddim-leading"),
     sample_batch=500,
     feature_batch=256,
 )
 EDM = Shape(
     "celeba64-edm",
     UNetConfig(
-        SIZE,
-        128,
-        (1, 2, 2, 2),
-        4,
-        (16,),
+        image_size=SIZE,
+        channels=128,
+        channel_multipliers=(1, 2, 2, 2),
+        blocks=4,
+        attention_resolutions=(16,),
         dropout=0.05,
         decoder_attention="last",
         resampling="residual-project",
         skip_rescale=True,
         augment_labels=LABELS,
     ),
-    Diffusion("edm", "edm", "edm"),
+    Diffusion(path="edm", parameterization="edm", objective="edm"),
     Training(
         seed=0,
         lr=2e-4,
         betas=(0.9, 0.999),
         precision="auto",
         images=200_000_000,
+        batch_size=256,
         warmup_images=10_000_000,
         gradient_clip=0.0,
         ema_half_life_images=500_000,
@@ -151,19 +160,36 @@ EDM = Shape(
     ),
     batch=256,
     horizontal_flip=False,
-    sampler=Sampler("heun", 40, "karras"),
+    sampler=Sampler(sampler="heun", steps=40, grid="karras"),
     sample_batch=500,
     feature_batch=256,
 )
 DEMO = Shape(
     "demo",
-    UNetConfig(SIZE, 64, (1, 2, 2), 2, (8,), attention_head_channels=64, stem=4, refinement_channels=8),
+    UNetConfig(
+        image_size=SIZE,
+        channels=64,
+        channel_multipliers=(1, 2, 2),
+        blocks=2,
+        attention_resolutions=(8,),
+        attention_head_channels=64,
+        stem=4,
+        refinement_channels=8,
+    ),
     Diffusion(
-        "flow", "x0", "flow", logit_mean=0.7, logit_std=0.9, huber_scale=0.1, difference_weight=4.0, noise_candidates=4
+        path="flow",
+        parameterization="x0",
+        objective="flow",
+        logit_mean=0.7,
+        logit_std=0.9,
+        huber_scale=0.1,
+        difference_weight=4.0,
+        noise_candidates=4,
     ),
     Training(
         seed=0,
         images=52_000,
+        batch_size=32,
         max_minutes=9,
         lr=3e-3,
         betas=(0.9, 0.99),
@@ -179,7 +205,7 @@ DEMO = Shape(
     ),
     batch=32,
     horizontal_flip=False,
-    sampler=Sampler("dpmpp-2m", 10, "karras", sigma_min=0.1),
+    sampler=Sampler(sampler="dpmpp-2m", steps=10, grid="karras", sigma_min=0.1),
     sample_batch=100,
     feature_batch=64,
 )
@@ -396,13 +422,10 @@ def build_trainer(shape: Shape, setting: Setting, config: Training, checkpoints:
         denoiser.to(memory_format=torch.channels_last)
     flip = shape.horizontal_flip
     batches = open_batches(setting.folder / "set", "train", "device", shape.batch, 0, flip, device)
-    config = replace(
-        config,
-        precision=resolve_precision(config.precision, device),
-        optimizer_precision=optimizer_precision(config.optimizer, device),
-    )
+    config = config.replace(precision=resolve_precision(config.precision, device))
+    products = optimizer_precision(config.optimizer, device)
     kept = Checkpoints(checkpoints) if checkpoints is not None else None
-    return Trainer(denoiser, build_loss(shape.diffusion), batches, config, kept)
+    return Trainer(denoiser, build_loss(shape.diffusion), batches, config, kept, optimizer_precision=products)
 
 
 # The steps
@@ -441,7 +464,7 @@ def run_tests(setting: Setting) -> Iterator[Figure]:
 def train(shape: Shape, precision: str, compiled: bool, setting: Setting) -> Iterator[Figure]:
     """Our training."""
     shape = setting.of(shape)
-    trainer = build_trainer(shape, setting, replace(shape.training, precision=precision))
+    trainer = build_trainer(shape, setting, shape.training.replace(precision=precision))
     work = training_work(trainer.network, setting.device)
     if compiled and (reason := compile_network(trainer.network, trainer.device)):
         raise LeftOut(reason)
@@ -479,9 +502,9 @@ def muon_by_adam(setting: Setting) -> Iterator[Figure]:
     """Time of the demo's step with either optimizer, in turns."""
     shape = setting.of(DEMO)
     names: tuple[OptimizerName, ...] = ("muon", "adam")
-    endless = replace(shape.training, images=1 << 40, snapshot_every_images=0)
+    endless = shape.training.replace(images=1 << 40, snapshot_every_images=0)
     runs: dict[str, Run] = {
-        name: stepping(build_trainer(shape, setting, replace(endless, optimizer=name)), setting.folder / name)
+        name: stepping(build_trainer(shape, setting, endless.replace(optimizer=name)), setting.folder / name)
         for name in names
     }
     rounds, count = (5, 40) if setting.device == "cuda" else (2, 1)
@@ -516,8 +539,13 @@ def _train_to_end(setting: Setting, folder: Path, name: str) -> None:
     shape = setting.of(DEMO)
     count = RESUME_STEPS[setting.device]
     length = count * shape.batch
-    config = replace(
-        shape.training, images=length, checkpoint_every_images=length // 2, ema_profiles=(), snapshot_every_images=0
+    config = shape.training.replace(
+        images=length,
+        batch_size=shape.batch,
+        warmup_images=min(shape.training.warmup_images, length),
+        checkpoint_every_images=length // 2,
+        ema_profiles=(),
+        snapshot_every_images=0,
     )
     trainer = build_trainer(shape, setting, config, folder / "checkpoints")
     if name == "resumed":

@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class PeerUNet(nn.Module):
         super().__init__()
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        inner = replace(
-            config, stem=1, image_size=config.image_size // config.stem, image_channels=config.patch_channels
+        inner = config.replace(
+            stem=1, image_size=config.image_size // config.stem, image_channels=config.patch_channels
         )
         values = {key: value for key, value in from_config(inner).items() if not key.startswith("_")}
         self.unet = UNet2DModel(**values)

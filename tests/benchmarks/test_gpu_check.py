@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -20,13 +19,14 @@ from tests.benchmarks.gpu_check import Asked, markdown, outcomes
 from tests.benchmarks.gpu_steps import DDPM, DEMO, EDM, Figure, LeftOut, Setting, Shape, Step, start_method
 
 from unveil.data.augmentation import LABELS
-from unveil.diffusion.design import Diffusion, build_path, denoiser_values
+from unveil.diffusion.config import Sampler
+from unveil.diffusion.design import build_path, denoiser_values
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import Sampler, build_grid
+from unveil.diffusion.sampling import build_grid
 from unveil.networks.config import UNetConfig
 from unveil.params import load_params
 from unveil.recipes import load_recipe
-from unveil.training.assembly import training_config
+from unveil.training.config import Training
 
 NEEDED = ("torch", "torchvision", "safetensors", "pydantic", "pytest")
 LEAN = """
@@ -46,26 +46,29 @@ sys.meta_path[sys.meta_path.index(OTHERS)] = Lean
 """
 
 
+UNMEASURED = {
+    "horizontal_flip",  # which a shape says itself
+    "validation_images",
+    *(f"{what}_every_images" for what in ("preview", "checkpoint", "validate")),
+}
+
+
 @pytest.mark.parametrize("shape", [DDPM, EDM, DEMO], ids=lambda shape: shape.name)
 def test_the_shapes_are_the_recipes(shape: Shape, repository: Path) -> None:
     params = load_params(repository / "params.yaml") if shape is DEMO else load_recipe(shape.name).params
     settings, sampling = params.train, params.sample
     labels = LABELS if settings.augment else 0
     size = params.preprocess.image_size
-    assert shape.network == UNetConfig(size, **settings.network.model_dump(), augment_labels=labels)
-    diffusion = Diffusion(**settings.diffusion.model_dump())
+    assert shape.network == UNetConfig(image_size=size, **settings.network.model_dump(), augment_labels=labels)
+    diffusion = settings.diffusion
     assert denoiser_values(shape.diffusion) == denoiser_values(diffusion)
     assert build_loss(shape.diffusion) == build_loss(diffusion)
-    recipes = training_config(settings, {"precision": settings.precision, "optimizer_precision": "fp32"})
-    assert shape.training == replace(
-        recipes, preview_every_images=0, checkpoint_every_images=0, validate_every_images=0
-    )
+    recipes = settings.only(Training)
+    unmeasured = {key: getattr(shape.training, key) for key in type(recipes).model_fields if key in UNMEASURED}
+    assert shape.training == recipes.replace(**unmeasured)
     assert (shape.batch, shape.horizontal_flip) == (settings.batch_size, settings.horizontal_flip)
     assert (settings.device, settings.loader, settings.tf32, settings.channels_last) == ("auto", "auto", True, "auto")
-    path, sampler = (
-        build_path(diffusion),
-        Sampler(**{field.name: getattr(sampling, field.name) for field in fields(Sampler)}),
-    )
+    path, sampler = build_path(diffusion), sampling.only(Sampler)
     assert torch.equal(build_grid(shape.sampler, path), build_grid(sampler, path))
     for name in ("sampler", "eta", "s_churn", "threshold"):
         assert getattr(shape.sampler, name) == getattr(sampler, name)

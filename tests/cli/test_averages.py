@@ -18,9 +18,10 @@ from unveil.cli import search as study
 from unveil.cli.main import app
 from unveil.cli.search import SearchPoint, half_life_deviation, table, verdict
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.model import ModelConfig, save_model
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.recipes import apply_recipe
 from unveil.weights import WeightsChoice
 
@@ -42,12 +43,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index = ShardIndex("cartoon", "squash", SIZE, names, splits, (0.0,) * 3, (1.0,) * 3)
     index.save(folder)
     torch.manual_seed(0)
-    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
+    network = UNet(
+        UNetConfig(
+            image_size=SIZE,
+            channels=32,
+            channel_multipliers=(1, 2),
+            blocks=1,
+            attention_resolutions=(4,),
+            attention_head_channels=32,
+            stem=4,
+        )
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     data = {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": index.digest()}
     config = ModelConfig(
-        network.config, Diffusion("flow", "x0", "flow"), data, {"ema_half_life_images": 50, "ema_rampup": 0.09}
+        network.config,
+        Diffusion(path="flow", parameterization="x0", objective="flow"),
+        data,
+        {"ema_half_life_images": 50, "ema_rampup": 0.09},
     )
     save_model(tmp_path / "models", network, config)
     paths = []

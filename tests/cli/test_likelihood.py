@@ -11,12 +11,13 @@ from typer.testing import CliRunner, Result
 
 from unveil.cli.likelihood import likelihood
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.likelihood import LikelihoodConfig, bits_per_dim
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.model import ModelConfig, load_denoiser, save_model
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 
 SIZE = 16
 IMAGES = torch.randint(0, 256, (30, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -33,11 +34,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index = ShardIndex("cartoon", "score-sde", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
     index.save(shards)
     torch.manual_seed(0)
-    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (), 32, stem=4))
+    network = UNet(
+        UNetConfig(
+            image_size=SIZE,
+            channels=32,
+            channel_multipliers=(1, 2),
+            blocks=1,
+            attention_resolutions=(),
+            attention_head_channels=32,
+            stem=4,
+        )
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
     data = {"source": index.source, "protocol": index.protocol, "image_size": SIZE, "shards": index.digest()}
-    save_model(tmp_path / "models", network, ModelConfig(network.config, Diffusion("edm", "edm", "edm"), data, {}))
+    save_model(
+        tmp_path / "models",
+        network,
+        ModelConfig(network.config, Diffusion(path="edm", parameterization="edm", objective="edm"), data, {}),
+    )
     return tmp_path
 
 

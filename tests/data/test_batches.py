@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unveil.data import batches as batches_module
 from unveil.data.batches import DeviceBatches, StreamBatches, load_split, open_batches
-from unveil.data.choices import Loader
+from unveil.data.config import Loader
 from unveil.data.pixels import to_float, to_uint8
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.errors import UnveilError

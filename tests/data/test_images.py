@@ -19,6 +19,7 @@ from tests.data.archives import make_celeba
 from tests.data.bad_files import BOMBS, NO_FILES
 
 from unveil.data.celeba import read_annotations
+from unveil.data.config import Preprocess
 from unveil.data.images import find_images, open_image, open_zip, read_member
 from unveil.data.preprocess import _Images, decode
 from unveil.data.protocols import PROTOCOLS
@@ -28,7 +29,6 @@ from unveil.data.sources.archive import archived_images, copy_file
 from unveil.data.sources.folder import encode_image, read_table
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.images.foreign import MOST_SIDE, read_folder, read_npz, read_safetensors
-from unveil.params import Preprocess
 
 SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 SUFFIXES = {".png", ".jpg"}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.diffusion.design import Diffusion, build_path
+from unveil.diffusion.config import Diffusion
+from unveil.diffusion.design import build_path
 from unveil.diffusion.paths import (
     EDM,
     VE,
@@ -167,7 +168,7 @@ def test_vp_sde_is_score_sdes_marginal_and_the_limit_of_ddpms_chain() -> None:
 def test_the_noise_of_ve_is_score_sdes_on_pixels_twice_as_far_apart() -> None:
     """Its 0.01 and 50 are for pixels in [0, 1] (app. C; 2006.09011); ours lie in [-1, 1]."""
     assert VE().sigma_range() == (2 * 0.01, 2 * 50.0)
-    config = Diffusion("ve", "eps", "simple")
+    config = Diffusion(path="ve", parameterization="eps", objective="simple")
     assert (
         build_path(config)
         == VE()

@@ -12,13 +12,14 @@ from tests.diffusion.closed_forms import PlaneMixture, exact_moments, gaussian_d
 from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
-from unveil.diffusion.choices import SamplerName, Threshold
+from unveil.diffusion.config import Sampler, SamplerName, Threshold
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction
-from unveil.diffusion.sampling import Sampler, draw, run_sampler
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.diffusion.sampling import draw, run_sampler
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 
 MEAN, STD = 0.3, 0.6
 GAUSSIAN = gaussian_denoiser(MEAN, STD)
@@ -304,16 +305,20 @@ def test_churn_is_edms() -> None:
 # --------------------------------------------------------------------------------- bookkeeping
 
 CONFIGS = [
-    *(Sampler(name, steps, "karras") for name in ("heun", "ddim", "ddpm", "euler") for steps in (6, 1)),
-    Sampler("ddim", 6, "karras", eta=0.5),
-    Sampler("ddpm", 6, "karras", variance="large"),
-    Sampler("heun", 6, "karras", s_churn=2.0, s_tmin=1.0, s_tmax=50.0),
-    Sampler("euler", 6, "karras", s_churn=2.0),
-    Sampler("euler-maruyama", 6, "karras"),
-    Sampler("predictor-corrector", 6, "karras"),
-    Sampler("predictor-corrector", 6, "karras", corrector_steps=3),
-    Sampler("dpmpp-2m", 6, "karras"),
-    Sampler("dpmpp-2m-sde", 6, "karras"),
+    *(
+        Sampler(sampler=name, steps=steps, grid="karras")
+        for name in ("heun", "ddim", "ddpm", "euler")
+        for steps in (6, 1)
+    ),
+    Sampler(sampler="ddim", steps=6, grid="karras", eta=0.5),
+    Sampler(sampler="ddpm", steps=6, grid="karras", variance="large"),
+    Sampler(sampler="heun", steps=6, grid="karras", s_churn=2.0, s_tmin=1.0, s_tmax=50.0),
+    Sampler(sampler="euler", steps=6, grid="karras", s_churn=2.0),
+    Sampler(sampler="euler-maruyama", steps=6, grid="karras"),
+    Sampler(sampler="predictor-corrector", steps=6, grid="karras"),
+    Sampler(sampler="predictor-corrector", steps=6, grid="karras", corrector_steps=3),
+    Sampler(sampler="dpmpp-2m", steps=6, grid="karras"),
+    Sampler(sampler="dpmpp-2m-sde", steps=6, grid="karras"),
 ]
 
 
@@ -367,7 +372,7 @@ def test_rk45_counts_the_evaluations_of_the_image_that_needs_most() -> None:
         return MIXTURE.denoise(x, sigma)
 
     x = 40.0 * gaussian_noise(torch.empty(6, 3, 2, dtype=torch.float64), 0)()
-    config = Sampler("rk45", 4, "karras", sigma_min=0.01, sigma_max=40.0)
+    config = Sampler(sampler="rk45", steps=4, grid="karras", sigma_min=0.01, sigma_max=40.0)
     sigmas = grids.karras(4, 0.01, 40.0)
     together = list(run_sampler(config, denoiser, sigmas, x, no_noise))
     assert config.nfe is None
@@ -425,8 +430,17 @@ def test_what_is_no_grid_is_refused_by_every_sampler(name: str, sigmas: list[flo
 def test_of_no_images_every_sampler_makes_none(name: SamplerName, threshold: Threshold) -> None:
     """With a network too, whose stem has to be told."""
     for image_size in (8, 16):
-        network = UNet(UNetConfig(image_size, 32, (1,), 1, (8,), stem=image_size // 8))
-        config = Sampler(name, 3, "karras", threshold=threshold)
+        network = UNet(
+            UNetConfig(
+                image_size=image_size,
+                channels=32,
+                channel_multipliers=(1,),
+                blocks=1,
+                attention_resolutions=(8,),
+                stem=image_size // 8,
+            )
+        )
+        config = Sampler(sampler=name, steps=3, grid="karras", threshold=threshold)
         step = last(draw(Denoiser(network, EDM(), EDMPreconditioning()), config, 0, [], (3, image_size, image_size)))
         assert step.x.shape == step.denoised.shape == (0, 3, image_size, image_size)
 

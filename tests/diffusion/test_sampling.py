@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +10,14 @@ from tests.diffusion.closed_forms import column, gaussian_denoiser, last
 from torch import Tensor
 
 from unveil.diffusion import grids, sampling
-from unveil.diffusion.choices import Threshold
+from unveil.diffusion.config import Sampler, Threshold
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Counted
-from unveil.diffusion.sampling import SampleNoise, Sampler, build_grid, draw
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.diffusion.sampling import SampleNoise, build_grid, draw
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.seeds import image_seed
 from unveil.workers import ALONE, Workers
 
@@ -30,20 +30,20 @@ def name(config: Sampler) -> str:
 
 PATHS: list[NoisePath] = [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(), EDM(), Flow()]
 DETERMINISTIC = [
-    Sampler("heun", 3, "karras"),
-    Sampler("ddim", 4, "karras", eta=0.0),
-    Sampler("euler", 4, "karras"),
-    Sampler("dpmpp-2m", 4, "karras"),
-    Sampler("rk45", 2, "karras", sigma_min=2.0, rtol=0.05, atol=0.05),
+    Sampler(sampler="heun", steps=3, grid="karras"),
+    Sampler(sampler="ddim", steps=4, grid="karras", eta=0.0),
+    Sampler(sampler="euler", steps=4, grid="karras"),
+    Sampler(sampler="dpmpp-2m", steps=4, grid="karras"),
+    Sampler(sampler="rk45", steps=2, grid="karras", sigma_min=2.0, rtol=0.05, atol=0.05),
 ]
 STOCHASTIC = [
-    Sampler("ddim", 4, "karras", eta=1.0),
-    Sampler("ddpm", 4, "karras"),
-    Sampler("heun", 3, "karras", s_churn=1.0),
-    Sampler("euler", 4, "karras", s_churn=1.0),
-    Sampler("euler-maruyama", 4, "karras"),
-    Sampler("predictor-corrector", 3, "karras"),
-    Sampler("dpmpp-2m-sde", 4, "karras"),
+    Sampler(sampler="ddim", steps=4, grid="karras", eta=1.0),
+    Sampler(sampler="ddpm", steps=4, grid="karras"),
+    Sampler(sampler="heun", steps=3, grid="karras", s_churn=1.0),
+    Sampler(sampler="euler", steps=4, grid="karras", s_churn=1.0),
+    Sampler(sampler="euler-maruyama", steps=4, grid="karras"),
+    Sampler(sampler="predictor-corrector", steps=3, grid="karras"),
+    Sampler(sampler="dpmpp-2m-sde", steps=4, grid="karras"),
 ]
 SAMPLERS = DETERMINISTIC + STOCHASTIC
 
@@ -99,15 +99,15 @@ def test_images_whose_seeds_share_their_low_bits_do_not_share_their_noise() -> N
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_three_grids_fit_every_path(path: NoisePath) -> None:
-    config = Sampler("heun", 7, "karras", sigma_min=0.02, sigma_max=40.0, rho=5.0)
+    config = Sampler(sampler="heun", steps=7, grid="karras", sigma_min=0.02, sigma_max=40.0, rho=5.0)
     assert torch.equal(build_grid(config, path), grids.karras(7, 0.02, 40.0, 5.0))
-    assert torch.equal(build_grid(replace(config, grid="log-linear"), path), grids.log_linear(7, 0.02, 40.0))
-    assert torch.equal(build_grid(replace(config, grid="uniform-t"), path), grids.uniform_t(7, 40.0, path))
+    assert torch.equal(build_grid(config.replace(grid="log-linear"), path), grids.log_linear(7, 0.02, 40.0))
+    assert torch.equal(build_grid(config.replace(grid="uniform-t"), path), grids.uniform_t(7, 40.0, path))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
-    config = Sampler("ddim", 7, f"ddim-{spacing}")  # type: ignore[arg-type]
+    config = Sampler(sampler="ddim", steps=7, grid=f"ddim-{spacing}")  # type: ignore[arg-type]
     for path in PATHS:
         if isinstance(path, DiscreteVP):
             assert torch.equal(build_grid(config, path), grids.ddim(7, path, spacing))
@@ -122,7 +122,7 @@ def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
 
 def test_the_first_step_is_the_start() -> None:
     for path in (VPLinear(), EDM(), Flow()):
-        config = Sampler("heun", 3, "karras")
+        config = Sampler(sampler="heun", steps=3, grid="karras")
         steps = list(draw(gaussian_denoiser(0.0, 1.0), config, 5, [2, 9], SHAPE, path=path))
         noise = SampleNoise(5, [2, 9], SHAPE)()
         sigma_max = torch.tensor(80.0, dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_the_context_is_entered_for_each_evaluation_and_for_nothing_else() -> No
         assert inside
         return 0.5 * x
 
-    config = Sampler("heun", 3, "karras")
+    config = Sampler(sampler="heun", steps=3, grid="karras")
     for _ in draw(denoiser, config, 0, [0], SHAPE, path=EDM(), context=context):
         assert not inside
     assert entered == config.nfe
@@ -161,7 +161,9 @@ def test_no_graph_is_kept() -> None:
 
 def _network() -> UNet:
     torch.manual_seed(0)
-    network = UNet(UNetConfig(8, 32, (1, 2), 1, (4,))).eval()
+    network = UNet(
+        UNetConfig(image_size=8, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,))
+    ).eval()
     for parameter in network.parameters():  # the zeros that training starts from would hide everything
         torch.nn.init.normal_(parameter, std=0.05)
     return network
@@ -216,7 +218,7 @@ def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two
         assert torch.is_inference_mode_enabled() and len(x) == len(sigma) <= 4
         return gaussian_denoiser(0.3, 0.5)(x, sigma)
 
-    config = Sampler("dpmpp-2m", 4, "karras")
+    config = Sampler(sampler="dpmpp-2m", steps=4, grid="karras")
     whole = last(draw(gaussian_denoiser(0.3, 0.5), config, 0, range(count), SHAPE, path=EDM()))
     shared = last(draw(denoiser, config, 0, range(count), SHAPE, path=EDM(), workers=two_threads))
     torch.testing.assert_close(shared.x, whole.x)
@@ -234,7 +236,7 @@ def test_a_denoiser_that_calls_two_networks_counts_two(
         return (one(x, sigma) + other(x, sigma)) / 2
 
     both = Counted(between, one, other)
-    config, workers = replace(config, threshold=threshold), two_threads if threads else ALONE
+    config, workers = config.replace(threshold=threshold), two_threads if threads else ALONE
     for _ in range(2):  # a second drawing begins at 0 again
         steps = list(draw(both, config, 0, range(9), SHAPE, path=EDM(), workers=workers))
         plain = list(draw(gaussian_denoiser(0.2, 0.5), config, 0, range(9), SHAPE, path=EDM()))
@@ -244,7 +246,10 @@ def test_a_denoiser_that_calls_two_networks_counts_two(
 
 
 def test_a_start_and_levels_of_the_callers_own_are_taken() -> None:
-    config, sigmas = Sampler("heun", 3, "karras"), torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64)
+    config, sigmas = (
+        Sampler(sampler="heun", steps=3, grid="karras"),
+        torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64),
+    )
     denoiser, start = gaussian_denoiser(0.3, 0.5), 5 * SampleNoise(7, [1, 4], SHAPE)()
     steps = list(draw(denoiser, config, 0, [0, 1], SHAPE, start=start, sigmas=sigmas))
     assert [step.sigma for step in steps] == sigmas.tolist() and torch.equal(steps[0].x, start)
@@ -262,6 +267,6 @@ def test_a_condition_goes_with_its_images(threads: bool, two_threads: Workers) -
         centre = column(condition, x)
         return centre + gaussian_denoiser(0.0, 0.1)(x - centre, sigma)
 
-    config, workers = Sampler("heun", 20, "karras"), two_threads if threads else ALONE
+    config, workers = Sampler(sampler="heun", steps=20, grid="karras"), two_threads if threads else ALONE
     *_, step = draw(told, config, 0, range(7), SHAPE, path=EDM(), condition=means, workers=workers)
     torch.testing.assert_close(step.x.mean((1, 2, 3)), means, rtol=0, atol=0.05)

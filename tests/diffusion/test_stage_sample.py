@@ -1,7 +1,6 @@
 """The sample stage: what it writes, and that batches and processes leave no trace in it."""
 
 import json
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from stages import sample
 from unveil.averages import save_snapshot, write_averages
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.model import ModelConfig, save_model
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.recipes import apply_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +44,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _save_model(folder: Path, weight: float = 0.05) -> None:
     torch.manual_seed(0)
-    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
+    network = UNet(
+        UNetConfig(
+            image_size=SIZE,
+            channels=32,
+            channel_multipliers=(1, 2),
+            blocks=1,
+            attention_resolutions=(4,),
+            attention_head_channels=32,
+            stem=4,
+        )
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=weight)
-    save_model(folder / "models", network, ModelConfig(network.config, Diffusion("flow", "x0", "flow"), DATA, {}))
+    save_model(
+        folder / "models",
+        network,
+        ModelConfig(network.config, Diffusion(path="flow", parameterization="x0", objective="flow"), DATA, {}),
+    )
 
 
 def _set(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> None:
@@ -189,10 +203,15 @@ def test_values_that_the_models_path_does_not_read_may_differ(project: Path) -> 
 def test_a_value_that_the_models_denoiser_reads_must_be_the_same(
     path: Any, parameterization: Any, key: str, value: Any
 ) -> None:
-    model = ModelConfig(UNetConfig(SIZE, 32, (1, 2), 1, (4,)), Diffusion(path, parameterization, "flow"), DATA, {})
+    model = ModelConfig(
+        UNetConfig(image_size=SIZE, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,)),
+        Diffusion(path=path, parameterization=parameterization, objective="flow"),
+        DATA,
+        {},
+    )
     model.check_diffusion(model.diffusion, Path("models"))
     with pytest.raises(UnveilError, match=rf"found train\.diffusion\.{key} {value}, expected {key} "):
-        model.check_diffusion(replace(model.diffusion, **{key: value}), Path("models"))
+        model.check_diffusion(model.diffusion.replace(**{key: value}), Path("models"))
 
 
 def test_no_model_is_one_line(project: Path) -> None:

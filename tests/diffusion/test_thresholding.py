@@ -7,8 +7,9 @@ from tests.diffusion.closed_forms import last
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers
+from unveil.diffusion.config import Sampler
 from unveil.diffusion.samplers import SamplerFunction
-from unveil.diffusion.sampling import Sampler, run_sampler
+from unveil.diffusion.sampling import run_sampler
 from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 
 ONE = torch.ones(1)
@@ -56,7 +57,7 @@ def test_the_configuration_chooses() -> None:
         return x
 
     def result(threshold: str) -> Tensor:
-        config = Sampler("ddim", 5, "karras", threshold=threshold, threshold_percentile=1.0)  # type: ignore[arg-type]
+        config = Sampler(sampler="ddim", steps=5, grid="karras", threshold=threshold, threshold_percentile=1.0)  # type: ignore[arg-type]
         return last(run_sampler(config, identity, sigmas, x, lambda: torch.zeros(2, 2))).denoised
 
     assert torch.equal(result("none"), x)

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from unveil.averages import Averages, write_averages
 from unveil.cli.main import app
 from unveil.data.shards import Shard, ShardIndex
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion, Sampler
 from unveil.diffusion.grids import ddim_timesteps
 from unveil.diffusion.paths import DiscreteVP
-from unveil.diffusion.sampling import Sampler, run_sampler
+from unveil.diffusion.sampling import run_sampler
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.interchange.pipeline import export_pipeline, import_pipeline, read_pipeline
@@ -33,7 +33,14 @@ from unveil.networks.design import build_network
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16
-NETWORK = UNetConfig(SIZE, 64, (1, 2), 1, (8,), 32)
+NETWORK = UNetConfig(
+    image_size=SIZE,
+    channels=64,
+    channel_multipliers=(1, 2),
+    blocks=1,
+    attention_resolutions=(8,),
+    attention_head_channels=32,
+)
 STEPS = 6
 
 
@@ -45,7 +52,7 @@ def _awake(network: nn.Module) -> nn.Module:
 
 
 def _model(folder: Path, path: Any = "vp-linear", parameterization: Any = "eps", network: Any = NETWORK) -> Path:
-    diffusion = Diffusion(path, parameterization, "simple", timesteps=60, beta_end=0.2)
+    diffusion = Diffusion(path=path, parameterization=parameterization, objective="simple", timesteps=60, beta_end=0.2)
     data = {"source": "cartoon", "protocol": "ddim", "image_size": SIZE, "shards": "0" * 64}
     save_model(folder, _awake(build_network(network)), ModelConfig(network, diffusion, data, {"images": 1}))
     return folder
@@ -97,7 +104,7 @@ def _their_images(folder: Path, scheduler: str, **call: Any) -> Any:
 
 def _our_images(models: Path, scheduler: Any, threshold: Any) -> Any:
     denoiser = load_denoiser(models)
-    config = Sampler(scheduler, STEPS, "ddim-leading", threshold=threshold)
+    config = Sampler(sampler=scheduler, steps=STEPS, grid="ddim-leading", threshold=threshold)
     assert isinstance(denoiser.path, DiscreteVP)
     timesteps = ddim_timesteps(STEPS, denoiser.path.timesteps, "leading")
     sigmas = torch.cat([denoiser.path.sigmas[timesteps], torch.zeros(1)])
@@ -294,7 +301,7 @@ def test_heads_and_sizes_that_cannot_be_are_one_line(theirs: Path) -> None:
     _edit(theirs / "unet" / "config.json", attention_head_dim=48)
     assert "cannot be divided into heads of 48" in _refusal(theirs)
     _edit(theirs / "unet" / "config.json", attention_head_dim=8, sample_size=17)
-    assert "image_size 17 is not divisible" in _refusal(theirs)
+    assert "image_size: found 17, expected a multiple of the downsampling 2" in _refusal(theirs)
 
 
 def test_images_of_another_size_are_refused_and_nothing_is_written(theirs: Path, shards: Path, tmp_path: Path) -> None:
@@ -312,7 +319,13 @@ def test_an_export_replaces_nothing_and_leaves_nothing_half_done(models: Path, t
             UnveilError, match="already there, expected a folder to be made; give another, or remove it"
         ):
             export_pipeline(models, tmp_path / name)
-    stemmed = _model(tmp_path / "stemmed", network=UNetConfig(SIZE, 32, (1,), 1, (), stem=2), parameterization="x0")
+    stemmed = _model(
+        tmp_path / "stemmed",
+        network=UNetConfig(
+            image_size=SIZE, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=(), stem=2
+        ),
+        parameterization="x0",
+    )
     with pytest.raises(UnveilError, match=r"train.network.stem: found 2, expected 1"):
         export_pipeline(stemmed, tmp_path / "out")
     assert not (tmp_path / "out").exists()

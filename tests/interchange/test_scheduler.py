@@ -1,7 +1,6 @@
 """Schedulers of diffusers are noise paths and parameterizations of ours."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pytest
 import torch
 from diffusers.schedulers import DDIMScheduler, DDPMScheduler
 
-from unveil.diffusion.design import Diffusion, build_path
+from unveil.diffusion.config import Diffusion
+from unveil.diffusion.design import build_path
 from unveil.diffusion.paths import DiscreteVP
 from unveil.diffusion.thresholding import dynamically_thresholded
 from unveil.errors import UnveilError
@@ -52,7 +52,9 @@ def test_the_noise_levels_are_the_schedulers(schedule: str, kind: Any) -> None:
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
 def test_there_and_back_is_the_same(path: Any, parameterization: Any, scheduler: Any) -> None:
-    config = Diffusion(path, parameterization, "simple", timesteps=500, beta_start=2e-4, beta_end=0.01)
+    config = Diffusion(
+        path=path, parameterization=parameterization, objective="simple", timesteps=500, beta_start=2e-4, beta_end=0.01
+    )
     threshold: Any = "clip" if scheduler == "ddpm" else "none"
     written = from_diffusion(config, scheduler, threshold=threshold, variance="large")
     assert to_diffusion(written, "scheduler_config.json") == config
@@ -162,7 +164,7 @@ def test_settings_that_cannot_be_are_refused_by_name(changes: dict[str, Any], wo
         ({"beta_start": 0.5}, "beta_end: found 0.02, expected a number above beta_start, 0.5"),
         ({"beta_end": 3.0}, "beta_end: found 3.0, expected less than 1"),
         ({"beta_end": float("nan")}, "not valid JSON"),
-        ({"beta_end": 0.9}, "beta_end: found 0.9, expected one with which sigma, now"),
+        ({"beta_end": 0.9}, "beta_end: found 0.9, expected a number with which sigma stays in"),
         ({"beta_schedule": ["linear"]}, "beta_schedule: found [\"linear\"], expected 'linear' or"),
         ({"prediction_type": ["epsilon"]}, "prediction_type: found [\"epsilon\"], expected 'epsilon',"),
     ],
@@ -183,14 +185,11 @@ def test_other_schedules_are_refused_by_name(changes: dict[str, Any], words: str
         ({"parameterization": "edm"}, "parameterization"),
         ({"parameterization": "velocity"}, "parameterization"),
         ({"path": "vp-cosine", "cosine_offset": 0.1}, "cosine_offset"),
-        ({"beta_end": 1e-5}, "beta_end"),
     ],
 )
 def test_paths_that_diffusers_lacks_are_refused_by_name(changes: dict[str, Any], key: str) -> None:
-    config = replace(Diffusion("vp-linear", "eps", "simple"), **changes)
-    with pytest.raises(
-        UnveilError, match=f"^train.diffusion.{key}: found .*(cannot be exported|is damaged, train again)$"
-    ):
+    config = Diffusion(path="vp-linear", parameterization="eps", objective="simple").replace(**changes)
+    with pytest.raises(UnveilError, match=f"^train.diffusion.{key}: found .*cannot be exported$"):
         from_diffusion(config, "ddim", threshold="none", variance="small")
 
 
@@ -198,4 +197,9 @@ def test_ddim_with_clipping_is_refused_with_the_reason() -> None:
     with pytest.raises(
         UnveilError, match=r"^--threshold: found clip with --scheduler ddim, .* keeps .*--scheduler ddpm$"
     ):
-        from_diffusion(Diffusion("vp-linear", "eps", "simple"), "ddim", threshold="clip", variance="small")
+        from_diffusion(
+            Diffusion(path="vp-linear", parameterization="eps", objective="simple"),
+            "ddim",
+            threshold="clip",
+            variance="small",
+        )

@@ -1,7 +1,6 @@
 """Our U-Net is diffusers' UNet2DModel of the same configuration, weight for weight."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,7 +119,7 @@ def test_there_and_back_is_the_same(values: dict[str, Any]) -> None:
     assert to_config(written, "config.json") == config
     with torch.device("meta"):
         assert _peer(written).state_dict().keys() == _peer(values).state_dict().keys()
-    small = replace(config, channels=32, norm_groups=16, attention_head_channels=8)
+    small = config.replace(channels=32, norm_groups=16, attention_head_channels=8)
     torch.manual_seed(1)
     weights = build_network(small).state_dict()
     back = to_weights(from_weights(weights), small, "weights")
@@ -214,15 +213,24 @@ def test_what_is_not_here_is_refused_by_name(changes: dict[str, Any], words: str
     ],
 )
 def test_what_is_not_there_is_refused_by_name(changes: dict[str, Any], key: str) -> None:
-    config = UNetConfig(16, 64, (1, 2), 1, (8,))
+    config = UNetConfig(image_size=16, channels=64, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(8,))
     from_config(config)
     with pytest.raises(UnveilError, match=f"^train.network.{key}: found .*cannot be exported"):
-        from_config(replace(config, **changes))
+        from_config(config.replace(**changes))
 
 
 def test_a_network_that_is_told_of_augmentation_is_refused_by_the_key_that_made_it() -> None:
     with pytest.raises(UnveilError, match=r"^train\.augment: found a network with 9 labels .*cannot be exported$"):
-        from_config(UNetConfig(16, 64, (1, 2), 1, (8,), augment_labels=9))
+        from_config(
+            UNetConfig(
+                image_size=16,
+                channels=64,
+                channel_multipliers=(1, 2),
+                blocks=1,
+                attention_resolutions=(8,),
+                augment_labels=9,
+            )
+        )
 
 
 def test_weights_that_do_not_belong_to_the_configuration_are_named() -> None:

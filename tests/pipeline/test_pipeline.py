@@ -10,9 +10,10 @@ from mlflow.entities import Run
 from safetensors import safe_open
 from tests.pipeline.conftest import Project, Smoke, stage_of
 
-from unveil.params import flatten, load_params
+from unveil.params import load_params
 from unveil.run.dvc import declared_paths, paths_digest
 from unveil.run.stage import STAGES
+from unveil.section import flatten
 
 pytestmark = pytest.mark.slow
 # DVC locks the project, which these only look at: they must not do so at once.
@@ -73,7 +74,7 @@ def test_the_samples_are_images_and_the_metrics_are_numbers(smoke: Smoke) -> Non
 @one_after_another
 def test_one_finished_run_a_stage_with_its_own_parameters(smoke: Smoke, runs: dict[str, Run]) -> None:
     assert set(runs) == set(STAGES)
-    params = flatten(load_params(smoke.root / "params.yaml"))
+    params = flatten(load_params(smoke.root / "params.yaml"), read=True)
     del params["launch.processes"]  # decides no result
     commit = smoke.command("git", "rev-parse", "HEAD").strip()
     for name, run in runs.items():
@@ -179,7 +180,7 @@ def test_sample_steps_rerun_sample_and_evaluate_only_and_back_nothing(changed: P
     sample, evaluate = changed.runs()
     assert (stage_of(sample), stage_of(evaluate)) == ("sample", "evaluate")
     # The runs of the stages that DVC skipped are in another store; their records say it all.
-    everything = flatten(load_params(changed.root / "params.yaml"))
+    everything = flatten(load_params(changed.root / "params.yaml"), read=True)
     del everything["launch.processes"]  # decides no result
     assert evaluate.data.params == {key: str(value) for key, value in everything.items()}
     assert evaluate.data.params["sample.steps"] == "3"

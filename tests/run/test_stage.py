@@ -20,10 +20,11 @@ from mlflow.entities import Run as MlflowRun
 from tests.conftest import git
 
 from unveil.errors import UnveilError
-from unveil.params import flatten, load_params
+from unveil.params import load_params
 from unveil.run.dvc import paths_digest
 from unveil.run.stage import STAGES, Run, stage
 from unveil.run.store import Store
+from unveil.section import flatten
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def stored(project: Path, run: Run) -> MlflowRun:
 
 
 def section(project: Path, name: str) -> dict[str, str]:
-    values = flatten(load_params(project / "params.yaml"))
+    values = flatten(load_params(project / "params.yaml"), read=True)
     return {key: str(value) for key, value in values.items() if key.startswith(f"{name}.")}
 
 
@@ -304,7 +305,7 @@ def pipeline(project: Path) -> dict[str, Run]:
 def test_the_evaluate_run_holds_the_whole_lineage(project: Path) -> None:
     runs = pipeline(project)
     found = stored(project, runs["evaluate"])
-    everything = {key: str(value) for key, value in flatten(load_params(project / "params.yaml")).items()}
+    everything = {key: str(value) for key, value in flatten(load_params(project / "params.yaml"), read=True).items()}
     everything.pop("launch.processes")  # changes no result
     assert found.data.params == everything
     for name in STAGES[:-1]:

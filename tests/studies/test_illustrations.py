@@ -26,7 +26,8 @@ from studies import illustrations
 from unveil.diffusion import grids
 from unveil.diffusion.objectives import P2, EDMObjective, FlowMatching, Likelihood, MinSNR, Simple
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, SubVP, VPCosine, VPLinear, VPSigmoid
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 
 from studies import nfe
 from unveil.data.shards import ShardIndex, write_shard
-from unveil.diffusion.design import Diffusion
-from unveil.diffusion.sampling import Sampler
+from unveil.diffusion.config import Diffusion, Sampler
 from unveil.model import ModelConfig, save_model
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 
 SIZE = 16
 ARGUMENTS = ["--images", "6", "--reference-images", "8", "--evaluations", "3,5", "--batch-size", "4", "--no-reference"]
@@ -34,9 +34,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index = ShardIndex("cartoon", "squash", SIZE, names, {"train": (shard,)}, (0.0,) * 3, (1.0,) * 3)
     index.save(folder)
     torch.manual_seed(0)
-    network = UNet(UNetConfig(SIZE, 32, (1, 2), 1, (4,), 32, stem=4))
+    network = UNet(
+        UNetConfig(
+            image_size=SIZE,
+            channels=32,
+            channel_multipliers=(1, 2),
+            blocks=1,
+            attention_resolutions=(4,),
+            attention_head_channels=32,
+            stem=4,
+        )
+    )
     data = {"source": "cartoon", "protocol": "squash", "image_size": SIZE, "shards": index.digest()}
-    save_model(tmp_path / "models", network, ModelConfig(network.config, Diffusion("flow", "x0", "flow"), data, {}))
+    save_model(
+        tmp_path / "models",
+        network,
+        ModelConfig(network.config, Diffusion(path="flow", parameterization="x0", objective="flow"), data, {}),
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -115,7 +129,7 @@ def _save(project: Path, diffusion: Diffusion, weight: float) -> None:
 
 
 def test_more_evaluations_than_timesteps_are_refused_before_anything_is_measured(project: Path) -> None:
-    _save(project, Diffusion("vp-linear", "x0", "flow", timesteps=20), 0.0)
+    _save(project, Diffusion(path="vp-linear", parameterization="x0", objective="flow", timesteps=20), 0.0)
     done = run("--samplers", "ddim", "--grids", "ddim-trailing", "--evaluations", "5,21", "--sigma-min", "0.011")
     assert done.exit_code == 1 and "21 steps, but the path has 20 timesteps" in done.output, done.output
     assert done.output.count("\n") == 1 and not (project / "reports").exists()
@@ -123,7 +137,7 @@ def test_more_evaluations_than_timesteps_are_refused_before_anything_is_measured
 
 @pytest.mark.parametrize("sampler", ["ddim", "rk45"])
 def test_samples_that_are_not_finite_are_one_line(project: Path, sampler: str) -> None:
-    _save(project, Diffusion("flow", "x0", "flow"), float("nan"))
+    _save(project, Diffusion(path="flow", parameterization="x0", objective="flow"), float("nan"))
     done = run("--samplers", sampler)
     assert done.exit_code == 1, done.output
     assert f"models/model.safetensors: samples of {sampler} with " in done.output and "train again" in done.output
@@ -169,7 +183,7 @@ def test_every_case_takes_about_the_evaluations_that_were_asked_for() -> None:
 
 
 def point(sampler: Any, nfe: int, distance: float) -> Point:
-    return Point(Sampler(sampler, nfe, "karras"), nfe, distance, 1.0)
+    return Point(Sampler(sampler=sampler, steps=nfe, grid="karras"), nfe, distance, 1.0)
 
 
 def test_the_verdict_compares_with_the_reference() -> None:
@@ -185,7 +199,7 @@ def test_the_verdict_compares_with_the_reference() -> None:
 
 
 def test_the_table_has_a_row_a_sampler_and_says_what_rk45_needed() -> None:
-    adaptive = Point(Sampler("rk45", 2, "karras", rtol=0.01), 74, 9.5, 1.0)
+    adaptive = Point(Sampler(sampler="rk45", steps=2, grid="karras", rtol=0.01), 74, 9.5, 1.0)
     text = table([point("ddim", 35, 12.0), point("ddpm", 5, 40.0), point("ddim", 5, 30.0), adaptive])
     assert text.splitlines()[:4] == [
         "| sampler | 5 | 35 |",

@@ -6,7 +6,6 @@ PyTorch and oneDNN ask once what the processor has.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unveil.data.batches import DeviceBatches
-from unveil.diffusion.design import Diffusion, build_denoiser
+from unveil.diffusion.config import Sampler
+from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
-from unveil.diffusion.sampling import Sampler, draw
+from unveil.diffusion.sampling import draw
 from unveil.evaluation.features.extraction import extract, load_extractor
+from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.networks.unet import UNetConfig
 from unveil.params import load_params
 from unveil.precision import autocast, optimizer_precision, resolve_precision
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 
 CPU = torch.device("cpu")
 
@@ -51,10 +52,11 @@ def noted(what: str) -> Iterator[None]:
 params = load_params(Path("params.yaml"))
 settings, precision = params.train, resolve_precision("auto", CPU)
 network = UNetConfig(image_size=16, **settings.network.model_dump() | {"channels": 32, "attention_head_channels": 32})
-diffusion = Diffusion(**settings.diffusion.model_dump())
+diffusion = settings.diffusion
 config = Training(
     seed=0,
     images=8,
+    batch_size=4,
     lr=settings.lr,
     betas=(0.9, 0.99),
     warmup_images=0,
@@ -62,7 +64,6 @@ config = Training(
     ema_half_life_images=8,
     ema_rampup=0.0,
     precision=precision,
-    optimizer_precision=optimizer_precision(settings.optimizer, CPU),
     optimizer=settings.optimizer,
     log_every_images=4,
 )
@@ -70,9 +71,10 @@ images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
 denoiser = build_denoiser(build_network(network), diffusion)
 with noted("train"):
     batches = DeviceBatches(images, 4, 0, horizontal_flip=False)
-    list(Trainer(denoiser, build_loss(diffusion), batches, config).run())
+    products = optimizer_precision(settings.optimizer, CPU)
+    list(Trainer(denoiser, build_loss(diffusion), batches, config, optimizer_precision=products).run())
 with noted("sample"):
-    sampler = Sampler(**{field.name: getattr(params.sample, field.name) for field in fields(Sampler)})
+    sampler = params.sample.only(Sampler)
     list(draw(denoiser.eval(), sampler, 0, range(2), (3, 16, 16), context=lambda: autocast(precision, CPU)))
 with noted("evaluate"):
     extract(images[:2], load_extractor("efficientnet-lite0"), 2, CPU)

@@ -27,7 +27,8 @@ from unveil.run.store import Store
 from unveil.run.tracked import TrackedRun
 from unveil.training import comparison
 from unveil.training.comparison import FALSE_ALARMS, LossCurve, _freedom, _noise, compare, read_curve
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 
 Noise = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
@@ -280,6 +281,7 @@ class _Network(nn.Module):
 CONFIG = Training(
     seed=0,
     images=120 * 16,
+    batch_size=16,
     lr=1e-3,
     betas=(0.9, 0.99),
     warmup_images=0,
@@ -304,11 +306,11 @@ def _trained(config: Training = CONFIG, weights: int = 0) -> LossCurve:
 
 def test_trainers_that_divide_the_batch_agree_and_other_learning_rates_differ() -> None:
     plain = _trained()
-    parts = compare(plain, _trained(replace(CONFIG, gradient_accumulation=2)))
+    parts = compare(plain, _trained(CONFIG.replace(gradient_accumulation=2)))
     assert parts.verdict == "agree" and parts.parted_at is not None
     assert abs(parts.largest) < 1e-3
-    assert compare(plain, _trained(replace(CONFIG, seed=1))).verdict == "agree"
-    assert compare(plain, _trained(replace(CONFIG, lr=3 * CONFIG.lr))).verdict == "differ"
+    assert compare(plain, _trained(CONFIG.replace(seed=1))).verdict == "agree"
+    assert compare(plain, _trained(CONFIG.replace(lr=3 * CONFIG.lr))).verdict == "differ"
 
 
 # ------------------------------------------------------------------------------ files and runs

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from unveil.networks.condition import Condition
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.training import compilation
 from unveil.training.compilation import compile_network
 
@@ -30,7 +31,11 @@ def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_condition_leaves_the_network_in_one_graph() -> None:
-    network = UNet(UNetConfig(8, 32, (1,), 1, (), augment_labels=9))
+    network = UNet(
+        UNetConfig(
+            image_size=8, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=(), augment_labels=9
+        )
+    )
     found = torch._dynamo.explain(network)(torch.randn(2, 3, 8, 8), torch.zeros(2), Condition(torch.randn(2, 9)))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
 

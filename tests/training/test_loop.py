@@ -5,7 +5,6 @@ import errno
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,20 +21,24 @@ from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
 from unveil.errors import UnveilError
 from unveil.networks.condition import Condition
-from unveil.networks.unet import UNet, UNetConfig
+from unveil.networks.config import UNetConfig
+from unveil.networks.unet import UNet
 from unveil.precision import autocast, resolve_precision
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.choices import OptimizerName
+from unveil.training.config import OptimizerName, Training
 from unveil.training.ema import EMA, PowerAverage
-from unveil.training.loop import Trainer, Training
+from unveil.training.loop import Trainer
 from unveil.training.progress import Progress, Record
 from unveil.workers import ALONE, Workers
 
-NETWORK = UNetConfig(8, 32, (1,), 1, (), dropout=0.2, stem=2)
+NETWORK = UNetConfig(
+    image_size=8, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=(), dropout=0.2, stem=2
+)
 BATCH = 4
 CONFIG = Training(
     seed=0,
     images=12 * BATCH,
+    batch_size=BATCH,
     lr=1e-3,
     betas=(0.9, 0.99),
     warmup_images=5 * BATCH,
@@ -97,13 +100,13 @@ def _same(one: Trainer, other: Trainer) -> bool:
 
 @pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_the_loss_falls(precision: str) -> None:
-    config = replace(CONFIG, images=1600, log_every_images=320, checkpoint_every_images=0, precision=precision)
+    config = CONFIG.replace(images=1600, log_every_images=320, checkpoint_every_images=0, precision=precision)
     losses = [point.loss for point in _trainer(config, batch_size=16).run()]
     assert losses[-1] < losses[0] / 4
 
 
 def test_bf16_is_for_the_products_and_weights_stay_in_full_precision() -> None:
-    trainer = _trainer(replace(CONFIG, precision="bf16", images=2 * BATCH))
+    trainer = _trainer(CONFIG.replace(precision="bf16", images=2 * BATCH, warmup_images=0))
     seen: set[torch.dtype] = set()
     for module in trainer.network.modules():
         if isinstance(module, nn.Conv2d):
@@ -117,8 +120,8 @@ def test_bf16_is_for_the_products_and_weights_stay_in_full_precision() -> None:
 
 def test_the_seed_decides_the_noise() -> None:
     """Of the same weights and the same images: one step's loss, for seeds that differ in high and in low bits."""
-    config = replace(CONFIG, images=BATCH)
-    losses = {next(_trainer(replace(config, seed=seed)).run()).loss for seed in (0, 1, 2, 2**31, 2**32 - 1)}
+    config = CONFIG.replace(images=BATCH, warmup_images=0)
+    losses = {next(_trainer(config.replace(seed=seed)).run()).loss for seed in (0, 1, 2, 2**31, 2**32 - 1)}
     assert len(losses) == 5
     assert next(_trainer(config).run()).loss in losses
 
@@ -151,7 +154,9 @@ def test_input_perturbation_adds_noise_and_changes_no_other_draw() -> None:
         return hook
 
     for gamma in (0.0, 0.1, 0.2):
-        trainer = _trainer(replace(CONFIG, images=BATCH), loss=Loss(FlowMatching(), input_perturbation=gamma))
+        trainer = _trainer(
+            CONFIG.replace(images=BATCH, warmup_images=0), loss=Loss(FlowMatching(), input_perturbation=gamma)
+        )
         trainer.network.register_forward_pre_hook(look(gamma))
         list(trainer.run())
     t = seen[0.0][1] / 1000
@@ -172,20 +177,20 @@ def test_other_peoples_random_numbers_are_left_alone() -> None:
 
 
 def test_the_learning_rate_warms_up_and_stays() -> None:
-    trainer = _trainer(replace(CONFIG, log_every_images=BATCH))
+    trainer = _trainer(CONFIG.replace(log_every_images=BATCH))
     rates = []
     for point in trainer.run():
         assert {group["lr"] for group in trainer.optimizer.param_groups} == {point.lr}
         rates.append(point.lr)
     assert rates == pytest.approx([1e-3 * min(1, step / 5) for step in range(1, 13)])
-    assert next(_trainer(replace(CONFIG, warmup_images=0)).run()).lr == 1e-3
-    assert next(_trainer(replace(CONFIG, log_every_images=1, warmup_images=3)).run()).lr == 1e-3
+    assert next(_trainer(CONFIG.replace(warmup_images=0)).run()).lr == 1e-3
+    assert next(_trainer(CONFIG.replace(log_every_images=1, warmup_images=3)).run()).lr == 1e-3
 
 
 def test_the_gradient_is_clipped_to_its_largest_norm() -> None:
     norms = {}
     for clip in (0.0, 0.01, 1e6):
-        trainer = _trainer(replace(CONFIG, gradient_clip=clip, images=BATCH))
+        trainer = _trainer(CONFIG.replace(gradient_clip=clip, images=BATCH, warmup_images=0))
         (point,) = trainer.run()
         gradients = [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
         norms[clip] = (point.grad_norm, float(nn.utils.get_total_norm(gradients)))
@@ -208,11 +213,12 @@ def test_the_gradient_is_clipped_to_its_largest_norm() -> None:
         (50, 16, 32, [32, 64]),  # the last batch is whole, so a few more images are seen than asked for
         (50, 16, 48, [48, 64]),
         (3, 16, 1, [16]),
-        (16, 16, 0, [16]),
     ],
 )
 def test_points_cover_the_whole_run(images: int, batch_size: int, interval: int, expected: list[int]) -> None:
-    config = replace(CONFIG, images=images, log_every_images=interval, checkpoint_every_images=0)
+    config = CONFIG.replace(
+        images=images, batch_size=1, warmup_images=0, log_every_images=interval, checkpoint_every_images=0
+    )
     trainer = _trainer(config, batch_size=batch_size)
     points = list(trainer.run())
     assert [point.images for point in points] == expected
@@ -225,8 +231,8 @@ def test_points_cover_the_whole_run(images: int, batch_size: int, interval: int,
 
 
 def test_a_point_is_the_mean_of_the_steps_since_the_last() -> None:
-    fine = list(_trainer(replace(CONFIG, log_every_images=BATCH)).run())
-    coarse = list(_trainer(replace(CONFIG, log_every_images=5 * BATCH, checkpoint_every_images=0)).run())
+    fine = list(_trainer(CONFIG.replace(log_every_images=BATCH)).run())
+    coarse = list(_trainer(CONFIG.replace(log_every_images=5 * BATCH, checkpoint_every_images=0)).run())
     assert [point.images // BATCH for point in coarse] == [5, 10, 12]
     for point, steps in zip(coarse, (fine[:5], fine[5:10], fine[10:]), strict=True):
         assert point.loss == pytest.approx(sum(step.loss for step in steps) / len(steps))
@@ -234,7 +240,7 @@ def test_a_point_is_the_mean_of_the_steps_since_the_last() -> None:
 
 
 def test_previews_are_due_at_their_interval() -> None:
-    config = replace(CONFIG, preview_every_images=5 * BATCH, log_every_images=4 * BATCH, checkpoint_every_images=0)
+    config = CONFIG.replace(preview_every_images=5 * BATCH, log_every_images=4 * BATCH, checkpoint_every_images=0)
     points = list(_trainer(config).run())
     assert [(point.images // BATCH, point.preview) for point in points] == [
         (4, False),
@@ -290,14 +296,14 @@ def test_looking_at_the_average_changes_nothing_that_follows() -> None:
 
 
 def test_without_a_half_life_the_average_is_the_weights() -> None:
-    trainer = _trainer(replace(CONFIG, ema_half_life_images=0))
+    trainer = _trainer(CONFIG.replace(ema_half_life_images=0))
     list(trainer.run())
     assert all(map(torch.equal, trainer.parameters, trainer.ema.parameters))
 
 
 def test_the_average_follows_the_weights_by_their_images() -> None:
     """Two steps by hand: the half-life is limited to 0.2 of the images seen."""
-    trainer = _trainer(replace(CONFIG, log_every_images=BATCH))
+    trainer = _trainer(CONFIG.replace(log_every_images=BATCH))
     average = trainer.parameters[0].detach().clone()
     for step, _ in zip((1, 2), trainer.run(), strict=False):
         share = 0.5 ** (BATCH / min(3 * BATCH, 0.2 * step * BATCH))
@@ -321,7 +327,7 @@ def _kill(trainer: Trainer, images: int) -> None:
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
     tmp_path: Path, precision: str, killed_at: int, optimizer: OptimizerName
 ) -> None:
-    config = replace(CONFIG, precision=precision, log_every_images=BATCH, optimizer=optimizer)
+    config = CONFIG.replace(precision=precision, log_every_images=BATCH, optimizer=optimizer)
     whole = _trainer(config)
     list(whole.run())
 
@@ -335,8 +341,8 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
 
 
 def test_killed_and_resumed_with_threads_is_uninterrupted_bit_for_bit(tmp_path: Path, two_threads: Workers) -> None:
-    config = replace(CONFIG, optimizer="muon")
-    network = replace(NETWORK, dropout=0.0)
+    config = CONFIG.replace(optimizer="muon")
+    network = NETWORK.replace(dropout=0.0)
     whole, killed, resumed = (
         _trainer(config, folder, network=lambda: UNet(network), weights=weights, threads=two_threads)
         for folder, weights in ((None, 0), (tmp_path, 0), (tmp_path, 77))
@@ -367,7 +373,7 @@ def test_killed_twice(tmp_path: Path) -> None:
 
 
 def test_checkpoints_change_nothing(tmp_path: Path) -> None:
-    with_them, without = _trainer(CONFIG, tmp_path), _trainer(replace(CONFIG, checkpoint_every_images=0))
+    with_them, without = _trainer(CONFIG, tmp_path), _trainer(CONFIG.replace(checkpoint_every_images=0))
     list(with_them.run())
     list(without.run())
     assert _same(with_them, without)
@@ -384,7 +390,7 @@ def test_a_full_scratch_disk_is_told_of_and_stops_no_training(tmp_path: Path, mo
         return save(self, step, *state)
 
     monkeypatch.setattr(Checkpoints, "save", full_at_first)
-    trainer, without = _trainer(CONFIG, tmp_path), _trainer(replace(CONFIG, checkpoint_every_images=0))
+    trainer, without = _trainer(CONFIG, tmp_path), _trainer(CONFIG.replace(checkpoint_every_images=0))
     told = [len(trainer.failures) for _ in trainer.run()]
     list(without.run())
     assert _same(trainer, without)
@@ -413,7 +419,7 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None
 def test_a_longer_run_extends_and_a_shorter_one_does_not_overrun(tmp_path: Path) -> None:
     _kill(_trainer(CONFIG, tmp_path), 12 * BATCH)  # checkpoints of steps 4 and 8
     for steps, resumed_at in ((20, 8), (9, 8), (8, 4), (5, 4), (4, 0), (2, 0)):
-        config = replace(CONFIG, images=steps * BATCH, checkpoint_every_images=0)
+        config = CONFIG.model_copy(update={"images": steps * BATCH, "checkpoint_every_images": 0})
         trainer, whole = _trainer(config, tmp_path), _trainer(config)
         assert trainer.resume() == (resumed_at > 0) and trainer.step == resumed_at
         assert len(list(trainer.run())) > 0
@@ -421,7 +427,7 @@ def test_a_longer_run_extends_and_a_shorter_one_does_not_overrun(tmp_path: Path)
         assert _same(trainer, whole)
 
 
-@pytest.mark.parametrize("other", [replace(NETWORK, channels=64), replace(NETWORK, blocks=2)], ids=["wider", "deeper"])
+@pytest.mark.parametrize("other", [NETWORK.replace(channels=64), NETWORK.replace(blocks=2)], ids=["wider", "deeper"])
 def test_a_checkpoint_of_another_network_is_one_line(tmp_path: Path, other: UNetConfig) -> None:
     _kill(_trainer(CONFIG, tmp_path), 5 * BATCH)
     trainer = _trainer(CONFIG, tmp_path, network=lambda: UNet(other))
@@ -475,7 +481,7 @@ def test_a_run_that_breaks_names_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, change: Callable[[Tensor], Tensor], log_every: int, at: int, found_by: int, kept: int | None
 ) -> None:
     """Whether the loss shows it or not, it is found before anything is written."""
-    config = replace(CONFIG, log_every_images=log_every * BATCH)
+    config = CONFIG.replace(log_every_images=log_every * BATCH)
     trainer = _trainer(config, tmp_path, network=lambda: _Breaking(at, change))
     message = _failure(trainer)
     step = at if log_every == 1 else found_by
@@ -499,7 +505,7 @@ def test_without_checkpoints_it_says_so() -> None:
 
 
 def test_a_learning_rate_out_of_all_reason_is_found() -> None:
-    config = replace(CONFIG, lr=1e30, warmup_images=0, images=100 * BATCH)
+    config = CONFIG.model_copy(update={"lr": 1e30, "warmup_images": 0, "images": 100 * BATCH})
     assert "by step" in _failure(_trainer(config))
 
 
@@ -532,7 +538,7 @@ def full_float32() -> Iterator[None]:
 def test_it_trains_on_cuda(tmp_path: Path, precision: str, optimizer: OptimizerName) -> None:
     device = torch.device("cuda")
     resolve_precision(precision, device)
-    config = replace(CONFIG, images=60 * BATCH, log_every_images=10 * BATCH, precision=precision, optimizer=optimizer)
+    config = CONFIG.replace(images=60 * BATCH, log_every_images=10 * BATCH, precision=precision, optimizer=optimizer)
     trainer = _trainer(config, tmp_path, device="cuda")
     losses = [point.loss for point in trainer.run()]
     assert losses[-1] < losses[0]
@@ -548,7 +554,7 @@ def test_it_trains_on_cuda(tmp_path: Path, precision: str, optimizer: OptimizerN
 @pytest.mark.gpu
 @needs_cuda
 def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
-    config = replace(CONFIG, precision="fp16", log_every_images=BATCH)
+    config = CONFIG.replace(precision="fp16", log_every_images=BATCH)
     trainer = _trainer(config, network=lambda: _Breaking(5, _infinite_gradient), device="cuda")
     scales, moved = [], []
     before = trainer.parameters[0].detach().clone()
@@ -565,12 +571,12 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
 
 @pytest.mark.parametrize(("parts", "count"), [(2, 1), (3, 1), (4, 1), (1, 2), (2, 2)])
 def test_a_batch_in_parts_gives_the_same_weights(parts: int, count: int, two_threads: Workers) -> None:
-    network = UNet(replace(NETWORK, dropout=0.0))
-    config = replace(CONFIG, validate_every_images=20)
+    network = UNet(NETWORK.replace(dropout=0.0))
+    config = CONFIG.replace(validate_every_images=20)
     whole = _trainer(config, network=lambda: copy.deepcopy(network))
     threads = two_threads if count == 2 else ALONE
     divided = _trainer(
-        replace(config, gradient_accumulation=parts), network=lambda: copy.deepcopy(network), threads=threads
+        config.replace(gradient_accumulation=parts), network=lambda: copy.deepcopy(network), threads=threads
     )
     one, other = list(whole.run()), list(divided.run())
     assert [point.loss for point in one] == pytest.approx([point.loss for point in other], rel=1e-4)
@@ -580,7 +586,7 @@ def test_a_batch_in_parts_gives_the_same_weights(parts: int, count: int, two_thr
 
 
 def test_the_losses_of_the_noise_levels_add_up() -> None:
-    trainer = _trainer(replace(CONFIG, log_every_images=12 * BATCH, checkpoint_every_images=0))
+    trainer = _trainer(CONFIG.replace(log_every_images=12 * BATCH, checkpoint_every_images=0))
     sigmas: list[Tensor] = []
     draw = trainer.loss.objective.sample_sigma
 
@@ -602,7 +608,7 @@ def test_the_losses_of_the_noise_levels_add_up() -> None:
 
 
 def test_a_loss_far_above_its_median_stops_the_training(tmp_path: Path) -> None:
-    trainer = _trainer(replace(CONFIG, images=100 * BATCH), tmp_path)
+    trainer = _trainer(CONFIG.replace(images=100 * BATCH), tmp_path)
     points = trainer.run()
     for _ in range(6):
         next(points)
@@ -618,7 +624,7 @@ def test_a_loss_far_above_its_median_stops_the_training(tmp_path: Path) -> None:
 
 
 def test_the_validation_loss_changes_nothing_and_is_always_of_the_same_noise() -> None:
-    plain, validated = _trainer(), _trainer(replace(CONFIG, validate_every_images=6 * BATCH))
+    plain, validated = _trainer(), _trainer(CONFIG.replace(validate_every_images=6 * BATCH))
     validated.held_out = Batch(_images())
     points = list(validated.run())
     assert [point.images // BATCH for point in points if point.validation_loss is not None] == [6, 12]
@@ -630,7 +636,7 @@ def test_the_validation_loss_changes_nothing_and_is_always_of_the_same_noise() -
 
 
 def test_time_ends_a_training_and_counts_what_was_before(tmp_path: Path) -> None:
-    config = replace(CONFIG, images=10_000 * BATCH, max_minutes=1.0)
+    config = CONFIG.replace(images=10_000 * BATCH, max_minutes=1.0)
     first = _trainer(config, tmp_path)
     assert len(list(first.run(stop=lambda: True))) == 0
     assert first.step == 1
@@ -645,9 +651,9 @@ def test_time_ends_a_training_and_counts_what_was_before(tmp_path: Path) -> None
 
 
 def test_a_stop_between_two_points_loses_nothing(tmp_path: Path) -> None:
-    whole = _trainer(replace(CONFIG, log_every_images=6 * BATCH, checkpoint_every_images=0))
+    whole = _trainer(CONFIG.replace(log_every_images=6 * BATCH, checkpoint_every_images=0))
     expected = _curve(list(whole.run()))
-    config = replace(CONFIG, log_every_images=6 * BATCH, checkpoint_every_images=0)
+    config = CONFIG.replace(log_every_images=6 * BATCH, checkpoint_every_images=0)
 
     def run_to(steps: int) -> tuple[Trainer, list[Progress]]:
         trainer = _trainer(config, tmp_path)
@@ -664,7 +670,7 @@ def test_a_stop_between_two_points_loses_nothing(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------- further averages
 
-AVERAGES = replace(CONFIG, ema_more_half_lives=(8, 40), ema_profiles=(0.05, 0.1), snapshot_every_images=3 * BATCH)
+AVERAGES = CONFIG.replace(ema_more_half_lives=(8, 40), ema_profiles=(0.05, 0.1), snapshot_every_images=3 * BATCH)
 
 
 def _stored(folder: Path) -> dict[str, bytes]:
@@ -724,7 +730,7 @@ def _die(now: bool) -> bool:
 
 def test_a_shorter_training_leaves_no_snapshot_to_a_longer_one(tmp_path: Path) -> None:
     """Its end is not a multiple of the interval; the longer one goes on from a checkpoint before it."""
-    list(_trainer(replace(AVERAGES, images=10 * BATCH), tmp_path / "longer").run())
+    list(_trainer(AVERAGES.replace(images=10 * BATCH), tmp_path / "longer").run())
     assert len(_stored(tmp_path / "longer")) == 4
     longer = _trainer(AVERAGES, tmp_path / "longer")
     assert longer.resume() and longer.step == 8
@@ -746,11 +752,11 @@ def test_a_checkpoint_whose_snapshot_is_damaged_is_passed_over(tmp_path: Path, h
     assert _stored(tmp_path) == _stored(tmp_path / "whole")
 
 
-AUGMENTED = replace(CONFIG, augment=0.5)
+AUGMENTED = CONFIG.replace(augment=0.5)
 
 
 def _told() -> nn.Module:
-    return UNet(replace(NETWORK, augment_labels=9))
+    return UNet(NETWORK.replace(augment_labels=9))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -762,7 +768,7 @@ def test_with_augmentation_and_channels_last_it_resumes_bit_for_bit(
         def network() -> nn.Module:
             return _told().to(memory_format=torch.channels_last)
 
-        config = replace(AUGMENTED, optimizer=optimizer)
+        config = AUGMENTED.replace(optimizer=optimizer)
         return _trainer(config, tmp_path / folder, network=network, weights=weights)
 
     whole = make("whole")
@@ -812,7 +818,7 @@ def test_what_a_batch_says_of_its_images_reaches_the_network_with_them(augment: 
             return self.inner(x, c_noise)
 
     numbers = torch.arange(10, dtype=torch.int8)[:, None]
-    config = replace(CONFIG, images=BATCH, gradient_accumulation=2, augment=augment)
+    config = CONFIG.replace(images=BATCH, warmup_images=0, gradient_accumulation=2, augment=augment)
     trainer = _trainer(config, network=Network, loss=Loss(_Noiseless()))
     trainer.batches = DeviceBatches(_images(), BATCH, 0, horizontal_flip=False, attributes=numbers)
     list(trainer.run())
@@ -845,7 +851,7 @@ def test_channels_last_changes_no_more_than_rounding() -> None:
     """And the masks of dropout, which are drawn in the order of the memory."""
 
     def losses(form: torch.memory_format) -> list[float]:
-        trainer = _trainer(network=lambda: UNet(replace(NETWORK, dropout=0.0)).to(memory_format=form))
+        trainer = _trainer(network=lambda: UNet(NETWORK.replace(dropout=0.0)).to(memory_format=form))
         return [point.loss for point in trainer.run()]
 
     assert losses(torch.channels_last) == pytest.approx(losses(torch.contiguous_format), rel=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.training.choices import ScheduleName
+from unveil.training.config import ScheduleName
 from unveil.training.optimization import ITERATIONS, NEWTON_SCHULZ, build_optimizer, learning_rate, orthogonalized
 from unveil.workers import ALONE, Workers
 

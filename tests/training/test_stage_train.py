@@ -375,11 +375,10 @@ def test_threads_share_a_batch_that_one_process_trains_on_without_dropout(projec
     settings = load_params(project / "params.yaml").train
     changes: dict[str, Any] = {"batch_size": 32, "gradient_accumulation": 2}
     settings = settings.model_copy(update=changes)
-    assert shared_images(settings, Processes()) == 16
-    assert shared_images(settings, Processes(0, 2)) == 0
-    assert shared_images(settings.model_copy(update={"compile": True}), Processes()) == 0
-    network = settings.network.model_copy(update={"dropout": 0.1})
-    assert shared_images(settings.model_copy(update={"network": network}), Processes()) == 0
+    assert shared_images(settings, 0.0, Processes()) == 16
+    assert shared_images(settings, 0.0, Processes(0, 2)) == 0
+    assert shared_images(settings.model_copy(update={"compile": True}), 0.0, Processes()) == 0
+    assert shared_images(settings, 0.1, Processes()) == 0
 
 
 def test_a_shorter_training_keeps_its_own_checkpoints(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

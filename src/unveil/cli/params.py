@@ -34,4 +34,4 @@ def check(params: File = Path("params.yaml")) -> None:
 
 def _formatted(path: Path) -> str:
     """The file as it should be. Raises UnveilError if a value is wrong."""
-    return parameters.render(parameters.load_params(path))  # type: ignore[attr-defined]
+    return parameters.render(parameters.load_params(path))

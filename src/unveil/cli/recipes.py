@@ -11,7 +11,7 @@ from unveil.run.commands import examples
 app = typer.Typer(no_args_is_help=True, help="Named sets of parameters for params.yaml.")
 
 Name = Annotated[str, typer.Argument(help="A recipe that `list` names.", metavar="NAME", autocompletion=names)]
-File = Annotated[Path, typer.Option(help="The file of parameters; its comments stay.")]
+File = Annotated[Path, typer.Option(help="The file of parameters.")]
 
 
 @app.command("list", epilog=examples("unveil recipes list"))

@@ -8,7 +8,7 @@ search that was stopped goes on.
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from torch import Tensor
 from unveil.averages import FOLDER, Averages
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.sampling import NotDrawn, Sampler, batches, build_grid, draw_batches
+from unveil.diffusion.config import Sampler
+from unveil.diffusion.sampling import NotDrawn, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, extract_layers, load_extractor
 from unveil.evaluation.images.sets import real_parts
@@ -89,7 +90,7 @@ class Search:
         self.sample, self.evaluate = params.sample, params.evaluate
         self.images = images or self.evaluate.num_images
         self.seed = self.sample.seed if seed is None else seed
-        self.sampler = Sampler(**{field.name: getattr(self.sample, field.name) for field in fields(Sampler)})
+        self.sampler = self.sample.only(Sampler)
         self.features = self.evaluate.features[0]
         self.model = ModelConfig.load(models)
         self.averages = Averages.beside(models / WEIGHTS_FILE)
@@ -107,7 +108,7 @@ class Search:
             "averages": self.averages.digest(),
             "shards": self.index.digest(),
             "precision": self.precision,
-            "sampler": asdict(self.sampler),
+            "sampler": self.sampler.model_dump(),
             "images": self.images,
             "seed": self.seed,
             "features": self.features,

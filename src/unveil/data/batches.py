@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.data.choices import Loader
+from unveil.data.config import Loader
 from unveil.data.pixels import to_float
 from unveil.data.shards import Shard, ShardIndex, ShardRows, load_tensor
 from unveil.seeds import batch_seed

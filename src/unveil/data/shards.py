@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unveil.data.config import ProtocolName, SourceName, SplitName
 from unveil.errors import UnveilError
 from unveil.files import file_digest, read_json, regular, write_json
-from unveil.ranges import NO_OTHERS, Amount, Count, FileName, ProtocolName, Sha256, Side, SourceName, SplitName
+from unveil.section import NO_OTHERS, Amount, Count, FileName, Sha256, Side
 from unveil.tensors import open_tensors, save_tensors
 
 FORMAT = 1

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.denoiser import expand
-from unveil.diffusion.design import Diffusion, build_objective
-from unveil.diffusion.objectives import Objective
+from unveil.diffusion.objectives import Objective, build_objective
 
 
 @dataclass(frozen=True)

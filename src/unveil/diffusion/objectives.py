@@ -11,8 +11,9 @@ from math import log
 import torch
 from torch import Tensor
 
-from unveil.diffusion.choices import FlowTimes
-from unveil.diffusion.paths import DiscreteVP, Flow, NoisePath
+from unveil.diffusion.config import Diffusion, FlowTimes
+from unveil.diffusion.design import build_path
+from unveil.diffusion.paths import EDM, DiscreteVP, Flow, NoisePath
 
 Ends = tuple[float, float]
 """The least and the greatest noise level of a path; what is drawn beyond them is moved to them."""
@@ -171,3 +172,22 @@ def _log_normal(mean: float, std: float, count: int, generator: torch.Generator,
 
 def _within(sigma: Tensor, ends: Ends | None) -> Tensor:
     return sigma if ends is None else sigma.clamp(*ends)
+
+
+def build_objective(config: Diffusion) -> Objective:
+    """The objective that ``config`` names, on its path."""
+    path = build_path(config)
+    ends = None if isinstance(path, EDM) else path.sigma_range()
+    match config.objective:
+        case "simple":
+            return Simple(path)
+        case "likelihood":
+            return Likelihood(path)
+        case "min-snr":
+            return MinSNR(path, config.min_snr_gamma)
+        case "p2":
+            return P2(path, config.p2_k, config.p2_gamma)
+        case "edm":
+            return EDMObjective(config.p_mean, config.p_std, config.sigma_data, ends)
+        case "flow":
+            return FlowMatching(config.logit_mean, config.logit_std, config.t_min, config.flow_times, ends)

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unveil.diffusion import betas
+from unveil.diffusion import betas, levels
 
 
 class NoisePath(ABC):
@@ -110,7 +110,7 @@ class DiscreteVP(VariancePreserving):
 
     def sigma_range(self) -> tuple[float, float]:
         """The noise levels of the first and the last timestep."""
-        return float(self.sigmas[0]), float(self.sigmas[-1])
+        return levels.chain_range(self.betas())
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,10 @@ class VPSDE(VariancePreserving):
         """1e-5 and 1."""
         return self.t_min, 1.0
 
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels at those times."""
+        return levels.vp_sde_range(self.beta_min, self.beta_max, self.t_min)
+
 
 @dataclass(frozen=True)
 class SubVP(VPSDE):
@@ -211,6 +215,10 @@ class SubVP(VPSDE):
     def alpha(self, sigma: Tensor) -> Tensor:
         """alpha = exp(-asinh(sigma / 2)): the solution of ``alpha sigma = 1 - alpha^2``."""
         return torch.exp(-torch.asinh(sigma / 2))
+
+    def sigma_range(self) -> tuple[float, float]:
+        """The noise levels at the times that training visits."""
+        return levels.sub_vp_range(self.beta_min, self.beta_max, self.t_min)
 
 
 @dataclass(frozen=True)
@@ -263,7 +271,7 @@ class EDM(NoisePath):
 
     def t_range(self) -> tuple[float, float]:
         """0.002 and 80 (2206.00364, table 1): where its samplers go. Its log-normal objective has no end."""
-        return 0.002, 80.0
+        return levels.EDM_RANGE
 
 
 @dataclass(frozen=True)
@@ -292,6 +300,10 @@ class Flow(NoisePath):
     def t_range(self) -> tuple[float, float]:
         """0.001 and 0.999: sigma from about 0.001 to 999."""
         return self.t_min, 1 - self.t_min
+
+    def sigma_range(self) -> tuple[float, float]:
+        """About 0.001 and 999."""
+        return levels.flow_range(self.t_min)
 
 
 def _float_type(x: Tensor) -> torch.dtype:

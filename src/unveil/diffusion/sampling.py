@@ -1,9 +1,7 @@
 """Sampling many images: noise that belongs to an image, not to a batch, and samplers by name."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
-from unveil.diffusion.choices import GridName, SamplerName, Threshold, Variance
+from unveil.diffusion.config import Sampler, SamplerName
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, Counted, NoiseSource, SamplerFunction, Step
@@ -22,41 +20,6 @@ from unveil.workers import ALONE, Workers
 
 Watch = Callable[[Sequence[int], int, Step], object]
 """Told of a step: the numbers of the batch's images, the step's number, and the step."""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler, its grid and their numbers; see params.yaml for each."""
-
-    sampler: SamplerName
-    steps: int
-    grid: GridName
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    eta: float = 0.0
-    variance: Variance = "small"
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
-    s_noise: float = 1.0
-    snr: float = 0.16
-    corrector_steps: int = 1
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    threshold: Threshold = "none"
-    threshold_percentile: float = 0.995
-
-    @property
-    def nfe(self) -> int | None:
-        """Network evaluations for an image; None where they depend on the image, or on which timesteps are equal."""
-        if self.sampler == "rk45" or self.grid == "ddim-quad":
-            return None
-        if self.sampler == "heun":
-            return 2 * self.steps - 1
-        if self.sampler == "predictor-corrector":
-            return self.steps + self.corrector_steps * (self.steps - 1)
-        return self.steps
 
 
 def build_grid(config: Sampler, path: NoisePath) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from unveil.evaluation.card.statement import (
     model_choices,
     sampling_choices,
 )
+from unveil.evaluation.config import Evaluation
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, load_extractor
 from unveil.evaluation.images.chosen import Damaged, RealImages, damaged_sets, four_sets
@@ -48,9 +49,6 @@ from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, ext
 from unveil.evaluation.metrics.metric import Found, flat_metrics
 from unveil.evaluation.metrics.registry import METRICS, kind_of
 from unveil.files import atomic_path
-
-if TYPE_CHECKING:
-    from unveil.params import Evaluate
 
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
 
@@ -71,7 +69,7 @@ class Inputs:
     shared: int
     unchecked: tuple[str, ...]
 
-    def notes(self, settings: "Evaluate", damaged: Damaged) -> list[str]:
+    def notes(self, settings: Evaluation, damaged: Damaged) -> list[str]:
         """What a reader of the distances should be warned of, before they are measured."""
         found = [
             *notes_on(self.real.sizes, FEATURE_SETS[settings.features[0]], self.shared),
@@ -117,7 +115,7 @@ class Evaluated:
         return [*written, neighbours]
 
 
-def read_inputs(settings: "Evaluate", shards: Path, path: Path, protocol: str | None = None) -> Inputs:
+def read_inputs(settings: Evaluation, shards: Path, path: Path, protocol: str | None = None) -> Inputs:
     """The samples at ``path``, and which real images of the shards they are compared with.
 
     Args:
@@ -145,7 +143,7 @@ def read_inputs(settings: "Evaluate", shards: Path, path: Path, protocol: str | 
     return Inputs(samples, real, shared, unchecked)
 
 
-def load_extractors(settings: "Evaluate", weights: Path | None) -> list[Extractor]:
+def load_extractors(settings: Evaluation, weights: Path | None) -> list[Extractor]:
     """The feature networks. Raises UnveilError where one's weights are not there, or one file is given for several."""
     if len(settings.features) > 1 and weights is not None and not weights.is_dir():
         raise UnveilError(
@@ -156,7 +154,7 @@ def load_extractors(settings: "Evaluate", weights: Path | None) -> list[Extracto
 
 
 def evaluate(
-    settings: "Evaluate",
+    settings: Evaluation,
     inputs: Inputs,
     extractors: list[Extractor],
     raw: Path,

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from unveil.averages import FOLDER, write_averages
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.choices import Variance
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion, Variance
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, atomic_path, destination, file_digest, read_json, write_json
 from unveil.interchange import scheduler as schedulers

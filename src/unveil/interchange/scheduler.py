@@ -1,5 +1,6 @@
 """diffusers' ``DDPMScheduler`` and ``DDIMScheduler``: what of them is the model's, and our names for it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -7,10 +8,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, Field
 
-from unveil.diffusion.choices import ParameterizationName, PathName, Variance
-from unveil.diffusion.design import Diffusion, build_path
+from unveil.diffusion.config import Diffusion, ParameterizationName, PathName, Variance
 from unveil.errors import UnveilError
-from unveil.ranges import GREATEST_SIGMA, LEAST_SIGMA, OpenShare, Positive, Timesteps
+from unveil.files import parse_json
+from unveil.section import OpenShare, Positive
 
 SchedulerName = Literal["ddpm", "ddim"]
 Clipping = Literal["none", "clip"]
@@ -29,7 +30,7 @@ class Scheduler(BaseModel):
     rescale_betas_zero_snr: Literal[False] = False  # else sigma would be infinite
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    num_train_timesteps: Timesteps = 1000
+    num_train_timesteps: Annotated[int, Ge(2), Le(100_000)] = 1000
     beta_start: OpenShare = 1e-4
     beta_end: OpenShare = 0.02
     clip_sample: bool = True
@@ -66,32 +67,16 @@ def to_diffusion(theirs: Scheduler, name: str) -> Diffusion:
     Raises:
         UnveilError: if its noise levels are none.
     """
-    config = Diffusion(
-        path=PATHS[theirs.beta_schedule],
-        parameterization=PARAMETERIZATIONS[theirs.prediction_type],
-        objective="simple",
-        timesteps=theirs.num_train_timesteps,
-        beta_start=theirs.beta_start,
-        beta_end=theirs.beta_end,
-        cosine_offset=COSINE_OFFSET,
-    )
-    try:
-        _check_levels(config)
-    except ValueError as error:
-        raise UnveilError(f"{name}: {error}") from None
-    return config
-
-
-def _check_levels(config: Diffusion) -> None:
-    """Raise ValueError, with the key at its start, unless the numbers make a chain of finite noise levels."""
-    if config.beta_end <= config.beta_start:
-        raise ValueError(f"beta_end: found {config.beta_end}, expected a number above beta_start, {config.beta_start}")
-    least, greatest = build_path(config).sigma_range()
-    if not LEAST_SIGMA <= least < greatest <= GREATEST_SIGMA:
-        raise ValueError(
-            f"beta_end: found {config.beta_end}, expected one with which sigma, now {least:.3g} to {greatest:.3g}, "
-            f"stays in [{LEAST_SIGMA:g}, {GREATEST_SIGMA:g}]"
-        )
+    values = {
+        "path": PATHS[theirs.beta_schedule],
+        "parameterization": PARAMETERIZATIONS[theirs.prediction_type],
+        "objective": "simple",
+        "timesteps": theirs.num_train_timesteps,
+        "beta_start": theirs.beta_start,
+        "beta_end": theirs.beta_end,
+        "cosine_offset": COSINE_OFFSET,
+    }
+    return parse_json(json.dumps(values), Diffusion, name, "take the folder from its source again")
 
 
 def to_sampling(theirs: Scheduler) -> Sampling:
@@ -157,10 +142,6 @@ def from_diffusion(
             raise UnveilError(f"train.diffusion.{key}: found {found}, expected {' or '.join(known)}: {cannot}")
     if config.path == "vp-cosine" and config.cosine_offset != COSINE_OFFSET:
         raise UnveilError(f"train.diffusion.cosine_offset: found {config.cosine_offset}, expected 0.008: {cannot}")
-    try:
-        _check_levels(config)
-    except ValueError as error:
-        raise UnveilError(f"train.diffusion.{error}; the model's config.json is damaged, train again") from None
     if scheduler == "ddim" and threshold == "clip":
         raise UnveilError(
             "--threshold: found clip with --scheduler ddim, expected none: diffusers' DDIM clips the image but keeps "

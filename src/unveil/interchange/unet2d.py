@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from unveil.errors import UnveilError
 from unveil.files import parse_json
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.ranges import Blocks, Count, HalfOpenShare, NormEps, Side
+from unveil.section import Count, HalfOpenShare, Side
 
 MEND = "take the folder from its source again, or save the pipeline again with diffusers"
 DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
@@ -51,14 +51,14 @@ class UNet2D(Theirs):
     down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     up_block_types: tuple[UpBlock, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: Annotated[tuple[Count, ...], Len(1)] = (224, 448, 672, 896)
-    layers_per_block: Blocks = 2
+    layers_per_block: Annotated[int, Ge(1), Le(64)] = 2
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Resampling = "conv"
     upsample_type: Resampling = "conv"
     dropout: HalfOpenShare = 0.0
     norm_num_groups: Count = 32
     attn_norm_num_groups: Count | None = None
-    norm_eps: NormEps = 1e-5
+    norm_eps: Annotated[float, Gt(0), Le(1e-2)] = 1e-5
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     add_attention: bool = True
     attention_head_dim: Count | None = 8  # null is one head
@@ -105,13 +105,13 @@ def to_config(theirs: UNet2D, name: str) -> UNetConfig:
         UnveilError: if it has what our network has not; the line names the key.
     """
     try:
-        config = _config(theirs)
+        values = _config(theirs)
     except ValueError as error:
         raise UnveilError(f"{name}: {error}") from None
-    return parse_json(json.dumps(config.to_dict()), UNetConfig, name, MEND)  # within our ranges
+    return parse_json(json.dumps(values), UNetConfig, name, MEND)  # within our ranges
 
 
-def _config(theirs: UNet2D) -> UNetConfig:
+def _config(theirs: UNet2D) -> dict[str, Any]:
     side, widths, groups = theirs.sample_size, theirs.block_out_channels, theirs.norm_num_groups
     if theirs.in_channels != theirs.out_channels:
         raise ValueError(
@@ -137,22 +137,22 @@ def _config(theirs: UNet2D) -> UNetConfig:
             f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, {groups}: "
             "the middle attends to normalised features"
         )
-    return UNetConfig(
-        image_size=side,
-        image_channels=theirs.in_channels,
-        channels=widths[0],
-        channel_multipliers=tuple(width // widths[0] for width in widths),
-        blocks=theirs.layers_per_block,
-        attention_resolutions=tuple(side // 2**level for level, yes in enumerate(attends) if yes),
-        attention_head_channels=theirs.attention_head_dim or 0,
-        dropout=theirs.dropout,
-        middle_attention=theirs.add_attention,
-        noise_embedding="ddpm" if waves == WAVES["ddpm"] else "adm",
-        scale_shift_norm=scale_shift,
-        resampling=_resampling(theirs),
-        norm_groups=groups,
-        norm_eps=theirs.norm_eps,
-    )
+    return {
+        "image_size": side,
+        "image_channels": theirs.in_channels,
+        "channels": widths[0],
+        "channel_multipliers": tuple(width // widths[0] for width in widths),
+        "blocks": theirs.layers_per_block,
+        "attention_resolutions": tuple(side // 2**level for level, yes in enumerate(attends) if yes),
+        "attention_head_channels": theirs.attention_head_dim or 0,
+        "dropout": theirs.dropout,
+        "middle_attention": theirs.add_attention,
+        "noise_embedding": "ddpm" if waves == WAVES["ddpm"] else "adm",
+        "scale_shift_norm": scale_shift,
+        "resampling": _resampling(theirs),
+        "norm_groups": groups,
+        "norm_eps": theirs.norm_eps,
+    }
 
 
 def _attends(theirs: UNet2D) -> list[bool]:

@@ -1,100 +1,111 @@
-"""What determines a network."""
+"""What the user says of the network, and what the data add to it."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Len
 
-from unveil import ranges
+from unveil.networks.shape import Shape
+from unveil.section import LISTED, Amount, Count, HalfOpenShare, Problem, Section, Side
+
+NORM_GROUPS = 32  # every width must be a multiple
+# What architecture plain is without, by the key that asks for it: the value that does not ask, and the part's name.
+# The numbers of parts that are not there (groups of a norm, channels of a head) ask for nothing.
+PLAIN_LACKS: dict[str, tuple[object, str]] = {
+    "blocks": (1, "residual blocks: two convolutions a resolution are all"),
+    "attention_resolutions": ((), "attention"),
+    "middle_attention": (False, "attention"),
+    "dropout": (0.0, "dropout"),
+    "scale_shift_norm": (False, "normalisation"),
+    "resampling": ("conv", "residual blocks"),
+    "progressive_input": (False, "progressive input"),
+    "skip_rescale": (False, "sums of two branches"),
+    "refinement_channels": (0, "refinement"),
+}
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """All that determines a U-Net. The ranges hold for what is read from a file.
+class Network(Section, Shape):
+    """The U-Net. No network that fits into a machine is beyond the ranges."""
 
-    Attributes:
-        image_size: height and width of the images in pixels.
-        channels: width at the highest resolution.
-        channel_multipliers: width of each resolution in units of ``channels``; one halving between neighbours.
-        blocks: residual blocks a resolution on the way down (one more on the way up).
-        attention_resolutions: side lengths, inside the network, that get attention after every block.
-        attention_head_channels: channels a head; 0 = one head.
-        attention_heads: heads at every width; 0 = as ``attention_head_channels`` says.
-        dropout: inside the residual blocks.
-        stem: side p of the p x p space-to-depth stem, which trades resolution for channels; 1 = none.
-        refinement_channels: width of the :class:`unveil.networks.blocks.Refinement` at full resolution;
-            0 = none.
-        image_channels: 3 for RGB.
-        middle_attention: whether the middle, at the lowest resolution, attends.
-        noise_conditioning: which blocks are told the noise level: all, those of the middle, or none.
-        architecture: ``residual`` is the U-Net of diffusion; ``plain`` is Ronneberger's (1505.04597), which of all
-            other values takes only ``channels``, ``channel_multipliers``, ``stem``, ``noise_conditioning`` and
-            ``noise_embedding``.
-        decoder_attention: on the way up, attention after ``all`` blocks of a resolution or after its ``last``.
-        noise_embedding: see :class:`unveil.networks.embedding.NoiseEmbedding`.
-        scale_shift_norm: the embedding scales and shifts a norm's output instead of being added before it.
-        resampling: ``conv`` is DDPM's, padded at the right and bottom, ``conv-symmetric`` padded on all sides;
-            ``residual`` is a residual block that resamples, ``residual-project`` has a convolution around it too.
-        resampling_filter: of residual resampling and progressive input: ``box`` [1, 1] or ``binomial`` [1, 3, 3, 1].
-        progressive_input: at every lower resolution the image, convolved and halved, is added to the features.
-        skip_rescale: every sum of two branches is divided by sqrt 2.
-        norm_groups: of group normalisation, where two channels a group do not make fewer.
-        norm_eps: added to the variance.
-        augment_labels: numbers that tell how an image was augmented, beside the noise level; 0 = it is not told.
-    """
-
-    __pydantic_config__ = ranges.NO_OTHERS
-    image_size: ranges.Side
-    channels: ranges.Width
-    channel_multipliers: ranges.Multipliers
-    blocks: ranges.Blocks
-    attention_resolutions: tuple[ranges.Count, ...]
-    attention_head_channels: ranges.Amount = 0
-    dropout: ranges.HalfOpenShare = 0.0
-    stem: ranges.Stem = 1
-    image_channels: Annotated[int, Ge(1), Le(16)] = 3
-    middle_attention: bool = True
-    noise_conditioning: Literal["all", "bottleneck", "none"] = "all"
     architecture: Literal["residual", "plain"] = "residual"
+    """residual (diffusion's) | plain (1505.04597; stem, channels, multipliers, noise_*; the rest off)"""
+    stem: Annotated[int, Ge(1), Le(32)] = 1
+    """side p of the p x p space-to-depth stem, which trades resolution for channels; 1 = none, the usual U-Net"""
+    refinement_channels: Annotated[int, Ge(0), Le(256)] = 0
+    """width of two last convolutions that see the pixels, behind a stem; 0 = none"""
+    channels: Annotated[int, Ge(1), Le(16_384)] = 128
+    """width at the highest resolution, a multiple of 32"""
+    channel_multipliers: Annotated[tuple[Annotated[int, Ge(1), Le(64)], ...], LISTED, Len(1, 12)] = (1, 2, 2, 2)
+    """width of each resolution, in units of channels; one halving between neighbours"""
+    blocks: Annotated[int, Ge(1), Le(64)] = 2
+    """residual blocks a resolution on the way down (one more on the way up)"""
+    attention_resolutions: Annotated[tuple[Count, ...], LISTED] = (16,)
+    """side lengths, in the network after the stem, at which attention acts"""
+    attention_head_channels: Amount = 0
+    """channels a head, a divisor of the width; 0 = one head"""
+    attention_heads: Amount = 0
+    """heads at every width where attention acts, a divisor of it, with attention_head_channels 0
+    (improved DDPM, 2102.09672: 4); 0 = as that says"""
+    middle_attention: bool = True
+    """whether the middle of the network, at the lowest resolution, attends"""
+    noise_conditioning: Literal["all", "bottleneck", "none"] = "all"
+    """blocks that are told the noise level: all | bottleneck (those of the middle) | none"""
     decoder_attention: Literal["all", "last"] = "all"
+    """on the way up, attention after: all blocks of a resolution | last (2011.13456)"""
+    dropout: HalfOpenShare = 0.0
+    """in the residual blocks"""
     noise_embedding: Literal["ddpm", "adm", "fourier"] = "ddpm"
+    """waves of c_noise: ddpm | adm (their orders) | fourier (random, 2006.10739; paths edm and ve)"""
     scale_shift_norm: bool = False
+    """whether the embedding scales and shifts normalised features (2105.05233) instead of being added"""
     resampling: Literal["conv", "conv-symmetric", "residual", "residual-project"] = "conv"
+    """conv (DDPM, padded right and below) | conv-symmetric (2102.09672) | residual (a block that resamples, ADM)
+    | residual-project (with a convolution around it, DDPM++)"""
     resampling_filter: Literal["box", "binomial"] = "box"
+    """of residual resampling and progressive input: box [1, 1] | binomial [1, 3, 3, 1]"""
     progressive_input: bool = False
+    """whether the halved image is added to the features of lower resolutions (2011.13456)"""
     skip_rescale: bool = False
-    norm_groups: ranges.Count = 32
-    norm_eps: ranges.NormEps = 1e-6
-    refinement_channels: ranges.RefinementChannels = 0
+    """whether every sum of two branches is divided by sqrt 2 (2011.13456)"""
+    norm_groups: Count = 32
+    """of group normalisation, a divisor of channels (two channels a group at least)"""
+    norm_eps: Annotated[float, Gt(0), Le(1e-2)] = 1e-6
+    """added to the variance there (DDPM 1e-6, ADM 1e-5)"""
+
+    def problems(self) -> Iterator[Problem]:
+        """Widths that the norm cannot divide, and what architecture plain is without."""
+        if self.channels % NORM_GROUPS:
+            yield Problem("channels", f"a multiple of {NORM_GROUPS}")
+        if self.architecture == "plain":
+            for key, (neutral, missing) in PLAIN_LACKS.items():
+                shown = "[]" if neutral == () else str(neutral).lower()
+                if getattr(self, key) != neutral:
+                    yield Problem(key, f"{shown}, because architecture plain has no {missing}")
+            return
+        if self.channels % self.norm_groups:
+            yield Problem("norm_groups", f"a divisor of train.network.channels, {self.channels}")
+        if self.attention_head_channels and self.attention_heads:
+            yield Problem("attention_heads", "0, or train.network.attention_head_channels 0: one decides")
+
+
+class UNetConfig(Network):
+    """All that determines a U-Net: what the user says, and what the data do."""
+
+    image_size: Side
+    """height and width of the images in pixels"""
+    image_channels: Annotated[int, Ge(1), Le(64)] = 3
+    """3 for RGB"""
     augment_labels: Annotated[int, Ge(0), Le(256)] = 0
-    attention_heads: ranges.Amount = 0
-
-    def __post_init__(self) -> None:
-        for name in ("channel_multipliers", "attention_resolutions"):  # lists come in from JSON and YAML
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    @property
-    def downsampling(self) -> int:
-        """Image pixels along one side of the network's smallest feature map's pixel."""
-        return int(self.stem * 2 ** (len(self.channel_multipliers) - 1))
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each resolution, from the highest resolution to the lowest."""
-        return tuple(self.channels * multiplier for multiplier in self.channel_multipliers)
+    """numbers that tell how an image was augmented, beside the noise level; 0 = it is not told"""
 
     @property
     def patch_channels(self) -> int:
         """Channels of what enters the first convolution: those of the image times the pixels of a stem's patch."""
         return self.image_channels * self.stem**2
 
-    def check(self) -> None:
-        """Raise ValueError if sizes do not divide, or labels have no noise embedding to be added to."""
+    def problems(self) -> Iterator[Problem]:
+        """Sizes that do not divide, and labels without a noise embedding to be added to."""
         if self.augment_labels and self.noise_conditioning == "none":
-            raise ValueError(f"augment_labels is {self.augment_labels} with noise_conditioning none, expected 0")
+            yield Problem("augment_labels", f"0 with noise_conditioning none, not {self.augment_labels}")
         if self.image_size % self.downsampling:
-            raise ValueError(f"image_size {self.image_size} is not divisible by the downsampling {self.downsampling}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+            yield Problem("image_size", f"a multiple of the downsampling {self.downsampling}, not {self.image_size}")

@@ -11,13 +11,7 @@ from unveil.networks.unet import UNet
 
 
 def build_network(config: UNetConfig) -> UNet | PlainUNet:
-    """The network that ``config`` describes, with fresh weights.
-
-    Raises:
-        ValueError: if it describes none: a name that there is not, or sizes that do not divide.
-    """
-    if config.architecture not in ("residual", "plain"):
-        raise ValueError(f"architecture is {config.architecture!r}, expected residual or plain")
+    """The network that ``config`` describes, with fresh weights. Raises ValueError if heads do not divide a width."""
     return PlainUNet(config) if config.architecture == "plain" else UNet(config)
 
 

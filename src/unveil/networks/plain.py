@@ -24,7 +24,6 @@ class PlainUNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        config.check()
         self.config = config
         width, widths = config.channels, config.widths
         told = {"all": (True, True), "bottleneck": (False, True), "none": (False, False)}[config.noise_conditioning]

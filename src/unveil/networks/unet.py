@@ -38,7 +38,8 @@ __all__ = ["UNet", "UNetConfig"]
 class UNet(nn.Module):
     """A U-Net that maps images and noise levels to images.
 
-    >>> network = UNet(UNetConfig(8, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,)))
+    >>> small = UNetConfig(image_size=8, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,))
+    >>> network = UNet(small)
     >>> network(torch.randn(2, 3, 8, 8), torch.tensor([0.0, 999.0])).shape
     torch.Size([2, 3, 8, 8])
 
@@ -52,7 +53,6 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        config.check()
         self.config = config
         parts = _Parts(config)
         width = config.channels

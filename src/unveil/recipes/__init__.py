@@ -1,31 +1,25 @@
-"""Named parameter sets, and writing one into params.yaml without touching its comments.
+"""Named parameter sets, and writing one into params.yaml.
 
-A recipe is a YAML file in this folder with a one-line ``description`` and ``params``: what differs from
-``demo``, or is to stay as it is when demo changes. ``demo`` is complete and is what params.yaml ships.
-A recipe with a line ``over: NAME`` is partial: applied, it changes its own values alone, whatever the file holds
-otherwise; by itself it is checked over the recipe NAME.
+A recipe is a YAML file in this folder with a one-line ``description`` and ``params``: what differs from the defaults
+of the sections, and nothing else. params.yaml ships ``demo``. A recipe with a line ``section: train.network`` is
+partial: applied, it changes that section alone, whatever the file holds otherwise. By itself it is checked within the
+recipe that it names as ``over``.
 """
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
-
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.files import write_text
-from unveil.params import Params, flatten, nearest, parse_mapping, parse_params, read_text
-
-Key: TypeAlias = tuple[str, ...]
+from unveil.messages import nearest
+from unveil.params import SECTIONS, Params, check_params, parse_params, read_text, render
+from unveil.section import flatten
+from unveil.yaml import Key, parse_mapping
 
 BASE = "demo"
-COMMENT_COLUMN = 31  # of comments behind values, in a file that has none yet
-COMMENT = re.compile(r"[ \t]*(#[^\n]*)?(?=\n|\Z)")
 
 
 @dataclass(frozen=True)
@@ -35,26 +29,24 @@ class Recipe:
     Attributes:
         name: of its file.
         description: one line.
-        values: as YAML writes them; all, or if partial its own.
-        params: all, as checked.
-        over: of a partial recipe, the recipe whose values stand where it has none.
+        params: all parameters; of a partial recipe, its own over those of another.
+        section: that a partial recipe is of; () = it is whole.
     """
 
     name: str
     description: str
-    values: Mapping[Key, str]
     params: Params
-    over: str | None = None
+    section: Key = ()
 
     def to_yaml(self) -> str:
-        """A params.yaml with these values, complete unless the recipe is partial, without comments."""
-        return _to_yaml(self.values)
+        """A params.yaml with these values; of a partial recipe, with its section alone."""
+        return render(self.params, self.section)
 
 
 def names() -> list[str]:
-    """The names of all recipes: demo, the other complete ones, the partial ones."""
+    """The names of all recipes: demo, the other whole ones, the partial ones."""
     found = [entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if entry.name.endswith(".yaml")]
-    return sorted(found, key=lambda name: (name != BASE, _read(name).over is not None, name))
+    return sorted(found, key=lambda name: (name != BASE, "section" in _read(name), name))
 
 
 def load_recipe(name: str) -> Recipe:
@@ -63,142 +55,75 @@ def load_recipe(name: str) -> Recipe:
         match = nearest(name, known)
         hint = f"did you mean {match}?" if match else f"expected {' | '.join(known)}"
         raise UnveilError(f"recipe {name!r}: there is none of this name, {hint}")
-    file = _read(name)
-    values = file.values if name == BASE else _read(BASE).values | file.values
-    together = values if file.over is None else {**load_recipe(file.over).values, **file.values}
-    params = parse_params(_to_yaml(together), f"recipe {name}")
-    return Recipe(name, file.description, values if file.over is None else file.values, params, file.over)
+    recipe = _read(name)
+    section = tuple(recipe["section"].split(".")) if "section" in recipe else ()
+    values = Params().model_dump()
+    if section:
+        values = _replaced(load_recipe(recipe["over"]).params.model_dump(), section, _at(values, section))
+    params = check_params(_changed(values, recipe["params"]), f"recipe {name}")
+    return Recipe(name, recipe["description"], params, section)
 
 
 def apply_recipe(name: str, path: Path) -> list[str]:
-    """Write a recipe's values into a params.yaml, in place, keeping its comments and layout.
+    """Write a params.yaml anew with a recipe's values, or with those of its section in the place of the file's own.
 
-    Only what stands between a key's colon and its comment changes. A file that is not YAML, or whose keys are
-    not those of the parameters, is left as it is.
+    A file that is not YAML or has none of the sections is left as it is.
 
     Returns:
-        The dotted keys whose text changed.
+        The dotted keys whose value changed.
 
     Raises:
-        UnveilError: in one line, if there is no such recipe, or if the file lacks a key or cannot be written.
+        UnveilError: in one line, if there is no such recipe, its values do not go with the file's others, or the file
+            cannot be written.
     """
     recipe = load_recipe(name)
     text = read_text(path)
-    edits = _edits(text, recipe.values, str(path))
-    rewritten = text
-    for edit in sorted(edits, reverse=True):
-        rewritten = rewritten[: edit.start] + edit.text + rewritten[edit.stop :]
-    written = flatten(parse_params(rewritten, str(path)))
-    wanted = flatten(recipe.params)
-    if any(written[key] != wanted[key] for key in map(".".join, recipe.values)):
-        raise UnveilError(f"{path}: its layout does not let the values be replaced; write one `key: value` a line")
+    root, values = parse_mapping(text, str(path), SECTIONS)
+    if absent := [section for section in Params.model_fields if section not in values]:
+        raise UnveilError(f"{path}: found no section {absent[0]}, expected a file of parameters with {SECTIONS}")
+    params = recipe.params
+    if recipe.section:
+        before: Params | None = parse_params(text, str(path))
+        own = _at(recipe.params.model_dump(), recipe.section)
+        params = check_params(_replaced(values, recipe.section, own), str(path), root)
+    else:
+        before = _if_valid(text)
     try:
-        if edits:
-            write_text(path, rewritten)
+        if (rendered := render(params)) != text:
+            write_text(path, rendered)
     except OSError as error:
         raise UnveilError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return [edit.key for edit in edits]
-
-
-class _Edit(NamedTuple):
-    """Characters start ... stop of the file give way to ``text``."""
-
-    start: int
-    stop: int
-    text: str
-    key: str
-
-
-class _Leaf(NamedTuple):
-    """A value: ``start`` is behind its key's colon, ``end`` behind it, ``stop`` behind its comments."""
-
-    key: Key
-    start: int
-    end: int
-    stop: int
-    comments: tuple[str, ...]
-    column: int | None
-
-
-class _File(NamedTuple):
-    """What a recipe's file holds."""
-
-    description: str
-    over: str | None
-    values: dict[Key, str]
+    old = flatten(before) if before is not None else {}
+    return [key for key, value in flatten(params).items() if key not in old or old[key] != value]
 
 
 @cache
-def _read(name: str) -> _File:
-    """A recipe's file, with the text of each value that it holds."""
+def _read(name: str) -> dict[Any, Any]:
+    """What a recipe's file holds."""
     text = (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
-    root, content = parse_mapping(text, f"{name}.yaml")
-    leaves = [leaf for leaf in _leaves(root, text, f"{name}.yaml") if leaf.key[0] == "params"]
-    values = {leaf.key[1:]: text[leaf.start : leaf.end].strip() for leaf in leaves}
-    return _File(str(content["description"]), content.get("over"), values)
+    return parse_mapping(text, f"{name}.yaml")[1]
 
 
-def _to_yaml(values: Mapping[Key, str]) -> str:
-    """Block mappings of values; the keys of a section must follow one another."""
-    lines: list[str] = []
-    before: Key = ()
-    for key, value in values.items():
-        for depth, part in enumerate(key[:-1]):
-            if key[: depth + 1] != before[: depth + 1]:
-                lines.append(f"{'  ' * depth}{part}:")
-        lines.append(f"{'  ' * (len(key) - 1)}{key[-1]}: {value}")
-        before = key
-    return "\n".join(lines) + "\n"
+def _changed(values: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested values with others in the place of some."""
+    inner = {key: _changed(values[key], new) for key, new in changes.items() if isinstance(values.get(key), dict)}
+    return values | changes | inner
 
 
-def _edits(text: str, values: Mapping[Key, str], name: str) -> list[_Edit]:
-    """What to replace so that each value in ``text`` is written as in ``values``, comments aligned."""
-    root, _ = parse_mapping(text, name)
-    leaves = list(_leaves(root, text, name))
-    columns = Counter(leaf.column for leaf in leaves if leaf.column is not None)
-    column = columns.most_common(1)[0][0] if columns else COMMENT_COLUMN
-    edits = []
-    for leaf in leaves:
-        value = values.get(leaf.key)
-        if value is None or text[leaf.start : leaf.end].strip() == value:
-            continue
-        replacement = f" {value}"
-        if leaf.comments:
-            line = text[text.rfind("\n", 0, leaf.start) + 1 : leaf.start] + replacement
-            padding = max(column - len(line), 2)
-            replacement += " " * padding + "  ".join(leaf.comments)
-        edits.append(_Edit(leaf.start, leaf.stop, replacement, ".".join(leaf.key)))
-    return edits
+def _replaced(values: dict[Any, Any], section: Key, own: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested values with another section in the place of one."""
+    first, *rest = section
+    return values | {first: _replaced(values[first], tuple(rest), own) if rest else own}
 
 
-def _leaves(node: Node, text: str, name: str, prefix: Key = ()) -> Iterator[_Leaf]:
-    """The values below a mapping that are not mappings themselves."""
-    for key_node, value in node.value:
-        key = (*prefix, str(key_node.value))
-        if isinstance(value, MappingNode):
-            yield from _leaves(value, text, name, key)
-        else:
-            yield _leaf(key, key_node, value, text, name)
+def _at(values: dict[Any, Any], section: Key) -> dict[Any, Any]:
+    for part in section:
+        values = values[part]
+    return values
 
 
-def _leaf(key: Key, key_node: Node, value: Node, text: str, name: str) -> _Leaf:
-    start = text.index(":", key_node.end_mark.index) + 1
-    if value.start_mark.index < start:
-        line = key_node.start_mark.line + 1
-        raise UnveilError(f"{name}:{line}: {'.'.join(key)}: a YAML alias, expected the value itself")
-    last = value
-    while isinstance(last, SequenceNode) and not last.flow_style and last.value:
-        last = last.value[-1]
-    # An empty value's mark lies behind the comment that follows it.
-    end = last.end_mark.index if last.end_mark.index > last.start_mark.index else start
-    end = start + len(text[start:end].rstrip())
-    comments = []
-    if isinstance(value, SequenceNode) and not value.flow_style:
-        first_line = text[start:end].partition("\n")[0].strip()
-        comments += [first_line] if first_line else []
-    match = COMMENT.match(text, end)
-    if match is None:  # something else follows, such as the next key of a flow mapping
-        return _Leaf(key, start, end, end, tuple(comments), None)
-    column = match.start(1) - text.rfind("\n", 0, end) - 1 if match[1] else None
-    comments += [match[1].rstrip()] if match[1] else []
-    return _Leaf(key, start, end, match.end(), tuple(comments), column)
+def _if_valid(text: str) -> Params | None:
+    try:
+        return parse_params(text, "")
+    except UnveilError:
+        return None

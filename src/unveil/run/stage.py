@@ -18,16 +18,16 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from unveil.errors import UnveilError, line_for_user, one_line
 from unveil.files import destination, expanded, read_json, write_json
-from unveil.params import Params, flatten, load_params
+from unveil.params import Params, load_params
 from unveil.printing import unheard
 from unveil.progress import say
-from unveil.ranges import Key
 from unveil.rank import first_error, is_main_process, leave_error
 from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
 from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
 from unveil.run.signals import Terminated, signals_ignored, signals_raised
 from unveil.run.store import Store, tracking_is_off
 from unveil.run.tracked import TrackedRun
+from unveil.section import Key, flatten
 
 RECORD_FORMAT = 1
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
@@ -77,7 +77,7 @@ class Run:
         self._dvc_inputs, code_paths, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
         for output in self._dvc_outputs:  # before any work
             destination(root / output, folder=not Path(output).suffix)
-        own = {key: value for key, value in flatten(params).items() if key.startswith(f"{name}.")}
+        own = {key: value for key, value in flatten(params, read=True).items() if key.startswith(f"{name}.")}
         self._logged_params = dict(own)
         self._started = time.perf_counter()
         dvc, git = dvc_tags(), git_tags(root)

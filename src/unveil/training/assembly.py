@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,34 +13,28 @@ from unveil.averages import FOLDER, Averages, write_averages
 from unveil.data.augmentation import LABELS
 from unveil.data.batches import StreamBatches, load_split, open_batches
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.design import Diffusion
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.loss import build_loss
 from unveil.distributed import Processes
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import file_digest
 from unveil.model import WEIGHTS_FILE, ModelConfig, save_model
-from unveil.networks.unet import UNetConfig
+from unveil.networks.config import Network, UNetConfig
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.loop import Trainer, Training
+from unveil.training.config import Training
+from unveil.training.loop import Trainer
 from unveil.workers import workers
 
-if TYPE_CHECKING:
-    from unveil.params import Train
 
-
-def training_config(settings: "Train", arithmetic: Mapping[str, Any]) -> Training:
-    """The loop's part of the parameters, with the arithmetic that was chosen."""
-    values = {**dict(settings), **arithmetic}
-    return Training(**{field.name: values[field.name] for field in fields(Training) if field.name in values})
-
-
-def model_config(settings: "Train", index: ShardIndex, arithmetic: Mapping[str, Any]) -> ModelConfig:
+def model_config(
+    settings: Training, network: Network, diffusion: Diffusion, index: ShardIndex, arithmetic: Mapping[str, Any]
+) -> ModelConfig:
     """What config.json says of the model."""
     labels = LABELS if settings.augment else 0
     left_out = {"network", "diffusion", "device", "loader", "compile", "channels_last"}
     return ModelConfig(
-        network=UNetConfig(index.image_size, **settings.network.model_dump(), augment_labels=labels),
-        diffusion=Diffusion(**settings.diffusion.model_dump()),
+        network=UNetConfig(image_size=index.image_size, **dict(network), augment_labels=labels),
+        diffusion=diffusion,
         data={
             "source": index.source,
             "protocol": index.protocol,
@@ -51,15 +45,15 @@ def model_config(settings: "Train", index: ShardIndex, arithmetic: Mapping[str, 
     )
 
 
-def shared_images(settings: "Train", processes: Processes) -> int:
+def shared_images(settings: Training, dropout: float, processes: Processes) -> int:
     """Images that threads may share: none with several processes, dropout or compiled code."""
-    alone = processes.count > 1 or settings.network.dropout or settings.compile
+    alone = processes.count > 1 or dropout or settings.compile
     return 0 if alone else settings.batch_size // settings.gradient_accumulation
 
 
 @contextmanager
 def built_trainer(
-    settings: "Train",
+    settings: Training,
     config: ModelConfig,
     shards: Path,
     device: torch.device,
@@ -86,10 +80,11 @@ def built_trainer(
     held_out = None
     if settings.validate_every_images:
         held_out = load_split(shards, "valid", settings.validation_images).to(device)
-    training = training_config(settings, config.training)
-    with workers(device, shared_images(settings, processes)) as threads:
+    training = settings.only(Training).replace(precision=config.training["precision"])
+    products = config.training["optimizer_precision"]
+    with workers(device, shared_images(settings, config.network.dropout, processes)) as threads:
         loss = build_loss(config.diffusion)
-        yield Trainer(denoiser, loss, batches, training, checkpoints, held_out, processes, threads)
+        yield Trainer(denoiser, loss, batches, training, checkpoints, held_out, processes, threads, products)
 
 
 def describe(trainer: Trainer, images: int) -> str:

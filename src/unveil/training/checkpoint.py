@@ -17,7 +17,7 @@ from unveil.averages import save_snapshot
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.files import atomic_directory, file_digest, read_json, write_json
-from unveil.ranges import Amount, FileName, Sha256
+from unveil.section import Amount, FileName, Sha256
 from unveil.tensors import load_tensors, save_tensors
 
 STATE_FILE = "state.safetensors"

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from unveil.data.augmentation import Transformations, augment
 from unveil.data.batches import Batch, Batches
 from unveil.diffusion.denoiser import Denoiser
-from unveil.diffusion.loss import SQUARED, Draws, Loss, Penalty
+from unveil.diffusion.loss import Draws, Loss
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.networks.condition import Condition
 from unveil.precision import autocast
 from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
-from unveil.training.choices import OptimizerName, ScheduleName
+from unveil.training.config import Training
 from unveil.training.ema import EMA, Average, FurtherAverages
 from unveil.training.gradient import add_gradients
 from unveil.training.optimization import build_optimizer, learning_rate
@@ -30,64 +30,6 @@ from unveil.training.validation import validation_loss
 from unveil.workers import ALONE, Workers
 
 ONE_PROCESS = Processes()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train; lengths and intervals in images, so that they do not depend on the batch size.
-
-    Attributes:
-        seed: of the noise and the noise levels.
-        images: length of training.
-        lr, warmup_images: see :func:`unveil.training.optimization.learning_rate`.
-        betas: Adam's.
-        gradient_clip: largest norm of the gradient; 0 = none.
-        ema_half_life_images, ema_rampup: see :class:`unveil.training.ema.EMA`.
-        ema_more_half_lives, ema_profiles: of averages beside it, see :class:`unveil.training.ema.FurtherAverages`.
-        snapshot_every_images: interval of stored power-function averages; 0 = at the end only. Those of the end are
-            stored wherever there are profiles and checkpoints.
-        precision, optimizer_precision: of the network, fp32, bf16 or fp16, and of the optimizer, fp32 or bf16.
-        penalty: of an error of the denoised image.
-        noise_candidates: draws of noise of which an image takes the nearest, see
-            :func:`unveil.diffusion.loss.nearest_noise`.
-        input_perturbation: share of unit noise that is added to the noise of the network's input; 0 = none. See
-            :func:`unveil.diffusion.loss.Loss`.
-        log_every_images, preview_every_images, checkpoint_every_images, validate_every_images: intervals; 0 = never.
-        lr_schedule, lr_reference_images: see :func:`unveil.training.optimization.learning_rate`.
-        optimizer, weight_decay: see :func:`unveil.training.optimization.build_optimizer`.
-        gradient_accumulation: a batch goes through the network in so many parts, which saves memory.
-        max_minutes: training ends after so much time, that before an interruption included; 0 = no limit.
-        augment: probability of each transformation of an image, see :mod:`unveil.data.augmentation`; the network must
-            take its labels. 0 = none.
-    """
-
-    seed: int
-    images: int
-    lr: float
-    betas: tuple[float, float]
-    warmup_images: int
-    gradient_clip: float
-    ema_half_life_images: float
-    ema_rampup: float
-    precision: str
-    log_every_images: int
-    optimizer_precision: str = "fp32"
-    preview_every_images: int = 0
-    checkpoint_every_images: int = 0
-    penalty: Penalty = SQUARED
-    noise_candidates: int = 1
-    input_perturbation: float = 0.0
-    validate_every_images: int = 0
-    lr_schedule: ScheduleName = "constant"
-    lr_reference_images: int = 0
-    optimizer: OptimizerName = "adam"
-    weight_decay: float = 0.0
-    gradient_accumulation: int = 1
-    max_minutes: float = 0.0
-    ema_more_half_lives: tuple[int, ...] = ()
-    ema_profiles: tuple[float, ...] = ()
-    snapshot_every_images: int = 0
-    augment: float = 0.0
 
 
 class Trainer:
@@ -100,7 +42,7 @@ class Trainer:
         denoiser: on its device; its network's parameters are trained.
         loss: what is drawn for an image, and how its error counts.
         batches: training images on the same device.
-        config: how to train.
+        config: how to train, with the precision that was chosen.
         checkpoints: where to keep scratch checkpoints; None = nowhere.
         held_out: uint8 images on the device, for the validation loss; None = there are none.
         workers: threads that share the work of this process, where it is the only one; how a batch is divided among
@@ -108,6 +50,7 @@ class Trainer:
         processes: those that share the work. Each computes its part of every batch; all have the same weights, and
             the one of rank 0 writes the checkpoints. How the batches are divided changes no more than rounding,
             and the masks of dropout.
+        optimizer_precision: of the optimizer's products, fp32 or bf16.
     """
 
     def __init__(
@@ -120,6 +63,7 @@ class Trainer:
         held_out: Batch | None = None,
         processes: Processes = ONE_PROCESS,
         workers: Workers = ALONE,
+        optimizer_precision: str = "fp32",
     ) -> None:
         self.denoiser = denoiser
         self.loss = loss
@@ -146,7 +90,7 @@ class Trainer:
             config.lr,
             config.betas,
             config.weight_decay,
-            config.optimizer_precision,
+            optimizer_precision,
             workers,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")

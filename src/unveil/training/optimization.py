@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unveil.training.choices import OptimizerName, ScheduleName
+from unveil.training.config import OptimizerName, ScheduleName
 from unveil.workers import ALONE, Workers
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

@@ -1,11 +1,11 @@
 """Previews of a training: samples of the averaged network, from noise that is the same in every preview."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from unveil.data.pixels import to_uint8
+from unveil.diffusion.config import Sampler
 from unveil.diffusion.paths import NoisePath
-from unveil.diffusion.sampling import Sampler, draw
+from unveil.diffusion.sampling import draw
 from unveil.figures import save_grid
 from unveil.precision import autocast
 from unveil.training.loop import Trainer
@@ -21,7 +21,7 @@ def preview_sampler(path: NoisePath) -> Sampler:
     """The previews' sampler, within the noise levels that the path has and the network is trained on."""
     least, greatest = path.sigma_range()
     sigma_max = min(SAMPLER.sigma_max, greatest)
-    return replace(SAMPLER, sigma_min=max(min(SAMPLER.sigma_min, sigma_max / 10), least), sigma_max=sigma_max)
+    return SAMPLER.replace(sigma_min=max(min(SAMPLER.sigma_min, sigma_max / 10), least), sigma_max=sigma_max)
 
 
 def draw_preview(trainer: Trainer, size: int, folder: Path) -> Path:

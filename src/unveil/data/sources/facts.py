@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from unveil.data.celeba import CANVAS
+from unveil.data.config import SourceName
 from unveil.errors import UnveilError
 from unveil.files import read_json
-from unveil.ranges import NO_OTHERS, Amount, Count, FileName, Sha256, SourceName
+from unveil.section import NO_OTHERS, Amount, Count, FileName, Sha256
 
 SOURCE_FILE = "source.json"
 Item = TypeVar("Item")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model
 from unveil.evaluation.card.published import FID, PublishedValue, comparable, why_not_comparable
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import parse_json, read_json, write_text
-from unveil.ranges import Count
+from unveil.section import Count
 
 FORMAT: Literal[2] = 2
 MEND = "give the card.json of an evaluation, or make it anew by `dvc repro evaluate`"

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
+from unveil.data.config import ProtocolName, SourceName
 from unveil.data.order import spread
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex, open_shard
@@ -26,7 +27,7 @@ from unveil.evaluation.images.foreign import (
     stored_arrays,
 )
 from unveil.files import file_digest, parse_json, regular
-from unveil.ranges import Key, ProtocolName, Side, SourceName
+from unveil.section import Key, Side
 from unveil.tensors import open_tensors
 
 MEND = "run `dvc repro sample`"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from unveil.ranges import Count, Key
+from unveil.section import Count, Key
 
 if TYPE_CHECKING:
     from unveil.evaluation.metrics.copies import Copies

@@ -1,0 +1,160 @@
+"""Noise levels of each path, and which parts go together, in plain numbers: for the rules and for the paths."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from unveil.diffusion import betas
+
+DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
+"""Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
+
+PRESERVING_PATHS = (*DISCRETE_PATHS, "vp-sde")
+"""Paths with ``alpha^2 + s^2 = 1``, so that a step between any two noise levels has a beta."""
+
+UNBOUNDED_PATHS = ("edm", "flow")
+"""Paths on which no sigma is refused for lying outside those that training draws evenly from."""
+
+NEEDS_ENDS = ("simple", "likelihood", "min-snr", "p2")
+"""Objectives that draw times evenly between the ends of the path."""
+
+FULL_NOISE = ("eps", "velocity")
+"""Parameterizations whose network must give the whole noise back at every noise level: ``n`` and ``n - x0``."""
+
+LEVEL_OUTPUT = ("x0",)
+"""Parameterizations whose ``c_out`` does not fall with sigma: the error of D stays as large as that of the network."""
+
+PATH_VALUES: dict[str, tuple[str, ...]] = {
+    "vp-linear": ("timesteps", "beta_start", "beta_end"),
+    "vp-cosine": ("timesteps", "cosine_offset"),
+    "vp-sigmoid": ("timesteps", "sigmoid_start", "sigmoid_end", "sigmoid_tau"),
+    "vp-sde": ("beta_min", "beta_max"),
+    "sub-vp": ("beta_min", "beta_max"),
+    "ve": ("sigma_min", "sigma_max"),
+    "edm": (),
+    "flow": (),
+}
+"""The settings that each path reads."""
+
+OBJECTIVE_VALUES: dict[str, tuple[str, ...]] = {
+    "simple": (),
+    "likelihood": (),
+    "edm": ("sigma_data", "p_mean", "p_std"),
+    "min-snr": ("min_snr_gamma",),
+    "p2": ("p2_k", "p2_gamma"),
+    "flow": ("flow_times", "logit_mean", "logit_std", "t_min"),
+}
+"""The settings that each objective reads."""
+
+DECIDING_VALUES: dict[str, tuple[str, str]] = {
+    "vp-linear": ("beta_start", "beta_end"),
+    "vp-cosine": ("cosine_offset", "cosine_offset"),
+    "vp-sigmoid": ("sigmoid_tau", "sigmoid_tau"),
+    "vp-sde": ("beta_min", "beta_max"),
+    "sub-vp": ("beta_min", "beta_max"),
+    "ve": ("sigma_min", "sigma_max"),
+    "edm": ("path", "path"),
+    "flow": ("path", "path"),
+}
+"""The settings that decide a path's least sigma, and its greatest one."""
+
+EDM_RANGE = (0.002, 80.0)
+TINY = 1e-100  # whose square a float can hold
+LEAST_LEVEL_SIGMA = 1e-3
+"""Least sigma at which such an error may have the weight 1 / sigma^2: a million times that at sigma = 1."""
+
+
+def sigma_range(diffusion: Any) -> tuple[float, float]:
+    """The least and the greatest sigma that training visits, of a :class:`unveil.diffusion.config.Diffusion`."""
+    values = [getattr(diffusion, name) for name in PATH_VALUES[diffusion.path]]
+    match diffusion.path:
+        case "vp-linear":
+            return chain_range(betas.linear(*values))
+        case "vp-cosine":
+            return chain_range(betas.cosine(*values))
+        case "vp-sigmoid":
+            return chain_range(betas.sigmoid(*values))
+        case "vp-sde":
+            return vp_sde_range(*values)
+        case "sub-vp":
+            return sub_vp_range(*values)
+        case "ve":
+            return diffusion.sigma_min, diffusion.sigma_max
+    return EDM_RANGE if diffusion.path == "edm" else flow_range()
+
+
+def chain_range(variances: Sequence[float]) -> tuple[float, float]:
+    """The first and the last sigma of a chain with these betas."""
+    log_alpha_bar = math.fsum(math.log1p(-beta) for beta in variances)
+    first = max(variances[0], 0.0)  # a difference that rounding may put below 0
+    least = math.sqrt(first / (1 - first))
+    return least, math.exp(min(0.5 * _log_expm1(-log_alpha_bar), 700))
+
+
+def vp_sde_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
+    """``sqrt(exp(B(t)) - 1)`` at t_min and 1, with B the integral of beta."""
+    least, greatest = (math.sqrt(math.expm1(_integral(beta_min, beta_max, t))) for t in (t_min, 1.0))
+    return least, greatest
+
+
+def sub_vp_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
+    """``2 sinh(B(t) / 2)`` at t_min and 1."""
+    least, greatest = (2 * math.sinh(_integral(beta_min, beta_max, t) / 2) for t in (t_min, 1.0))
+    return least, greatest
+
+
+def flow_range(t_min: float = 1e-3) -> tuple[float, float]:
+    """``t / (1 - t)`` at t_min and 1 - t_min."""
+    least, greatest = (t / (1 - t) for t in (t_min, 1 - t_min))
+    return least, greatest
+
+
+def _integral(beta_min: float, beta_max: float, t: float) -> float:
+    return beta_min * t + (beta_max - beta_min) * t**2 / 2
+
+
+def _log_expm1(x: float) -> float:
+    """ln(e^x - 1) for x > 0, without overflow."""
+    return x + math.log1p(-math.exp(-x)) if x > 1 else math.log(math.expm1(x))
+
+
+class Refusal(NamedTuple):
+    """Why parts do not go together.
+
+    Attributes:
+        part: which to change: parameterization or objective.
+        expected: what it could be, with the reason.
+    """
+
+    part: str
+    expected: str
+
+
+def refusal(diffusion: Any) -> Refusal | None:
+    """Why a diffusion's path, objective and parameterization do not go together, or None if they do.
+
+    Every parameterization goes with every path: its coefficients hold at any sigma.
+    """
+    path, objective, parameterization = diffusion.path, diffusion.objective, diffusion.parameterization
+    if path == "edm" and objective in NEEDS_ENDS:
+        return Refusal(
+            "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
+        )
+    least, _ = sigma_range(diffusion)
+    growth = _growth(objective, least, diffusion.p2_k, diffusion.p2_gamma)
+    if parameterization in LEVEL_OUTPUT and growth > LEAST_LEVEL_SIGMA**-2:
+        return Refusal(
+            "parameterization",
+            f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
+            f"{least:.3g}: an error of {parameterization} does not fall with sigma, and its weight there is "
+            f"{growth:.1g} times that at 1, so that a few draws would decide every step",
+        )
+    return None
+
+
+def _growth(objective: str, sigma: float, k: float, gamma: float) -> float:
+    """The objective's weight of the error of the image at sigma, by that at 1; of those whose weight has no limit."""
+    snr = max(sigma, TINY) ** -2
+    if objective in ("simple", "likelihood"):
+        return snr
+    return snr * ((k + 1) / (k + snr)) ** gamma if objective == "p2" else 1.0

@@ -1,0 +1,194 @@
+"""What is wrong with the values of a schema, in words: what was found, what is allowed, and how to mend it."""
+
+import difflib
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from unveil.files import LONGEST_SHOWN
+from unveil.section import Section
+
+Key: TypeAlias = tuple[str, ...]
+Schema: TypeAlias = Mapping[Key, FieldInfo]
+"""Every key of the sections, with its field; see :func:`schema_of`."""
+
+
+def section_at(field: FieldInfo) -> type[Section] | None:
+    """The section that stands at a key, None where a value does."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def schema_of(section: type[Section]) -> dict[Key, FieldInfo]:
+    """Every key of a section, also of the sections in it, with its field."""
+    return dict(_keys(section))
+
+
+def _keys(section: type[Section], prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield (*prefix, name), field
+        if (inner := section_at(field)) is not None:
+            yield from _keys(inner, (*prefix, name))
+
+
+def _missing(schema: Schema, values: Mapping[Any, Any]) -> set[Key]:
+    """The keys that the values lack; of a section that they lack, that of the section alone."""
+    return {key for key in schema if isinstance(inner := look_up(values, key[:-1]), Mapping) and key[-1] not in inner}
+
+
+def findings(schema: Schema, errors: Sequence[ErrorDetails], values: Mapping[Any, Any]) -> dict[Key, str]:
+    """What is wrong, by key: pydantic's errors and missing keys, but for those that an unknown one explains.
+
+    Args:
+        schema: the keys that must be there.
+        errors: pydantic's.
+        values: what was found.
+    """
+    missing, found = _missing(schema, values), dict[Key, str]()
+    for error in errors:
+        key = _known(schema, error["loc"])
+        if error["type"] == "combination":
+            for problem in error["ctx"]["problems"] if not missing else ():  # else it may be of what stands in for them
+                at = (*key, *problem.key.split("."))
+                found.setdefault(at, f"found {shown(look_up(values, at))}, expected {problem.expected}")
+        elif error["type"] in ("extra_forbidden", "invalid_key"):
+            suggestion, found[key] = _unknown(schema, key, missing)
+            missing.discard(suggestion)
+        else:
+            found.setdefault(key, _mismatch(schema[key], look_up(values, key)))
+    return found | {key: _absence(field) for key, field in schema.items() if key in missing}
+
+
+def _known(schema: Schema, loc: tuple[int | str, ...]) -> Key:
+    """The key that a pydantic location lies in: without the index into a list."""
+    key: Key = ()
+    for part in loc:
+        key = (*key, str(part))
+        if key not in schema or section_at(schema[key]) is None:
+            break
+    return key
+
+
+def _unknown(schema: Schema, key: Key, missing: set[Key]) -> tuple[Key, str]:
+    """The valid key that an unknown one most likely stands for (itself if none), and the message."""
+    here = {known[-1]: known for known in schema if known[:-1] == key[:-1]}
+    everywhere = {known[-1]: known for known in reversed(list(schema)) if section_at(schema[known]) is None} | here
+    absent = [name for name, known in here.items() if known in missing]
+    match = absent[0] if len(absent) == 1 else nearest(key[-1], absent) or nearest(key[-1], list(everywhere))
+    if match is None:
+        return key, f"unknown key, expected {', '.join(here)}"
+    return everywhere[match], f"unknown key, did you mean {'.'.join(everywhere[match])}?"
+
+
+def _absence(field: FieldInfo) -> str:
+    """What should stand at a key that the file lacks."""
+    purpose = f" ({text_of(field)})" if section_at(field) is None else ""
+    return f"missing, expected {allowed(field)}{purpose}"
+
+
+def _mismatch(field: FieldInfo, value: object) -> str:
+    """What was found at a valid key, what is allowed there, and how to mend it where that is plain."""
+    hint = ""
+    if get_origin(field.annotation) is Literal and isinstance(value, str):
+        match = nearest(value, [name for name in get_args(field.annotation) if isinstance(name, str)])
+        hint = f"; did you mean {match}?" if match else ""
+    elif field.annotation in (int, float) and isinstance(value, str) and _is_number(value):
+        hint = "; remove the quotes"
+    elif field.annotation is int and isinstance(value, float) and value.is_integer():
+        hint = f"; write {int(value)}"
+    return f"found {shown(value)}, expected {allowed(field)}{hint}"
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str | None:
+    """The candidate that ``word`` is most likely a misspelling of, or None if none is close."""
+    matches = difflib.get_close_matches(word.lower(), candidates, n=1)
+    return matches[0] if matches else None
+
+
+def text_of(field: FieldInfo) -> str:
+    """The text of a value, on one line."""
+    return " ".join((field.description or "").split())
+
+
+def comment_of(field: FieldInfo) -> str:
+    """What params.yaml says of a value: its text, and its range; a text names the choices itself."""
+    kind = field.annotation
+    items = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    names = section_at(field) is not None or get_origin(items) in (Literal, Union, types.UnionType) or items is str
+    return text_of(field) if names else f"{text_of(field)}; {allowed(field).removeprefix('a ')}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """The type of a value and its bounds in words, such as ``a number in [0, 1)``."""
+    return _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _allowed(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " | ".join(str(name).lower() if isinstance(name, bool) else name for name in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if kind is types.NoneType else _allowed(kind) for kind in arguments)
+    if origin is tuple:
+        item = _allowed(arguments[0]).removeprefix("a ").replace("number", "numbers", 1)
+        if arguments[-1] is not ...:
+            return f"a list of {len(arguments)} {item}"
+        length = next((part for part in metadata if isinstance(part, Len)), Len())
+        most = f", at most {length.max_length}" if length.max_length else ""
+        return f"a list of {item}" + (", not empty" if length.min_length else "") + most
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"the keys {', '.join(annotation.model_fields)}"
+    if annotation is bool:
+        return "true | false"
+    if annotation is Path:
+        return "a path"
+    if annotation is str:
+        return next((part for part in metadata if isinstance(part, str)), "text")
+    return f"a {'whole ' if annotation is int else ''}number{_bounds(metadata)}"
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Bounds as an interval, or as a comparison if there is only one."""
+    low = next((part for part in metadata if isinstance(part, Ge | Gt)), None)
+    high = next((part for part in metadata if isinstance(part, Le | Lt)), None)
+    if low is not None and high is not None:
+        opening, least = ("[", low.ge) if isinstance(low, Ge) else ("(", low.gt)
+        greatest, closing = (high.le, "]") if isinstance(high, Le) else (high.lt, ")")
+        return f" in {opening}{least}, {greatest}{closing}"
+    if low is not None:
+        return f" >= {low.ge}" if isinstance(low, Ge) else f" > {low.gt}"
+    return ""
+
+
+def look_up(values: Any, key: Key) -> Any:
+    """What stands at a key of nested mappings, or of nested sections; None if nothing does."""
+    for part in key:
+        values = values.get(part) if isinstance(values, Mapping) else getattr(values, part, None)
+    return values
+
+
+def shown(value: object) -> str:
+    """A value as YAML would have it on one line, shortened."""
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

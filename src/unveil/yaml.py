@@ -1,0 +1,119 @@
+"""YAML 1.2 with a mapping at its top: read with the line of every key, and written a value a line."""
+
+import json
+from itertools import chain
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+from unveil.errors import UnveilError, printable
+
+# What is larger or deeper is none of ours, and would take minutes to read.
+MOST_NODES, MOST_DEPTH = 10_000, 16
+Key: TypeAlias = tuple[str, ...]
+
+
+def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[MappingNode, dict[Any, Any]]:
+    """Read YAML 1.2 with a mapping at its top; return its nodes, which know their places, and its values.
+
+    Args:
+        text: of the file.
+        name: what messages call it.
+        expected: what it should hold.
+
+    Raises:
+        UnveilError: if the text is empty, is not YAML, is not a mapping or has a key twice.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    try:
+        _refuse_depth(text, name)
+        root = yaml.compose(text)
+        if root is None:
+            raise UnveilError(f"{name}: empty, expected {expected}")
+        if not isinstance(root, MappingNode):
+            raise UnveilError(f"{name}: expected {expected}, found no mapping")
+        if _count(root, {}) > MOST_NODES:
+            raise UnveilError(
+                f"{name}: found more than {MOST_NODES:,} values, each alias replaced by what it stands for; write fewer"
+            )
+        _refuse_duplicates(root, name)
+        return root, yaml.constructor.construct_document(root)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise UnveilError(printable(f"{place}: not valid YAML: {error.problem or error.context}")) from None
+    except (YAMLError, ValueError, RecursionError) as error:  # such as !!int followed by a word
+        raise UnveilError(printable(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
+
+
+def line_of(root: MappingNode, key: Key) -> int:
+    """The line, from 1, of a key, or of the nearest section around it that the file has."""
+    node: Node = root
+    line = int(root.start_mark.line)
+    for part in key:
+        pairs = node.value if isinstance(node, MappingNode) else []
+        match = next(((name, value) for name, value in pairs if name.value == part), None)
+        if match is None:
+            break
+        line, node = int(match[0].start_mark.line), match[1]
+    return line + 1
+
+
+def written(value: object) -> str:
+    """A plain value as a YAML file has it: ``[1, 2]``, ``1.0e-06``, ``null``; text in quotes where it needs them."""
+    if isinstance(value, float) and "e" in (text := repr(value)):
+        mantissa, exponent = text.split("e")
+        return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent)}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, str) and YAML(typ="safe", pure=True).load(f"[{value}]") == [value]:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2's core types, that is, none for dates: ``2024-05-01`` is text, such as a folder's name."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def _refuse_depth(text: str, name: str) -> None:
+    """Raise UnveilError if lists or mappings lie deeper in each other than any parameter does."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            line = event.start_mark.line + 1
+            raise UnveilError(
+                f"{name}:{line}: found more than {MOST_DEPTH} levels of brackets; write the value plainly"
+            )
+
+
+def _count(node: Node, counted: dict[int, int]) -> int:
+    """Values in a node, each alias counted as all that it stands for; many for one that holds itself."""
+    if id(node) not in counted:
+        counted[id(node)] = MOST_NODES + 1
+        parts = chain.from_iterable(node.value) if isinstance(node, MappingNode) else node.value
+        nodes = () if isinstance(node, ScalarNode) else parts
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in nodes)
+    return counted[id(node)]
+
+
+def _refuse_duplicates(node: Node, name: str, prefix: tuple[str, ...] = ()) -> None:
+    """Raise UnveilError if a mapping has a key twice."""
+    if not isinstance(node, MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key_node, value in node.value:
+        key, line = str(key_node.value), int(key_node.start_mark.line) + 1
+        if key in seen:
+            dotted = ".".join((*prefix, key))
+            raise UnveilError(printable(f"{name}:{line}: {dotted}: stands here and in line {seen[key]}; keep one"))
+        seen[key] = line
+        _refuse_duplicates(value, name, (*prefix, key))
