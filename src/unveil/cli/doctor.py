@@ -169,7 +169,7 @@ def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> Finding:
         return "--", recipe.name, "cannot run before what is marked !! is mended"
     params, lacks = recipe.params, []
     if recipe.section != ():
-        return "ok", recipe.name, f"changes {recipe.section} or another recipe, and runs where that does; not measured"
+        return "ok", recipe.name, f"changes {'.'.join(recipe.section)} alone, in any recipe; not measured"
     if params.download.source == "celeba":
         shards = CELEBA_IMAGES * 3 * params.preprocess.image_size**2
         needed = 2 * shards + (0 if machine.celeba else CELEBA_BYTES)  # DVC's cache may hold a copy
