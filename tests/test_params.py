@@ -249,6 +249,12 @@ def test_a_missing_key_is_named_with_what_belongs_there() -> None:
     assert not wrong
 
 
+def test_a_missing_key_has_its_default_if_asked_for() -> None:
+    text = TEXT.replace("  lr: 0.0005\n", "")
+    assert parse_params(text, "params.yaml", fill=True).train.lr == 2e-4
+    assert render(parse_params("download: {}", "params.yaml", fill=True)) == render(Params())
+
+
 def test_a_section_must_be_a_mapping() -> None:
     messages = {".".join(key): refusal(changed(**{"__".join(key): 3})) for key in SECTIONS}
     assert not {key: said for key, said in messages.items() if f": {key}: found 3, expected the keys " not in said}

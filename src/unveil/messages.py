@@ -42,15 +42,19 @@ def _missing(schema: Schema, values: Mapping[Any, Any]) -> set[Key]:
     return {key for key in schema if isinstance(inner := look_up(values, key[:-1]), Mapping) and key[-1] not in inner}
 
 
-def findings(schema: Schema, errors: Sequence[ErrorDetails], values: Mapping[Any, Any]) -> dict[Key, str]:
+def findings(
+    schema: Schema, errors: Sequence[ErrorDetails], values: Mapping[Any, Any], fill: bool = False
+) -> dict[Key, str]:
     """What is wrong, by key: pydantic's errors and missing keys, but for those that an unknown one explains.
 
     Args:
         schema: the keys that must be there.
         errors: pydantic's.
         values: what was found.
+        fill: whether a missing key is none: its default stands for it.
     """
-    missing, found = _missing(schema, values), dict[Key, str]()
+    missing = set() if fill else _missing(schema, values)
+    found: dict[Key, str] = {}
     for error in errors:
         key = _known(schema, error["loc"])
         if error["type"] == "combination":

@@ -312,13 +312,13 @@ SCHEMA = schema_of(Params)
 SECTIONS = f"the sections {', '.join(Params.model_fields)}"
 
 
-def load_params(path: Path) -> Params:
-    """Read and check a params.yaml.
+def load_params(path: Path, *, fill: bool = False) -> Params:
+    """Read and check a params.yaml; with ``fill``, a key that it lacks has its default.
 
     Raises:
         UnveilError: with one line, if the file is missing or not YAML, or if a key or a value is wrong.
     """
-    return parse_params(read_text(path), str(path))
+    return parse_params(read_text(path), str(path), fill=fill)
 
 
 def read_text(path: Path) -> str:
@@ -333,19 +333,20 @@ def read_text(path: Path) -> str:
         raise UnveilError(printable(line_for_user(error) or str(error))) from None
 
 
-def parse_params(text: str, name: str) -> Params:
+def parse_params(text: str, name: str, *, fill: bool = False) -> Params:
     """Check the text of a params.yaml; ``name`` is what messages call the file. Raises UnveilError."""
     root, values = parse_mapping(text, name, SECTIONS)
-    return check_params(values, name, root)
+    return check_params(values, name, root, fill=fill)
 
 
-def check_params(values: dict[Any, Any], name: str, root: MappingNode | None = None) -> Params:
+def check_params(values: dict[Any, Any], name: str, root: MappingNode | None = None, *, fill: bool = False) -> Params:
     """Check the values of a params.yaml, which must have every key. Raises UnveilError.
 
     Args:
         values: of every section.
         name: what messages call the file.
         root: the file's nodes, whose lines messages give.
+        fill: give the keys that are not there their defaults.
     """
     errors: list[ErrorDetails] = []
     try:
@@ -354,7 +355,7 @@ def check_params(values: dict[Any, Any], name: str, root: MappingNode | None = N
             raise UnveilError(printable(f"{name}: {wrong}"))
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    if not (found := findings(SCHEMA, errors, values)):
+    if not (found := findings(SCHEMA, errors, values, fill)):
         return params
     lines = {key: line_of(root, key) if root is not None else 0 for key in found}
     first = min(found, key=lambda key: lines[key])

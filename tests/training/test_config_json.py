@@ -15,7 +15,7 @@ def test_a_config_of_before_and_one_of_what_is_read_are_the_same_model(tmp_path:
     assert {**stored["network"]} == model.network.read_values()
     assert all(getattr(model.diffusion, key) == value for key, value in stored["diffusion"].items())
     named = model.to_dict()
-    assert set(stored["diffusion"]) > set(named["diffusion"]) >= {"path", "logit_mean", "t_min", "huber_scale"}
+    assert set(named["diffusion"]) >= {"path", "logit_mean", "t_min", "huber_scale"}
     assert not {"beta_start", "sigma_max", "p_mean", "min_snr_gamma"} & set(named["diffusion"])
     (tmp_path / CONFIG_FILE).write_text(json.dumps(named), encoding="utf-8")
     again = ModelConfig.load(tmp_path)

@@ -16,8 +16,11 @@ File = Annotated[Path, typer.Option(help="The file of parameters.")]
 
 @app.command(epilog=examples("unveil params fmt"))
 def fmt(params: File = Path("params.yaml")) -> None:
-    """Write params.yaml in its usual order and layout, with the comments of every key; the values stay."""
-    text = _formatted(params)
+    """Write params.yaml in its usual order and layout, with the comments of every key; the values stay.
+
+    A key that is not there is added with its default.
+    """
+    text = parameters.render(parameters.load_params(params, fill=True))
     changed = text != read_text(params)
     if changed:
         write_text(params, text)
@@ -27,11 +30,6 @@ def fmt(params: File = Path("params.yaml")) -> None:
 @app.command(epilog=examples("unveil params check", "unveil params check --params other.yaml"))
 def check(params: File = Path("params.yaml")) -> None:
     """Say whether params.yaml is right: every value possible, order and comments as `unveil params fmt` has them."""
-    if _formatted(params) != read_text(params):
+    if parameters.render(parameters.load_params(params)) != read_text(params):
         raise UnveilError(f"{params}: the values are right, the layout is another; `unveil params fmt` writes it")
     typer.echo(f"{params}: right")
-
-
-def _formatted(path: Path) -> str:
-    """The file as it should be. Raises UnveilError if a value is wrong."""
-    return parameters.render(parameters.load_params(path))

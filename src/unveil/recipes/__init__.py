@@ -57,10 +57,10 @@ def load_recipe(name: str) -> Recipe:
         raise UnveilError(f"recipe {name!r}: there is none of this name, {hint}")
     recipe = _read(name)
     section = tuple(recipe["section"].split(".")) if "section" in recipe else ()
-    values = Params().model_dump()
+    values = recipe["params"]
     if section:
         values = _replaced(load_recipe(recipe["over"]).params.model_dump(), section, _at(values, section))
-    params = check_params(_changed(values, recipe["params"]), f"recipe {name}")
+    params = check_params(values, f"recipe {name}", fill=True)
     return Recipe(name, recipe["description"], params, section)
 
 
@@ -102,12 +102,6 @@ def _read(name: str) -> dict[Any, Any]:
     """What a recipe's file holds."""
     text = (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_mapping(text, f"{name}.yaml")[1]
-
-
-def _changed(values: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
-    """Nested values with others in the place of some."""
-    inner = {key: _changed(values[key], new) for key, new in changes.items() if isinstance(values.get(key), dict)}
-    return values | changes | inner
 
 
 def _replaced(values: dict[Any, Any], section: Key, own: dict[Any, Any]) -> dict[Any, Any]:
