@@ -129,7 +129,7 @@ def test_what_is_read_makes_the_same_design_and_names_nothing_else() -> None:
                     assert build(again) == build(config)
     assert set(CONFIG.read_values()) == {
         *("path", "parameterization", "objective", "timesteps", "beta_start", "beta_end"),
-        *("huber_scale", "difference_weight", "noise_candidates", "input_perturbation"),
+        *("huber_scale", "huber_growth", "difference_weight", "noise_candidates", "input_perturbation"),
     }
     assert _with(parameterization="edm").read_values()["sigma_data"] == 0.7
 

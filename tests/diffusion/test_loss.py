@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.diffusion.config import Diffusion
 from unveil.diffusion.denoiser import expand
-from unveil.diffusion.loss import Draws, Loss, Penalty, nearest_noise
+from unveil.diffusion.loss import Draws, Loss, Penalty, build_loss, nearest_noise
 from unveil.diffusion.objectives import EDMObjective
 
 TRAINED = Loss(EDMObjective(), Penalty(0.1, 4.0), noise_candidates=3, input_perturbation=0.1)
@@ -85,6 +86,14 @@ def test_pseudo_huber_errors_are_squares_below_their_scale_and_lines_above() -> 
     assert penalty(0.3, 0.1, sigma=3**0.5) == pytest.approx(2 * 0.4 * (0.5 - 0.4) / 2)
     assert penalty(0.003, 10.0) == pytest.approx(9e-6)
     assert penalty(3.0, 1e-6) == pytest.approx(2 * 1e-6 * 3.0)
+
+
+def test_a_huber_scale_that_does_not_grow_is_one_at_all_noise_levels() -> None:
+    errors, sigma = torch.rand(3, 3, 4, 4, dtype=torch.float64), torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)
+    assert torch.equal(Penalty(0.2)(errors, sigma), Penalty(0.2, huber_growth=1.0)(errors, sigma))
+    exact = 2 * 0.2 * ((errors.square() + 0.2**2).sqrt() - 0.2).flatten(1).mean(1)
+    torch.testing.assert_close(Penalty(0.2, huber_growth=0.0)(errors, sigma), exact)
+    assert build_loss(Diffusion(huber_scale=0.2, huber_growth=0.5)).penalty == Penalty(0.2, huber_growth=0.5)
 
 
 @pytest.mark.parametrize(("scale", "sigma", "best"), [(0.0, 0.1, 0.25), (1e-4, 0.1, 0.0), (1e-4, 1000.0, 0.25)])

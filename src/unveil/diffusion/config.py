@@ -102,8 +102,10 @@ class Diffusion(Section):
     p2_gamma: Annotated[float, Ge(0), Le(2)] = 1.0
     """p2: see p2_k; 0 = as simple"""
     huber_scale: UpTo100 = 0.0
-    """errors of the image beyond it, times 1 + sigma^2, count linearly, not squared (pseudo-Huber, 2403.16728),
-    1e-4 or more; 0 = all squared"""
+    """errors of the image beyond it, times (1 + sigma^2)^huber_growth, count linearly, not squared (pseudo-Huber,
+    2403.16728), 1e-4 or more; 0 = all squared"""
+    huber_growth: Annotated[float, Ge(0), Le(2)] = 1.0
+    """of huber_scale: it grows as (1 + sigma^2)^growth; 0 = one scale at all noise levels"""
     difference_weight: UpTo100 = 0.0
     """errors of the differences of neighbouring pixels count so often beside those of the pixels (as 1511.05440);
     0 = not at all"""
@@ -121,7 +123,8 @@ class Diffusion(Section):
         read = {*levels.PATH_VALUES[self.path], *levels.OBJECTIVE_VALUES[self.objective]}
         read |= {"sigma_data"} if self.parameterization == "edm" else set()
         read -= {"logit_mean", "logit_std"} if self.flow_times == "uniform" else set()
-        return set(chain(*levels.PATH_VALUES.values(), *levels.OBJECTIVE_VALUES.values())) - read
+        unread = set(chain(*levels.PATH_VALUES.values(), *levels.OBJECTIVE_VALUES.values())) - read
+        return unread if self.huber_scale else unread | {"huber_growth"}
 
     def problems(self) -> Iterator[Problem]:
         """Ranges that are empty, and parts that do not go together."""

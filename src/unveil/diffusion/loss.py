@@ -19,19 +19,22 @@ class Penalty:
     Attributes:
         huber_scale: 0 = squared error, whose best D is the mean of the clean images that x may have come from. Else
             the pseudo-Huber loss ``2 c (sqrt(e^2 + c^2) - c)`` of an error e of a pixel, with
-            ``c = huber_scale (1 + sigma^2)``: ``e^2`` for errors far below c, ``2 c |e|`` far above. Small errors of
-            large surfaces count more beside those of edges; the best D lies between the mean and the median, which
-            are one where little is uncertain. Where much is, at large sigma, a median would draw the common images
-            too often: there c is beyond all errors (2403.16728 lets c depend on the noise level too). All of it is
-            divided by ``(1 + sigma^2)^(1/2)``, or these large squares would leave the small sigmas no part of the step.
+            ``c = huber_scale (1 + sigma^2)^huber_growth``: ``e^2`` for errors far below c, ``2 c |e|`` far above. Small
+            errors of large surfaces count more beside those of edges; the best D lies between the mean and the median,
+            which are one where little is uncertain. Where much is, at large sigma, a median would draw the common
+            images too often: there c is beyond all errors (2403.16728 lets c depend on the noise level too). All of it
+            is divided by ``(1 + sigma^2)^(huber_growth / 2)``, or these large squares would leave the small sigmas no
+            part of the step.
         difference_weight: how often the errors of the differences between a pixel and its right and lower neighbour
             count, each as those of the pixels do (1511.05440, eq. 6, is the like). A faint texture on a flat
             surface is small in the pixels and large in their differences. The best D of squared errors stays the
             same: differences are linear in the image.
+        huber_growth: how c grows with sigma; 0 = one c at all noise levels.
     """
 
     huber_scale: float = 0.0
     difference_weight: float = 0.0
+    huber_growth: float = 1.0
 
     def __call__(self, error: Tensor, sigma: Tensor) -> Tensor:
         """The penalty of each image: of errors [B, C, H, W], or [B, ...] without differences, at sigma [B]; [B]."""
@@ -44,7 +47,7 @@ class Penalty:
     def _mean(self, error: Tensor, sigma: Tensor) -> Tensor:
         square = error.square()
         if self.huber_scale:  # 2 c (sqrt(e^2 + c^2) - c), without a difference of nearly equal numbers
-            growth = expand(1 + sigma.square(), error)
+            growth = expand((1 + sigma.square()).pow(self.huber_growth), error)
             c = self.huber_scale * growth
             square = 2 * c * square / (((square + c.square()).sqrt() + c) * growth.sqrt())
         return square.flatten(1).mean(1)
@@ -138,7 +141,7 @@ class Loss:
 
 def build_loss(config: Diffusion) -> Loss:
     """The loss that ``config`` names, with its objective. Raises ValueError as :func:`build_objective` does."""
-    penalty = Penalty(config.huber_scale, config.difference_weight)
+    penalty = Penalty(config.huber_scale, config.difference_weight, config.huber_growth)
     return Loss(build_objective(config), penalty, config.noise_candidates, config.input_perturbation)
 
 
