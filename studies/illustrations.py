@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers
-from unveil.diffusion.denoiser import expand
+from unveil.diffusion.closed_form import Mixture, ring
 from unveil.diffusion.objectives import (
     P2,
     EDMObjective,
@@ -45,87 +45,14 @@ SKY, YELLOW, RED = "#56b4e9", "#c9a227", "#882255"
 SIGMA_MIN, SIGMA_MAX = 0.02, 20.0
 """Noise levels between which the samplers of the figures go, before the last interval to 0."""
 
+LINE = Mixture([0.35, 0.65], [-0.9, 0.5], [0.12, 0.2])
+"""On the line, with components that a sampler must tell apart."""
+
+RING = ring([0.3, 0.1, 0.25, 0.1, 0.25], radius=1.2, std=0.1)
+"""The same in the plane."""
+
 Solver: TypeAlias = Callable[[Tensor, Tensor], Iterator[Step]]
 """Runs a sampler on a grid of sigmas from x."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of Gaussians on the line, whose denoiser has a closed form.
-
-    Attributes:
-        weights: of the components, sum 1.
-        means: of the components.
-        stds: of the components, positive.
-    """
-
-    weights: tuple[float, ...] = (0.35, 0.65)
-    means: tuple[float, ...] = (-0.9, 0.5)
-    stds: tuple[float, ...] = (0.12, 0.2)
-
-    def density(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Density of ``x0 + sigma n`` at x; both of one shape, or broadcast."""
-        return self._joint(x, sigma).sum(-1)
-
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """``E[x0 | x]`` for x [B, ...] and sigma [B], which makes this a denoiser.
-
-        Given the component k, ``x0`` and ``x`` are jointly Gaussian: ``E[x0 | x, k] = mu_k + s_k^2 / (s_k^2 +
-        sigma^2) (x - mu_k)``. These are averaged with the probabilities of the components given x.
-        """
-        sigma = expand(sigma, x)
-        joint = self._joint(x, sigma)
-        variances = x.new_tensor(self.stds).square()
-        gain = variances / (variances + sigma[..., None].square())
-        means = x.new_tensor(self.means)
-        return (joint * (means + gain * (x[..., None] - means))).sum(-1) / joint.sum(-1)
-
-    def quantiles(self, count: int) -> Tensor:
-        """``count`` values that cut the clean distribution into equal parts: float64 [count], rising."""
-        reach = 8 * max(self.stds)
-        x = torch.linspace(min(self.means) - reach, max(self.means) + reach, 200_001, dtype=torch.float64)
-        total = torch.cumulative_trapezoid(self.density(x, torch.zeros_like(x)), x)
-        wanted = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        return x[1:][torch.searchsorted(total, wanted)]
-
-    def _joint(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Weight times density of every component, on a new last axis."""
-        variances = x.new_tensor(self.stds).square() + sigma[..., None].square()
-        squares = (x[..., None] - x.new_tensor(self.means)).square() / variances
-        return x.new_tensor(self.weights) * (-squares / 2).exp() / (2 * pi * variances).sqrt()
-
-
-@dataclass(frozen=True)
-class Ring:
-    """A mixture of round Gaussians on a circle in the plane; x is [B, ..., 2], independent points of the plane.
-
-    Attributes:
-        weights: of the components, sum 1.
-        radius: of the circle.
-        std: of every component.
-    """
-
-    weights: tuple[float, ...] = (0.3, 0.1, 0.25, 0.1, 0.25)
-    radius: float = 1.2
-    std: float = 0.1
-
-    @property
-    def means(self) -> Tensor:
-        """Evenly around the circle: float64 [K, 2]."""
-        angles = 2 * pi * torch.arange(len(self.weights), dtype=torch.float64) / len(self.weights) + pi / 2
-        return self.radius * torch.stack([angles.cos(), angles.sin()], -1)
-
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """``E[x0 | x]`` for x [B, ..., 2] and sigma [B], as of :class:`Mixture`."""
-        level = expand(sigma, x[..., 0])
-        gain = self.std**2 / (self.std**2 + level.square())[..., None, None]
-        parts = self.means + gain * (x[..., None, :] - self.means)
-        return (self._log_joint(x, level).softmax(-1)[..., None] * parts).sum(-2)
-
-    def _log_joint(self, x: Tensor, level: Tensor) -> Tensor:
-        variance = (self.std**2 + level.square())[..., None]
-        squares = (x[..., None, :] - self.means).square().sum(-1) / variance
-        return x.new_tensor(self.weights).log() - squares / 2 - (2 * pi * variance).log()
 
 
 def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
@@ -152,9 +79,19 @@ def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
     return (mean + std * normal).exp(), (-normal.square() / 2).exp() / (std * sqrt(2 * pi))
 
 
+def quantiles(mixture: Mixture, count: int) -> Tensor:
+    """``count`` values that cut a clean mixture on the line into equal parts: float64 [count], rising."""
+    reach = 8 * float(mixture.covariances.max()) ** 0.5
+    ends = float(mixture.means.min()) - reach, float(mixture.means.max()) + reach
+    x = torch.linspace(*ends, 200_001, dtype=torch.float64)
+    total = torch.cumulative_trapezoid(mixture.log_density(x).exp(), x)
+    wanted = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return x[1:][torch.searchsorted(total, wanted)]
+
+
 def wasserstein(samples: Tensor, mixture: Mixture) -> float:
     """Mean distance (Wasserstein-1) between samples [N] and the clean mixture."""
-    return float((samples.sort().values - mixture.quantiles(len(samples))).abs().mean())
+    return float((samples.sort().values - quantiles(mixture, len(samples))).abs().mean())
 
 
 def normal_quantiles(count: int) -> Tensor:
@@ -311,12 +248,11 @@ def draw_objectives() -> Figure:
 
 def draw_samplers() -> Figure:
     """Three samplers on a mixture, at the same number of network evaluations, with what they end in."""
-    mixture = Mixture()
     many = SIGMA_MAX * torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows: list[tuple[str, str, int, Solver]] = [
-        ("ddim, η = 0", BLUE, 23, ddim_solver(mixture)),
-        ("heun", GREEN, 12, heun_solver(mixture)),
-        ("ddpm", ORANGE, 23, ddpm_solver(mixture, 1)),
+        ("ddim, η = 0", BLUE, 23, ddim_solver(LINE)),
+        ("heun", GREEN, 12, heun_solver(LINE)),
+        ("ddpm", ORANGE, 23, ddpm_solver(LINE, 1)),
     ]
     figure = Figure(figsize=(10, 4.1), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 6, sharey=True, width_ratios=[3, 1] * 3)
@@ -325,17 +261,17 @@ def draw_samplers() -> Figure:
         sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
         places = _places(sigmas)
         start = SIGMA_MAX * normal_quantiles(6 if name == "ddpm" else 14)
-        _draw_marginals(axes, mixture)
+        _draw_marginals(axes, LINE)
         if name != "ddpm":
             fine = grids.karras(256, SIGMA_MIN, SIGMA_MAX)
-            exact = _scaled(fine, [start] + [step.x for step in heun_solver(mixture)(fine, start)])
+            exact = _scaled(fine, [start] + [step.x for step in heun_solver(LINE)(fine, start)])
             axes.plot(_places(fine), exact, color=BLACK, linewidth=0.5, alpha=0.65)
         walk = list(solver(sigmas, start))
         states = _scaled(sigmas, [start] + [step.x for step in walk])
         axes.plot(places, states, color=color, linewidth=0.9, marker="o", markersize=2)
         axes.set_title(f"{name}: {walk[-1].nfe} evaluations", fontsize=11)
         *_, last = solver(sigmas, many)
-        _draw_result(margin, mixture, last.x, color)
+        _draw_result(margin, LINE, last.x, color)
         axes.set_xlim(float(_places(sigmas)[0]), float(places[-1]))
         ticks = [20.0, 5.0, 1.0, 0.2, 0.05, 0.0]
         axes.set_xticks([float(place) for place in _places(torch.tensor(ticks))], [f"{tick:g}" for tick in ticks])
@@ -349,7 +285,7 @@ def draw_samplers() -> Figure:
 
 def draw_trajectories() -> Figure:
     """Every sampler on a mixture in the plane, at about the same number of network evaluations."""
-    ring, steps = Ring(), 24
+    steps = 24
     churn = Churn(s_churn=0.2 * steps, s_tmin=0.05, s_tmax=10.0)
     shown: list[tuple[str, str, int, SamplerFunction]] = [
         ("ddim, euler", BLUE, steps, samplers.euler),
@@ -369,8 +305,8 @@ def draw_trajectories() -> Figure:
         # The corrector takes the norms of its step over an image, here of all points; rk45's steps are an image's own.
         start = points[None] if name == "predictor-corrector" else points[:, None]
         sigmas = grids.karras(count, SIGMA_MIN, SIGMA_MAX)
-        walk = list(sampler(ring.denoise, sigmas, start, _noise_like(start, 1)))
-        steps_taken = _followed(sampler, ring, sigmas, start) if name == "rk45" else walk
+        walk = list(sampler(RING.denoise, sigmas, start, _noise_like(start, 1)))
+        steps_taken = _followed(sampler, sigmas, start) if name == "rk45" else walk
         levels = [SIGMA_MAX] + [step.sigma for step in steps_taken]
         states = [
             x.reshape(-1, 2) / sqrt(1 + sigma**2)
@@ -383,9 +319,7 @@ def draw_trajectories() -> Figure:
             result[:, 0], result[:, 1], s=0.8, color=ORANGE if color != ORANGE else BLACK, linewidths=0, zorder=3
         )
         axes.set_title(f"{name}: {walk[-1].nfe}", fontsize=9)
-    generator = torch.Generator().manual_seed(4)
-    which = torch.multinomial(torch.tensor(ring.weights), 1500, replacement=True, generator=generator)
-    data = ring.means[which] + ring.std * torch.randn(1500, 2, generator=generator, dtype=torch.float64)
+    data = RING.draw(1500, seed=4)
     upper[4].scatter(data[:, 0], data[:, 1], s=0.8, color=ORANGE, linewidths=0)
     upper[4].set_title("the data", fontsize=9)
     for axes in figure.axes:
@@ -399,7 +333,6 @@ def draw_trajectories() -> Figure:
 
 def draw_orders() -> Figure:
     """Error of three solvers of the probability-flow ODE against the number of network evaluations."""
-    mixture = Mixture()
     figure = Figure(figsize=(5, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     shown = (
@@ -409,7 +342,7 @@ def draw_orders() -> Figure:
     )
     for name, color, marker, order, cost, solver in shown:
         steps = [2**k // cost for k in range(3, 11)]
-        errors = solution_errors(solver(mixture), mixture, steps)
+        errors = solution_errors(solver(LINE), LINE, steps)
         evaluations = [cost * count for count in steps]
         axes.plot(evaluations, errors, color=color, marker=marker, markersize=4, label=name, linewidth=1.4)
         last, error = evaluations[-1], errors[-1]
@@ -469,10 +402,10 @@ def _noise_like(x: Tensor, seed: int) -> NoiseSource:
     return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
-def _followed(sampler: SamplerFunction, ring: Ring, sigmas: Tensor, start: Tensor) -> list[Step]:
+def _followed(sampler: SamplerFunction, sigmas: Tensor, start: Tensor) -> list[Step]:
     """Where a sampler that yields only its ends is between them: run to each noise level of the grid."""
     between = [torch.stack([sigmas[0], level, torch.zeros_like(level)]) for level in sigmas[1:-1]]
-    return [next(sampler(ring.denoise, grid, start, _no_noise)) for grid in between]
+    return [next(sampler(RING.denoise, grid, start, _no_noise)) for grid in between]
 
 
 @cache
@@ -503,7 +436,7 @@ def _draw_marginals(axes: Axes, mixture: Mixture) -> None:
     sigmas = (-places).exp()
     scaled = torch.linspace(-2.3, 2.3, 231, dtype=torch.float64)
     x = scaled[:, None] * (1 + sigmas.square()).sqrt()
-    density = mixture.density(x, sigmas.expand_as(x))
+    density = mixture.log_density(x, sigmas.expand_as(x)).exp()
     axes.contourf(places, scaled, density / density.amax(0), levels=8, cmap="Greys", vmax=2.2)
 
 
@@ -512,7 +445,7 @@ def _draw_result(axes: Axes, mixture: Mixture, samples: Tensor, color: str) -> N
     density = torch.histc(samples, 92, -2.3, 2.3) / (len(samples) * 0.05)
     axes.barh((torch.arange(92) * 0.05 - 2.275).numpy(), density.numpy(), height=0.05, color=color, alpha=0.5)
     x = torch.linspace(-2.3, 2.3, 461, dtype=torch.float64)
-    axes.plot(mixture.density(x, torch.zeros_like(x)), x, color=BLACK, linewidth=0.9)
+    axes.plot(mixture.log_density(x).exp(), x, color=BLACK, linewidth=0.9)
     distance = f"W₁ {wasserstein(samples, mixture):.3f}"
     axes.text(0.97, 0.97, distance, transform=axes.transAxes, fontsize=8, ha="right", va="top")
     axes.set_xlim(0, 1.9)

@@ -7,6 +7,7 @@ import pytest
 
 MODULES = (
     "unveil.data.batches",
+    "unveil.diffusion.closed_form",
     "unveil.diffusion.denoiser",
     "unveil.diffusion.loss",
     "unveil.diffusion.sampling",

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import Mixture
 from torch import Tensor, nn
 
-from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
+from unveil.diffusion.closed_form import Mixture, gaussian
+from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.likelihood import (
     LEVEL,
     BitsPerDim,
@@ -44,8 +44,8 @@ def test_the_exact_trace_gives_the_exact_likelihood(data: Mixture) -> None:
     x = data.draw(40, seed=1)
     values, nfe = log_density(data.denoise, x, ENDS, ENDS[1], exact_probes(x))
     exact = data.log_density(x, ENDS[0])
-    assert _bits(values - exact, data.dim).abs().max() < 1e-3
-    assert _bits(exact - data.log_density(x, 0.0), data.dim).abs().max() < 1e-3  # what cutting off sigma_min costs
+    assert _bits(values - exact, x.shape[1]).abs().max() < 1e-3
+    assert _bits(exact - data.log_density(x, 0.0), x.shape[1]).abs().max() < 1e-3  # what cutting off sigma_min costs
     assert nfe.shape == (40,) and (nfe > 10).all()
 
 
@@ -93,14 +93,6 @@ def _pixels(mean: float, std: float, count: int) -> Tensor:
     return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _gaussian_pixels(mean: float, std: float) -> DenoiserFunction:
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        gain = std**2 / (std**2 + sigma.reshape(-1, 1, 1, 1) ** 2)
-        return mean + gain * (x - mean)
-
-    return denoise
-
-
 @pytest.mark.parametrize(
     "path",
     [VPLinear(), VPCosine(), VPSigmoid(), VPSDE(), SubVP(), VE(0.02, 180.0), EDM(), Flow()],
@@ -110,7 +102,7 @@ def test_bits_of_gaussian_pixels_on_every_path(path: NoisePath) -> None:
     """The entropy of a Gaussian pixel in grey levels, log2(std / LEVEL sqrt(2 pi e)), within the standard error."""
     mean, std = 0.05, 0.25
     images = _pixels(mean, std, 64)
-    found = bits_per_dim(_gaussian_pixels(mean, std), path, images, LikelihoodConfig())
+    found = bits_per_dim(gaussian(mean, std).denoise, path, images, LikelihoodConfig())
     least = path.sigma_range()[0]
     cross = math.log2(math.sqrt(2 * math.pi * (std**2 + least**2)) / LEVEL) + std**2 / (std**2 + least**2) / 2 / BIT
     assert found.mean == pytest.approx(cross, abs=4 * found.stderr)
@@ -150,7 +142,7 @@ class _Small(nn.Module):
 
 def test_without_dequantization_the_levels_themselves_are_taken() -> None:
     images = torch.full((2, 3, 2, 2), 200, dtype=torch.uint8)
-    denoiser = _gaussian_pixels(0.0, 0.25)
+    denoiser = gaussian(0.0, 0.25).denoise
     plain = bits_per_dim(denoiser, EDM(), images, LikelihoodConfig(dequantization="none"))
     variance = 0.25**2 + 0.002**2
     exact = ((200 / 127.5 - 1) ** 2 / variance + math.log(2 * math.pi * variance)) / 2 / BIT - math.log2(LEVEL)
@@ -187,7 +179,7 @@ def test_a_denoiser_that_is_not_finite_is_an_error() -> None:
 
 
 def test_no_images_have_no_likelihoods() -> None:
-    found = bits_per_dim(_gaussian_pixels(0.0, 0.3), EDM(), _pixels(0.0, 0.3, 0), LikelihoodConfig())
+    found = bits_per_dim(gaussian(0.0, 0.3).denoise, EDM(), _pixels(0.0, 0.3, 0), LikelihoodConfig())
     assert found.values.shape == found.nfe.shape == (0,)
     nothing = torch.zeros(0, 3, 4, 4)
-    assert all(part.shape == (0,) for part in log_density(_gaussian_pixels(0, 1), nothing, ENDS, 1.0, nothing[None]))
+    assert all(part.shape == (0,) for part in log_density(gaussian(0, 1).denoise, nothing, ENDS, 1.0, nothing[None]))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import chisquare, kstest, norm
-from tests.diffusion.closed_forms import gaussian_denoiser
 from torch import Tensor, nn
 
+from unveil.diffusion.closed_form import gaussian
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.loss import Draws, Loss, Penalty
 from unveil.diffusion.objectives import (
@@ -220,11 +220,11 @@ def test_the_best_denoiser_has_the_least_loss(objective: Objective) -> None:
     generator = torch.Generator().manual_seed(5)
     x0, noise = torch.randn(2, 20_000, 4, generator=generator, dtype=torch.float64)
     x0, sigma = mean + std * x0, objective.sample_sigma(20_000, generator).double()
-    best = gaussian_denoiser(mean, std)
+    best = gaussian(mean, std).denoise
     loss = Loss(objective)(best, x0, Draws(sigma, noise))
     least = objective.weight(sigma) * std**2 * sigma**2 / (std**2 + sigma**2)
     assert (loss - least).mean().abs() < 4 * (loss - least).std() / 20_000**0.5
-    for other in (gaussian_denoiser(mean, 0.5), gaussian_denoiser(mean, 0.7), gaussian_denoiser(0.2, std)):
+    for other in (gaussian(mean, 0.5).denoise, gaussian(mean, 0.7).denoise, gaussian(0.2, std).denoise):
         assert Loss(objective)(other, x0, Draws(sigma, noise)).mean() > loss.mean()
 
 

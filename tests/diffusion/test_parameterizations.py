@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import column, gaussian_denoiser
 from torch import Tensor, nn
 
-from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.closed_form import gaussian
+from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, Coefficients, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
@@ -127,7 +127,7 @@ class _Optimal(nn.Module):
     def forward(self, seen: Tensor, c_noise: Tensor) -> Tensor:
         sigma = _told(self.path, c_noise)
         (a, b), (p, q) = (
-            tuple(column(value, seen) for value in mix)
+            tuple(expand(value, seen) for value in mix)
             for mix in _seen_and_wanted(self.parameterization, self.path, sigma)
         )
         slope = (a * p * STD**2 + b * q) / (a**2 * STD**2 + b**2)
@@ -152,6 +152,6 @@ def test_the_best_network_of_every_kind_is_the_same_denoiser(
 ) -> None:
     sigma = torch.logspace(-1.1, 1.6, 28, dtype=torch.float64)
     x = torch.randn(len(sigma), 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    x = MEAN + x * column(sigma, x)
+    x = MEAN + x * expand(sigma, x)
     denoised = Denoiser(_Optimal(parameterization, path), path, parameterization)(x, sigma)
-    torch.testing.assert_close(denoised, gaussian_denoiser(MEAN, STD)(x, sigma), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(denoised, gaussian(MEAN, STD).denoise(x, sigma), rtol=1e-10, atol=1e-10)

@@ -8,10 +8,11 @@ from typing import get_args
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import PlaneMixture, exact_moments, gaussian_denoiser, last
+from tests.diffusion.affine import exact_moments, last
 from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
+from unveil.diffusion.closed_form import Mixture, gaussian
 from unveil.diffusion.config import Sampler, SamplerName, Threshold
 from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
@@ -22,7 +23,7 @@ from unveil.networks.config import UNetConfig
 from unveil.networks.unet import UNet
 
 MEAN, STD = 0.3, 0.6
-GAUSSIAN = gaussian_denoiser(MEAN, STD)
+GAUSSIAN = gaussian(MEAN, STD).denoise
 
 FIRST_ORDER: dict[str, SamplerFunction] = {
     "ddim": samplers.ddim,
@@ -110,10 +111,8 @@ def test_pure_noise_becomes_gaussian_data(name: str, path: str) -> None:
     assert std == pytest.approx(STD, rel=0.05)
 
 
-MIXTURE = PlaneMixture(
-    weights=torch.tensor([0.3, 0.7], dtype=torch.float64),
-    means=torch.tensor([[-0.9, 0.4], [0.7, -0.3]], dtype=torch.float64),
-    covariances=torch.tensor([[[0.03, 0.02], [0.02, 0.04]], [[0.05, -0.02], [-0.02, 0.02]]], dtype=torch.float64),
+MIXTURE = Mixture(
+    [0.3, 0.7], [[-0.9, 0.4], [0.7, -0.3]], [[[0.03, 0.02], [0.02, 0.04]], [[0.05, -0.02], [-0.02, 0.02]]]
 )
 
 

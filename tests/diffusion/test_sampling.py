@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import column, gaussian_denoiser, last
+from tests.diffusion.affine import last
 from torch import Tensor
 
 from unveil.diffusion import grids, sampling
+from unveil.diffusion.closed_form import gaussian
 from unveil.diffusion.config import Sampler, Threshold
-from unveil.diffusion.denoiser import Denoiser
+from unveil.diffusion.denoiser import Denoiser, expand
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import EDM, VE, VPSDE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Counted
@@ -123,7 +124,7 @@ def test_ddims_grids_belong_to_paths_with_timesteps(spacing: str) -> None:
 def test_the_first_step_is_the_start() -> None:
     for path in (VPLinear(), EDM(), Flow()):
         config = Sampler(sampler="heun", steps=3, grid="karras")
-        steps = list(draw(gaussian_denoiser(0.0, 1.0), config, 5, [2, 9], SHAPE, path=path))
+        steps = list(draw(gaussian(0.0, 1.0).denoise, config, 5, [2, 9], SHAPE, path=path))
         noise = SampleNoise(5, [2, 9], SHAPE)()
         sigma_max = torch.tensor(80.0, dtype=torch.float64)
         torch.testing.assert_close(steps[0].x, noise * path.start_scale(sigma_max).item())
@@ -216,10 +217,10 @@ def test_stochastic_samplers_depend_on_their_later_noise_too(config: Sampler, mo
 def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two_threads: Workers) -> None:
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         assert torch.is_inference_mode_enabled() and len(x) == len(sigma) <= 4
-        return gaussian_denoiser(0.3, 0.5)(x, sigma)
+        return gaussian(0.3, 0.5).denoise(x, sigma)
 
     config = Sampler(sampler="dpmpp-2m", steps=4, grid="karras")
-    whole = last(draw(gaussian_denoiser(0.3, 0.5), config, 0, range(count), SHAPE, path=EDM()))
+    whole = last(draw(gaussian(0.3, 0.5).denoise, config, 0, range(count), SHAPE, path=EDM()))
     shared = last(draw(denoiser, config, 0, range(count), SHAPE, path=EDM(), workers=two_threads))
     torch.testing.assert_close(shared.x, whole.x)
 
@@ -230,7 +231,7 @@ def test_threads_share_a_batch_and_each_image_stays_in_its_place(count: int, two
 def test_a_denoiser_that_calls_two_networks_counts_two(
     config: Sampler, threshold: Threshold, threads: bool, two_threads: Workers
 ) -> None:
-    one, other = Counted(gaussian_denoiser(0.3, 0.5)), Counted(gaussian_denoiser(0.1, 0.5))
+    one, other = Counted(gaussian(0.3, 0.5).denoise), Counted(gaussian(0.1, 0.5).denoise)
 
     def between(x: Tensor, sigma: Tensor) -> Tensor:
         return (one(x, sigma) + other(x, sigma)) / 2
@@ -239,7 +240,7 @@ def test_a_denoiser_that_calls_two_networks_counts_two(
     config, workers = config.replace(threshold=threshold), two_threads if threads else ALONE
     for _ in range(2):  # a second drawing begins at 0 again
         steps = list(draw(both, config, 0, range(9), SHAPE, path=EDM(), workers=workers))
-        plain = list(draw(gaussian_denoiser(0.2, 0.5), config, 0, range(9), SHAPE, path=EDM()))
+        plain = list(draw(gaussian(0.2, 0.5).denoise, config, 0, range(9), SHAPE, path=EDM()))
         if config.sampler != "rk45":  # whose steps depend on rounding
             assert [step.nfe for step in steps] == [2 * step.nfe for step in plain]
         assert steps[-1].nfe % 2 == 0 and steps[0].nfe == 0
@@ -250,7 +251,7 @@ def test_a_start_and_levels_of_the_callers_own_are_taken() -> None:
         Sampler(sampler="heun", steps=3, grid="karras"),
         torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64),
     )
-    denoiser, start = gaussian_denoiser(0.3, 0.5), 5 * SampleNoise(7, [1, 4], SHAPE)()
+    denoiser, start = gaussian(0.3, 0.5).denoise, 5 * SampleNoise(7, [1, 4], SHAPE)()
     steps = list(draw(denoiser, config, 0, [0, 1], SHAPE, start=start, sigmas=sigmas))
     assert [step.sigma for step in steps] == sigmas.tolist() and torch.equal(steps[0].x, start)
     own = list(draw(denoiser, config, 0, [0, 1], SHAPE, path=EDM(), sigmas=sigmas))
@@ -264,8 +265,8 @@ def test_a_condition_goes_with_its_images(threads: bool, two_threads: Workers) -
     means = torch.linspace(-0.5, 0.5, 7)
 
     def told(x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        centre = column(condition, x)
-        return centre + gaussian_denoiser(0.0, 0.1)(x - centre, sigma)
+        centre = expand(condition, x)
+        return centre + gaussian(0.0, 0.1).denoise(x - centre, sigma)
 
     config, workers = Sampler(sampler="heun", steps=20, grid="karras"), two_threads if threads else ALONE
     *_, step = draw(told, config, 0, range(7), SHAPE, path=EDM(), condition=means, workers=workers)

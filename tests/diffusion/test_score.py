@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from tests.diffusion.closed_forms import gaussian_denoiser
 
+from unveil.diffusion.closed_form import gaussian
 from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
 
 MEAN, STD = 0.3, 0.6
@@ -16,7 +16,7 @@ def test_the_score_is_the_gradient_of_the_log_density() -> None:
     sigma = torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64)
     density = torch.distributions.Normal(MEAN, (STD**2 + sigma**2).sqrt()[:, None])
     (gradient,) = torch.autograd.grad(density.log_prob(x).sum(), x)
-    found = score(gaussian_denoiser(MEAN, STD))(x, sigma)
+    found = score(gaussian(MEAN, STD).denoise)(x, sigma)
     torch.testing.assert_close(found, gradient)
 
 
@@ -24,7 +24,7 @@ def test_the_reverse_process_undoes_the_variance_of_the_forward_one() -> None:
     """Of Gaussian data: ``d var / dsigma`` is g^2 forward, and ``2 drift' var - g^2`` backward; they are the same."""
     sigma, var = 1.7, STD**2 + 1.7**2
     x = torch.tensor([[MEAN], [MEAN + 1.0]], dtype=torch.float64)
-    gradient = score(gaussian_denoiser(MEAN, STD))(x, torch.full((2,), sigma, dtype=torch.float64))
+    gradient = score(gaussian(MEAN, STD).denoise)(x, torch.full((2,), sigma, dtype=torch.float64))
     drift = reverse_drift(gradient, sigma)
     slope = float(drift[1] - drift[0])
     assert float(drift[0]) == pytest.approx(0.0)
@@ -64,7 +64,7 @@ def test_langevin_dynamics_come_to_rest_at_the_density(snr: float) -> None:
     sigma, count, size = 0.8, 40, 400
     generator = torch.Generator().manual_seed(0)
     level = torch.full((count,), sigma, dtype=torch.float64)
-    gradient_of = score(gaussian_denoiser(MEAN, STD))
+    gradient_of = score(gaussian(MEAN, STD).denoise)
     x = 3 * torch.randn(count, size, generator=generator, dtype=torch.float64)
     steps = round(4 / snr**2)
     for _ in range(steps):

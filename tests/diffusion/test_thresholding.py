@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from tests.diffusion.closed_forms import last
+from tests.diffusion.affine import last
 from torch import Tensor
 
 from unveil.diffusion import grids, samplers

@@ -6,10 +6,9 @@ import torch
 from PIL import Image
 from studies.illustrations import (
     DRAWINGS,
+    LINE,
     SIGMA_MAX,
     SIGMA_MIN,
-    Mixture,
-    Ring,
     app,
     ddim_solver,
     ddpm_solver,
@@ -17,6 +16,7 @@ from studies.illustrations import (
     heun_solver,
     log_sigma_density,
     normal_quantiles,
+    quantiles,
     solution_errors,
     wasserstein,
 )
@@ -33,23 +33,10 @@ from unveil.recipes import load_recipe
 ROOT = Path(__file__).parents[2]
 LARGEST = 120_000  # bytes of a figure
 
-MIXTURE = Mixture()
-CLEAN = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
-SIGMAS = [0.03, 0.2, 0.7, 3.0, 20.0]
-
 
 @pytest.fixture(scope="module")
 def report():
     return (ROOT / "REPORT.md").read_text(encoding="utf-8")
-
-
-def _prior(x: torch.Tensor) -> torch.Tensor:
-    """The mixture's density, written down a second time."""
-    parts = zip(MIXTURE.weights, MIXTURE.means, MIXTURE.stds, strict=True)
-    return sum(
-        (w * torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) for w, m, s in parts),
-        torch.zeros_like(x),
-    )
 
 
 def _samples_of(solver, count, steps=64):
@@ -58,65 +45,18 @@ def _samples_of(solver, count, steps=64):
     return last.x
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_denoiser_of_the_mixture_is_the_posterior_mean_by_numerical_integration(sigma):
-    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)
-    posterior = _prior(CLEAN) * torch.exp(-0.5 * ((x[:, None] - CLEAN) / sigma) ** 2)
-    expected = torch.trapezoid(posterior * CLEAN, CLEAN) / torch.trapezoid(posterior, CLEAN)
-    found = MIXTURE.denoise(x, torch.full_like(x, sigma))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_density_of_the_mixture_is_the_convolution_with_the_noise(sigma):
-    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)
-    kernel = torch.exp(-0.5 * ((x[:, None] - CLEAN) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
-    expected = torch.trapezoid(_prior(CLEAN) * kernel, CLEAN)
-    torch.testing.assert_close(MIXTURE.density(x, torch.full_like(x, sigma)), expected, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_score_is_denoised_minus_noisy_over_variance(sigma):
-    x = (torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) * (1 + sigma)).requires_grad_()
-    level = torch.full_like(x, sigma)
-    (score,) = torch.autograd.grad(MIXTURE.density(x, level).log().sum(), x)
-    torch.testing.assert_close((MIXTURE.denoise(x, level) - x) / sigma**2, score, rtol=1e-8, atol=1e-8)
-
-
-def test_denoiser_takes_one_sigma_for_each_image():
-    x = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    together = MIXTURE.denoise(x, sigma)
-    for image, level, found in zip(x, sigma, together, strict=True):
-        torch.testing.assert_close(found, MIXTURE.denoise(image, level.expand(image.shape[0])))
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_denoiser_of_the_ring_is_the_gradient_of_its_density(sigma):
-    ring = Ring()
-    x = (torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).requires_grad_()
-    spread = math.hypot(ring.std, sigma)
-    parts = torch.distributions.Normal(ring.means, spread)
-    log_density = (parts.log_prob(x[..., None, :]).sum(-1) + torch.tensor(ring.weights).log()).logsumexp(-1)
-    (gradient,) = torch.autograd.grad(log_density.sum(), x)
-    found = ring.denoise(x, torch.tensor([sigma], dtype=torch.float64))
-    torch.testing.assert_close(found, x + sigma**2 * gradient, rtol=1e-6, atol=1e-6)
-    assert float(ring.means.norm(dim=1).std()) == pytest.approx(0, abs=1e-9)
-
-
 def test_quantiles_have_the_moments_of_the_mixture():
-    values = MIXTURE.quantiles(20_000)
-    mean = sum(w * m for w, m in zip(MIXTURE.weights, MIXTURE.means, strict=True))
-    second = sum(w * (m**2 + s**2) for w, m, s in zip(MIXTURE.weights, MIXTURE.means, MIXTURE.stds, strict=True))
-    assert float(values.mean()) == pytest.approx(mean, abs=1e-3)
-    assert float(values.square().mean()) == pytest.approx(second, abs=1e-3)
+    values = quantiles(LINE, 20_000)
+    means, variances = LINE.means[:, 0], LINE.covariances[:, 0, 0]
+    assert float(values.mean()) == pytest.approx(float(LINE.weights @ means), abs=1e-3)
+    assert float(values.square().mean()) == pytest.approx(float(LINE.weights @ (means**2 + variances)), abs=1e-3)
     assert (values.diff() >= 0).all()
 
 
 def test_wasserstein_of_a_shift_is_the_shift():
-    values = MIXTURE.quantiles(1000)
-    assert wasserstein(values, MIXTURE) == 0
-    assert wasserstein(values.flip(0) + 0.25, MIXTURE) == pytest.approx(0.25)
+    values = quantiles(LINE, 1000)
+    assert wasserstein(values, LINE) == 0
+    assert wasserstein(values.flip(0) + 0.25, LINE) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +89,15 @@ def test_density_of_an_unknown_objective_is_an_error():
         log_sigma_density(object())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "solver", [ddim_solver(MIXTURE), heun_solver(MIXTURE), dpmpp_2m_solver(MIXTURE), ddpm_solver(MIXTURE, 2)]
-)
+@pytest.mark.parametrize("solver", [ddim_solver(LINE), heun_solver(LINE), dpmpp_2m_solver(LINE), ddpm_solver(LINE, 2)])
 def test_every_sampler_ends_in_the_mixture(solver):
-    assert wasserstein(_samples_of(solver, 4000), MIXTURE) < 0.04
-    assert wasserstein(torch.zeros(4000, dtype=torch.float64), MIXTURE) > 0.3  # what a useless one would have
+    assert wasserstein(_samples_of(solver, 4000), LINE) < 0.04
+    assert wasserstein(torch.zeros(4000, dtype=torch.float64), LINE) > 0.3  # what a useless one would have
 
 
 @pytest.mark.parametrize(("solver", "order"), [(ddim_solver, 1), (heun_solver, 2), (dpmpp_2m_solver, 2)])
 def test_error_of_a_solver_falls_at_its_order(solver, order):
-    coarse, fine = solution_errors(solver(MIXTURE), MIXTURE, [64, 128])
+    coarse, fine = solution_errors(solver(LINE), LINE, [64, 128])
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
