@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +113,7 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str, f
         values = from_json(content, allow_inf_nan=not finite)
         if finite and (wrong := excessive_number(values)):  # also where any value may stand
             raise UnveilError(f"{name}: {wrong}; {mend}")
-        record: Record = _adapter(kind).validate_json(content, strict=True)  # type: ignore[arg-type]
+        record: Record = _adapter(kind).validate_json(content, strict=True)
         return record
     except ValidationError as error:
         raise UnveilError(f"{name}: {_first_problem(error)}; {mend}") from None
@@ -132,34 +132,31 @@ def excessive_number(value: Any, key: str = "") -> str | None:
     return None
 
 
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def _first_problem(error: ValidationError) -> str:
     """The first of pydantic's problems, the format's before others: key, what was found, what was expected."""
     first = min(error.errors(include_url=False), key=lambda problem: problem["loc"] != ("format",))
     parts = (part if re.fullmatch(r"[\w.-]+", part) else json.dumps(part) for part in map(str, first["loc"]))
-    key = _cut(".".join(parts))
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key"
-    if first["type"] == "combination":  # of a section
-        wrong = first["ctx"]["problems"][0]
-        key = ".".join(filter(None, (key, wrong.key)))
-        return f"{key}: found {_shown(first['input'].get(wrong.key))}, expected {wrong.expected}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and isinstance(first["input"], dict):
-        return f"{key + ': ' if key else ''}{message}"
-    if message.startswith("Input should be "):
-        message = f"expected {message.removeprefix('Input should be ')}"
-    return f"{key + ': ' if key else ''}found {_shown(first['input'])}, {message}"
+    key, value = _cut(".".join(parts)), first["input"]
+    place = f"{key}: " if key else ""
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
+    match first["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{key}: unknown key"
+        case "combination":  # of a section
+            wrong = first["ctx"]["problems"][0]
+            key = ".".join(filter(None, (key, wrong.key)))
+            return f"{key}: found {_shown(value.get(wrong.key))}, expected {wrong.expected}"
+        case "value_error" if isinstance(value, dict):
+            return f"{place}{message}"
+    return f"{place}found {_shown(value)}, {message}"
 
 
 def _shown(value: object) -> str:
-    """A value as JSON, cut where it is long."""
     return _cut(json.dumps(value, default=str))
 
 
@@ -171,11 +168,7 @@ def _cut(text: str) -> str:
 
 
 def destination(path: Path, folder: bool = False) -> Path:
-    """Where writing to ``path`` ends up, behind its links. Half-written files of processes that are gone are removed.
-
-    Args:
-        path: of a file, or of a folder.
-        folder: which of the two.
+    """Where writing to a file, or to a ``folder``, ends up behind its links; what killed processes left is removed.
 
     Raises:
         UnveilError: if a link on the way leads nowhere, such as to a disk that is not mounted, or a file stands where
@@ -220,7 +213,6 @@ def _sweep(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

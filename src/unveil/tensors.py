@@ -41,9 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def open_tensors(path: Path, mend: str) -> Iterator[Any]:
     """Open a file for reading its shapes and tensors, as ``safetensors.safe_open`` does.
 
-    Args:
-        path: of the file.
-        mend: how to get a good one, which ends each message.
+    ``mend`` says how to get a good one, and ends each message.
 
     Raises:
         UnveilError: if the file is missing, damaged or no regular file, also if that is seen within the block.

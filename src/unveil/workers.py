@@ -19,12 +19,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Threads of this process that compute parts of the work at once, or the caller's own thread alone.
-
-    Args:
-        pool: of the threads; None = there is only the caller's.
-        count: how many they are.
-    """
+    """Threads of this process that compute parts of the work at once, or (``pool`` None) the caller's own alone."""
 
     def __init__(self, pool: ThreadPoolExecutor | None = None, count: int = 1) -> None:
         self._pool = pool

@@ -17,7 +17,6 @@ from tests.run.conftest import KnownRun, client_of, finished, history, python, s
 
 from unveil.errors import UnveilError
 from unveil.run import tracked
-from unveil.run.tracked import _Batch
 
 
 def test_a_run_keeps_what_it_was_told(project: Path) -> None:
@@ -192,7 +191,7 @@ def test_a_model_whose_files_find_no_room_at_first_is_whole_in_the_end(
 def test_a_row_that_is_refused_takes_no_other_with_it(project: Path) -> None:
     run = start(project)
     with pytest.raises(MlflowException):
-        _Batch(run.client, run.run_id, "tags", 100)([RunTag("a", "1"), RunTag("no*name", "2"), RunTag("b", "3")])
+        run._put([RunTag("a", "1"), RunTag("no*name", "2"), RunTag("b", "3")])
     run.finish("FINISHED")
     assert {"a": "1", "b": "3"}.items() <= client_of(project).get_run(run.run_id).data.tags.items()
 

@@ -53,10 +53,7 @@ def main_checkout(start: Path) -> Path:
 
     ``dvc exp run --temp`` and DVC's queue run a stage in ``<main>/.dvc/tmp/exps/...``, a repository of its
     own that is deleted afterwards; a Git worktree shares the repository of its main checkout. Anything
-    else is its own main checkout.
-
-    Args:
-        start: root of the project as the stage sees it (the folder of dvc.yaml).
+    else is its own main checkout. ``start`` is the folder of dvc.yaml as the stage sees it.
     """
     start = _copied_from(start) or start.resolve()
     common = _git(start, "rev-parse", "--path-format=absolute", "--git-common-dir")
@@ -92,13 +89,15 @@ def git_tags(root: Path) -> dict[str, str]:
     status = _git(root, "status", "--porcelain", "--", ".", *excluded, warned=True)
     if status is None:
         return {}
-    changed = [line[3:] for line in status.splitlines()]
-    tags = {"git.dirty": str(bool(changed)).lower()}
-    if changed:
-        tags["git.changed"] = ", ".join(changed)
-    if commit := _git(root, "rev-parse", "HEAD"):
-        tags |= {"git.commit": commit, "mlflow.source.git.commit": commit}
-    return tags
+    changed = ", ".join(line[3:] for line in status.splitlines())
+    commit = _git(root, "rev-parse", "HEAD")
+    tags = {
+        "git.dirty": str(bool(changed)).lower(),
+        "git.changed": changed,
+        "git.commit": commit,
+        "mlflow.source.git.commit": commit,
+    }
+    return {key: value for key, value in tags.items() if value}
 
 
 def code_commit(root: Path) -> str | None:

@@ -14,6 +14,8 @@ from unveil.files import file_digest, read_text
 
 VARIABLES = {"dvc.stage": "DVC_STAGE", "dvc.exp_name": "DVC_EXP_NAME", "dvc.exp_baseline_rev": "DVC_EXP_BASELINE_REV"}
 
+WRITTEN = ("outs", "metrics", "plots")
+
 
 def dvc_tags() -> dict[str, str]:
     """Stage and experiment, as DVC names them in the environment of what it runs."""
@@ -33,14 +35,10 @@ def declared_paths(dvc_file: Path, name: str) -> tuple[list[str], list[str], lis
         stages = (YAML(typ="safe").load(read_text(dvc_file)) or {}).get("stages") or {}
         if name not in stages:
             return [], [], []
-        written = [path for entry in stages.values() for path in _paths(entry, "outs", "metrics", "plots")]
+        written = [path for entry in stages.values() for path in _paths(entry, *WRITTEN)]
         reads = list(_paths(stages[name], "deps"))
         data = [path for path in reads if any(f"{path}/".startswith(f"{out}/") for out in written)]
-        return (
-            data,
-            [path for path in reads if path not in data],
-            list(_paths(stages[name], "outs", "metrics", "plots")),
-        )
+        return data, [path for path in reads if path not in data], list(_paths(stages[name], *WRITTEN))
     except FileNotFoundError:
         return [], [], []
     except (YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:

@@ -15,12 +15,7 @@ ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 
 
 class Terminated(BaseException):
-    """A signal asked the process to end. Not an Exception, so that no stage swallows it.
-
-    Args:
-        number: of the signal.
-        hint: what follows in the line that the stage ends with.
-    """
+    """A signal asked the process to end; ``hint`` ends the stage's line. No Exception, so that no stage swallows it."""
 
     def __init__(self, number: int, hint: str = "") -> None:
         super().__init__(signal.Signals(number).name)

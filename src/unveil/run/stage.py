@@ -72,7 +72,6 @@ class Run:
         self.project = main_checkout(root)
         self._dataset: tuple[str, str] | None = None
         self._model_id: str | None = None  # only if this store knows it
-        self._tags: dict[str, str] = {}
         self._logged_steps: frozenset[int] = frozenset()  # of a run that is gone on with
         self._dvc_inputs, code_paths, self._dvc_outputs = declared_paths(root / "dvc.yaml", name)
         for output in self._dvc_outputs:  # before any work
@@ -80,13 +79,12 @@ class Run:
         own = {key: value for key, value in flatten(params, read=True).items() if key.startswith(f"{name}.")}
         self._logged_params = dict(own)
         self._started = time.perf_counter()
-        dvc, git = dvc_tags(), git_tags(root)
+        dvc, git, machine = dvc_tags(), git_tags(root), machine_tags()
         experiment = dvc.get("dvc.exp_name")
         code = paths_digest(root, code_paths, code=True)
-        machine = machine_tags()
-        tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
+        self._tags = {"unveil.stage": name, **source_tags(name, experiment), **machine, **git, **dvc}
         if code is not None:
-            tags["unveil.code"] = code
+            self._tags["unveil.code"] = code
         self.record: dict[str, Any] = {
             "format": RECORD_FORMAT,
             "stage": name,
@@ -105,15 +103,13 @@ class Run:
             "seconds": 0.0,
             "machine": {key: value for key, value in machine.items() if key not in ("unveil.host", "unveil.pid")},
         }
-        if tracking_is_off() or not is_main_process():
-            self._tracked = TrackedRun()
-            return
-        store = Store.locate(root)
-        self._tags = tags
-        self._tracked = TrackedRun.start(store, tags, own)
-        self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
-        if not store.is_default and store.database is None:  # a path would not hold on another machine
-            self.record["tracking_uri"] = store.shown
+        self._tracked = TrackedRun()
+        if is_main_process() and not tracking_is_off():
+            store = Store.locate(root)
+            self._tracked = TrackedRun.start(store, self._tags, own)
+            self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
+            if not store.is_default and store.database is None:  # a path would not hold on another machine
+                self.record["tracking_uri"] = store.shown
 
     @property
     def seconds(self) -> float:
@@ -146,21 +142,20 @@ class Run:
             return
         entry = found.model_dump()
         chain = {**entry.pop("upstream"), found.stage: entry}
-        model_id = next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None)
         self.record["upstream"] |= chain
         for stage, entry in chain.items():
             self.tag(f"unveil.upstream.{stage}", str(entry["run_id"] or "untracked"))
-        if model_id:
+        if model_id := next((entry["model_id"] for entry in chain.values() if entry["model_id"]), None):
             self.record["model_id"] = model_id
             if self._tracked.link_model(model_id):
                 self._model_id = model_id
             else:
                 self.tag("unveil.model.missing", f"{model_id} was not found in this store")
         if self.name == SUMMARY_STAGE:
-            params = {key: value for entry in chain.values() for key, value in entry["params"].items()}
-            new = {key: value for key, value in params.items() if key not in self._logged_params}
-            self._logged_params |= new
-            self._tracked.log_params(new)
+            for entry in chain.values():
+                new = {key: value for key, value in entry["params"].items() if key not in self._logged_params}
+                self._logged_params |= new
+                self._tracked.log_params(new)
             for stage in SUMMARIZED:
                 metrics = chain[stage]["metrics"] if stage in chain else {}
                 self._tracked.log_metrics({f"{stage}.{key}": value for key, value in metrics.items()})
@@ -191,20 +186,15 @@ class Run:
         self._tags[key] = value
         self._tracked.set_tags({key: value})
 
-    def go_on(self, run_id: str | None) -> bool:
-        """Go on with the MLflow run of an execution that was interrupted; the one that was just opened is deleted.
+    def go_on(self, run_id: str | None) -> None:
+        """Go on with the MLflow run of an execution that was interrupted, and delete the one that was just opened.
 
-        What is logged at steps that the run has already is passed over, so a curve has every point once.
-
-        Returns:
-            False if the run is not there, or had other parameters (MLflow lets none change): nothing was done.
+        What is logged at steps that the run has already is passed over, so a curve has every point once. Nothing is
+        done if the run is not there, or had other parameters (MLflow lets none change).
         """
         steps = self._tracked.take_over(run_id, self._tags, self._logged_params) if run_id is not None else None
-        if steps is None:
-            return False
-        self.record["run_id"] = run_id
-        self._logged_steps = steps
-        return True
+        if steps is not None:
+            self.record["run_id"], self._logged_steps = run_id, steps
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0, model: bool = False) -> None:
         """Log one point of each metric.
@@ -224,23 +214,18 @@ class Run:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
         self._tracked.log_artifact(path, folder)
 
-    def log_model(self, config: Path, weights: Path, step: int = 0) -> str:
-        """Make an MLflow LoggedModel of the trained weights.
+    def log_model(self, config: Path, weights: Path, step: int = 0) -> None:
+        """Make an MLflow LoggedModel of the trained weights; the record has its id.
 
         Args:
             config: models/config.json; its values become the model's parameters.
             weights: safetensors; copied up to 64 MiB, else only their hash is kept.
             step: images seen.
-
-        Returns:
-            the model's id; an empty string if nothing is tracked.
         """
-        content = read_json(config, dict[str, Any], "train again")
         experiment = self.record["dvc_exp_name"]
         name = f"denoiser-{experiment}" if experiment else "denoiser"
-        model_id = self._tracked.log_model(name, config, weights, _dotted(content), step)
-        self.record["model_id"] = self._model_id = model_id
-        return model_id or ""
+        params = dict(_dotted(read_json(config, dict[str, Any], "train again")))
+        self.record["model_id"] = self._model_id = self._tracked.log_model(name, config, weights, params, step)
 
     def write_record(self, path: Path) -> None:
         """Write the run record, the last thing that a stage does.
@@ -249,10 +234,12 @@ class Run:
         stages before (flat, by stage name), so that it says everything even where the runs themselves are out
         of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
         """
-        declared = ("inputs", self._dvc_inputs, self.add_input), ("outputs", self._dvc_outputs, self.add_output)
-        for kind, names, add in declared:
+        for stated, names, add in (
+            (self.record["inputs"], self._dvc_inputs, self.add_input),
+            (self.record["outputs"], self._dvc_outputs, self.add_output),
+        ):
             for name in names:
-                is_new = name not in self.record[kind] and self.root / name != path.resolve()
+                is_new = name not in stated and self.root / name != path.resolve()
                 if is_new and (digest := paths_digest(self.root, [name])) is not None:
                     add(name, digest)
         self.record["seconds"] = round(self.seconds, 3)
@@ -332,11 +319,9 @@ def _end(name: str, run: Run | None, error: BaseException) -> None:
         raise SystemExit(code) from None
 
 
-def _dotted(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _dotted(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
+def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _dotted(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

@@ -25,6 +25,7 @@ from unveil.run.writer import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 # Nobody is phoned. Both must stand before the first import of mlflow; MLflow and the Hugging Face
 # libraries honour DO_NOT_TRACK as well.
@@ -36,7 +37,8 @@ EXPERIMENT = "unveil"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 # Of each request to a server. They may be longer in the environment: a stage waits in `unveil.run.writer` alone.
 HTTP_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-OPEN_ATTEMPTS = 4
+PAUSES = (0.0, 0.4, 0.8, 1.6)  # seconds before each attempt to open the store
+OUT_OF_DATE = "out-of-date database schema"  # in MLflow's message
 LOCK_SECONDS = 45.0  # a first creation of the store takes some seconds
 MOST_DIGITS = 18  # of an experiment's id
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
@@ -132,9 +134,8 @@ class Store:
         """
         MlflowClient, failures = import_mlflow()
         with self._creation_lock():
-            for attempt in range(OPEN_ATTEMPTS):
-                if attempt > 0:
-                    time.sleep(0.2 * 2**attempt)
+            for pause in PAUSES:
+                time.sleep(pause)
                 try:
                     client = MlflowClient(self.uri)
                     self._mend_places()
@@ -143,7 +144,7 @@ class Store:
                     raise self.cannot_open(error) from error
                 except failures as error:  # MLflow's server may be creating the store too, or another machine
                     failure = error
-                    if "out-of-date database schema" in str(error):
+                    if OUT_OF_DATE in str(error):
                         break
             raise self.cannot_open(failure) from failure
 
@@ -168,32 +169,29 @@ class Store:
             raise self.cannot_open(error) from error
 
     def _experiment(self, client: "MlflowClient") -> str:
-        name = self._experiment_name(client)
-        found = client.get_experiment_by_name(name)
+        name, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{key}", "").strip() for key in ("NAME", "ID"))
+        found = self._numbered(client, number, name) if number else client.get_experiment_by_name(name or EXPERIMENT)
         if found is None:
             location = None if self.artifacts is None else self.artifacts.as_uri()
-            return client.create_experiment(name, artifact_location=location, tags={KIND_TAG: KIND})
+            return client.create_experiment(name or EXPERIMENT, location, {KIND_TAG: KIND})
         if found.lifecycle_stage != "active":
             raise UnveilError(
-                f"MLflow experiment {name!r} was deleted in {self.shown}; bring it back with "
+                f"MLflow experiment {found.name!r} was deleted in {self.shown}; bring it back with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}` or set "
                 "MLFLOW_EXPERIMENT_NAME to another name"
             )
         return found.experiment_id
 
-    def _experiment_name(self, client: "MlflowClient") -> str:
-        name, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{key}", "").strip() for key in ("NAME", "ID"))
-        if not number:
-            return name or EXPERIMENT
+    def _numbered(self, client: "MlflowClient", number: str, name: str) -> "Experiment":
         try:
-            found = client.get_experiment(number[:MOST_DIGITS]).name
+            found = client.get_experiment(number[:MOST_DIGITS])
         except import_mlflow()[1] as error:
             if not is_refusal(error):
                 raise
             raise UnveilError(f"MLFLOW_EXPERIMENT_ID={number}: {self.shown} has none of this id; mend it") from error
-        if name not in ("", found):
+        if name not in ("", found.name):
             raise UnveilError(
-                f"MLFLOW_EXPERIMENT_ID={number} is {found!r}, MLFLOW_EXPERIMENT_NAME {name!r}; unset one of them"
+                f"MLFLOW_EXPERIMENT_ID={number} is {found.name!r}, MLFLOW_EXPERIMENT_NAME {name!r}; unset one of them"
             )
         return found
 
@@ -214,16 +212,16 @@ class Store:
                 for table, column in columns:
                     for start, now in ((old, new), (str(before), str(self.artifacts))):
                         store.execute(
-                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                            [now, len(start) + 1, start, len(start) + 1, f"{start}/"],
+                            f"UPDATE {table} SET {column} = ?1 || substr({column}, length(?2) + 1) "
+                            f"WHERE {column} = ?2 OR substr({column}, 1, length(?2) + 1) = ?2 || '/'",
+                            [now, start],
                         )
                 where = f"are now in {self.artifacts.name} beside it"
                 print(f"{self.database} was moved or copied: its runs' artifacts {where}", file=sys.stderr)
 
     def cannot_open(self, error: Exception) -> UnveilError:
         """What to tell the user when the store raised ``error``."""
-        if "out-of-date database schema" in str(error):
+        if OUT_OF_DATE in str(error):
             typed = self.uri if self.uri == self.shown else '"$MLFLOW_TRACKING_URI"'
             return UnveilError(
                 f"{self.shown}: made by another version of MLflow; copy the file and run "

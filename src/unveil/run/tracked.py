@@ -8,9 +8,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 from unveil.errors import one_line
 from unveil.files import file_digest
@@ -18,19 +19,13 @@ from unveil.printing import warn
 from unveil.run.store import LOCK_SECONDS, Store, import_mlflow, is_refusal
 from unveil.run.writer import WAIT_SECONDS, Writer
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 SYSTEM_METRICS_SECONDS = 5.0  # between two samples; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
 WEIGHTS_COPY_BYTES = 64 << 20  # larger weights stay in DVC alone; MLflow then holds their hash
-# MLflow's own limits
-ROWS = {
-    "parameters": ("params", "Param", 100),
-    "tags": ("tags", "RunTag", 100),
-    "metric values": ("metrics", "Metric", 1000),
-}
+# MLflow's own limits; of rows, how many it takes at once.
+ROWS = {"Param": ("params", 100), "RunTag": ("tags", 100), "Metric": ("metrics", 1000)}
 KEY_LENGTH, TAG_LENGTH, PARAM_LENGTH = 250, 8000, 6000
 DIGEST_LENGTH = 36
+T = TypeVar("T")
 
 
 class TrackedRun:
@@ -42,7 +37,7 @@ class TrackedRun:
     """
 
     def __init__(self) -> None:
-        self.client: MlflowClient | None = None
+        self.client: Any = None  # an MlflowClient
         self.experiment_id = ""
         self.run_id: str | None = None
         self._failures: tuple[type[Exception], ...] = ()
@@ -80,15 +75,11 @@ class TrackedRun:
         return run
 
     def take_over(self, run_id: str, tags: Mapping[str, str], params: Mapping[str, object]) -> frozenset[int] | None:
-        """Write into an earlier run from now on, and delete this one.
-
-        Args:
-            run_id: of the earlier run, in the same experiment.
-            tags: to set anew.
-            params: what it must have been run with.
+        """Write into the earlier run ``run_id`` from now on, with the tags set anew, and delete this one.
 
         Returns:
-            the steps that its loss has; None, and this run stays, if it is finished or cannot be gone on with.
+            the steps that its loss has; None, and this run stays, if that one is of another experiment or had other
+            parameters than ``params``, is finished, or cannot be gone on with.
         """
         client = self.client
         if client is None or self.run_id is None or run_id == self.run_id:
@@ -104,12 +95,7 @@ class TrackedRun:
             client.update_run(run_id, status="RUNNING")
             return steps, earlier.data.tags
 
-        try:
-            found = self._writer.ask(
-                reopened, undo=lambda late: client.set_terminated(run_id, "KILLED") if late else None
-            )
-        except self._failures:
-            found = None
+        found = self._ask(reopened, undo=lambda late: late and client.set_terminated(run_id, "KILLED"))
         if found is None:
             return None
         steps, before = found
@@ -120,7 +106,7 @@ class TrackedRun:
         self.set_tags({**tags, "unveil.resumed": str(int(before.get("unveil.resumed", 0)) + 1)})
         return steps
 
-    def _delete(self, client: "MlflowClient", run_id: str) -> None:
+    def _delete(self, client: Any, run_id: str) -> None:
         """Delete a run that has nothing in it; where that is not allowed, end it as KILLED."""
         try:
             client.delete_run(run_id)
@@ -134,11 +120,11 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, dotted names to plain values."""
-        self._log("parameters", ((key, str(value)) for key, value in params.items()))
+        self._log("parameters", "Param", ((key, str(value)) for key, value in params.items()))
 
     def set_tags(self, tags: Mapping[str, str], wait: bool = True) -> None:
         """Set tags; MLflow cuts a long value at its limit."""
-        self._log("tags", tags.items(), wait)
+        self._log("tags", "RunTag", tags.items(), wait)
 
     def log_metrics(
         self,
@@ -149,12 +135,9 @@ class TrackedRun:
         wait: bool = True,
     ) -> None:
         """Log one point of each metric, which may belong to a LoggedModel and a data set (name, digest)."""
-        now = time.time_ns() // 1_000_000
-        measured_on = (None, None) if dataset is None else (dataset[0], dataset[1][:DIGEST_LENGTH])
-        belongs = (model_id, *measured_on, self.run_id)
-        self._log(
-            "metric values", ((key, float(value), now, int(step), *belongs) for key, value in values.items()), wait
-        )
+        name, digest = dataset or (None, "")
+        belongs = (time.time_ns() // 1_000_000, int(step), model_id, name, digest[:DIGEST_LENGTH] or None, self.run_id)
+        self._log("metric values", "Metric", ((key, float(value), *belongs) for key, value in values.items()), wait)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
@@ -167,7 +150,7 @@ class TrackedRun:
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set input: no data, only its name, digest, path and what it was used for."""
 
-        def write(client: "MlflowClient", run_id: str) -> None:
+        def write(client: Any, run_id: str) -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
             entity = Dataset(name, digest[:DIGEST_LENGTH], "local", json.dumps({"uri": source}))
@@ -178,31 +161,24 @@ class TrackedRun:
     def link_model(self, model_id: str) -> bool:
         """Mark a LoggedModel as an input of this run; False if this store has no such model, or does not say."""
         client = self.client
-        if client is None:
+        if client is None or self._ask(lambda: client.get_logged_model(model_id)) is None:
             return False
         from mlflow.entities import LoggedModelInput
 
-        try:
-            if self._writer.ask(lambda: client.get_logged_model(model_id)) is None:
-                return False
-        except self._failures:
-            return False
         self._write("model input", model_id, lambda c, r: c.log_inputs(r, models=[LoggedModelInput(model_id)]))
         return True
 
     def log_model(
         self, name: str, config: Path, weights: Path, params: Mapping[str, object], step: int = 0
     ) -> str | None:
-        """Make a LoggedModel of this run from a configuration and safetensors weights.
+        """Make a LoggedModel of this run from a configuration and safetensors weights: no pickle.
 
-        No pickle is made. Weights above 64 MiB are not copied: the model then holds their hash and
-        path, and DVC the file.
+        Weights above 64 MiB are not copied: the model then holds their hash and path, and DVC the file.
 
         Returns:
             the model's id; None if tracking is off or the store did not take it in time.
         """
-        client, run_id = self.client, self.run_id
-        if client is None or run_id is None:
+        if self.client is None:
             return None
         from mlflow.entities import LoggedModelOutput
 
@@ -214,7 +190,7 @@ class TrackedRun:
             "unveil.weights.path": weights.as_posix(),
         }
 
-        def create() -> None:
+        def create(client: Any, run_id: str) -> None:
             model = client.create_logged_model(
                 self.experiment_id,
                 name=re.sub(r"[^\w-]", "-", name),
@@ -225,28 +201,17 @@ class TrackedRun:
             )
             made.append(model.model_id)
 
-        left: list[Callable[[], object]] = [
-            create,
-            lambda: client.log_outputs(run_id, [LoggedModelOutput(made[0], step)]),
-            lambda: client.log_model_artifact(made[0], str(config)),
-            lambda: client.log_model_artifact(made[0], str(weights)) if size <= WEIGHTS_COPY_BYTES else None,
-            lambda: client.finalize_logged_model(made[0], "READY"),
-        ]
-
-        def write(*_: object) -> None:
-            while left:  # each once, also if a later one has to be tried again
-                left[0]()
-                del left[0]
-
-        self._write("model", name, write)
+        self._write("model", name, create)
+        self._write("model", name, lambda c, r: c.log_outputs(r, [LoggedModelOutput(made[0], step)]))
+        for file in [config, weights] if size <= WEIGHTS_COPY_BYTES else [config]:
+            self._write("model", name, partial(lambda file, c, _: c.log_model_artifact(made[0], str(file)), file))
+        self._write("model", name, lambda c, _: c.finalize_logged_model(made[0], "READY"))
         return made[0] if made else None
 
     def finish(self, status: str, error: str | None = None) -> None:
-        """End the run, and name on stderr what the store did not take.
+        """End the run as FINISHED, FAILED or KILLED, and name on stderr what the store did not take.
 
-        Args:
-            status: FINISHED, FAILED or KILLED.
-            error: the one line that says why, kept as the tag ``unveil.error``.
+        The line ``error`` says why, and is kept as the tag ``unveil.error``.
         """
         if self.client is None:
             return
@@ -258,26 +223,49 @@ class TrackedRun:
         if lost := self._writer.close():
             warn(f"MLflow's store did not answer, and is without: {', '.join(lost)}")
 
-    def _log(self, kind: str, values: Iterable[tuple[Any, ...]], wait: bool = True) -> None:
-        if self.client is None or self.run_id is None:
+    def _log(self, kind: str, entity: str, values: Iterable[tuple[Any, ...]], wait: bool = True) -> None:
+        if self.client is None:
             return
         from mlflow import entities
 
-        name, entity, most = ROWS[kind]
         if rows := [getattr(entities, entity)(key[:KEY_LENGTH], *value) for key, *value in values]:
-            self._writer.write(kind, _Batch(self.client, self.run_id, name, most), rows, wait)
+            self._writer.write(kind, self._put, rows, wait)
 
-    def _write(self, kind: str, name: str, call: "Callable[[MlflowClient, str], object]", wait: bool = True) -> None:
+    def _put(self, rows: list[Any]) -> None:
+        """Write rows of one kind, as many at once as MLflow takes; a row that it refuses takes no other with it."""
+        field, most = ROWS[type(rows[0]).__name__]
+        refusal: Exception | None = None
+        parts = [rows[first : first + most] for first in range(0, len(rows), most)]
+        for part in parts:
+            try:
+                self.client.log_batch(self.run_id, **{field: part})
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                if len(part) == 1:
+                    refusal = error
+                else:
+                    parts += [[row] for row in part]  # which this loop comes to
+        if refusal is not None:
+            raise refusal
+
+    def _write(self, kind: str, name: str, call: Callable[[Any, str], object], wait: bool = True) -> None:
         client, run_id = self.client, self.run_id
         if client is not None and run_id is not None:
             self._writer.write(kind, lambda _: call(client, run_id), [name], wait)
+
+    def _ask(self, question: Callable[[], T], undo: Callable[[T], object] = lambda _: None) -> T | None:
+        """What the store answers; None if it refuses, or not in time."""
+        with suppress(*self._failures):
+            return self._writer.ask(question, undo=undo)
+        return None
 
     def _is_final(self, kind: str, error: Exception) -> bool:
         """Whether the store will not take it later either; says the first refusal of each kind and the first outage.
 
         It refuses for good what belongs to a run that was deleted in the pages while it went on.
         """
-        is_final = is_refusal(error) or isinstance(error, FileNotFoundError)
+        is_final = is_refusal(error) or isinstance(error, FileNotFoundError | IndexError)  # of a model refused itself
         reason = kind if is_final else "outage"
         if reason not in self._warned:
             self._warned.add(reason)
@@ -289,45 +277,14 @@ class TrackedRun:
         """Log system metrics until the end. MLflow's own thread would wait for a store that does not answer."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        step, has_ended = 0, False
+        has_ended = False
         try:
-            monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_METRICS_SECONDS, tracking_uri=uri)
-            prefix = f"system/{monitor.node_id}/" if monitor.node_id else "system/"
+            monitor: Any = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_METRICS_SECONDS, tracking_uri=uri)
+            monitor.mlflow_logger.record_metrics = partial(self.log_metrics, wait=False)
             while not has_ended:
                 for _ in range(monitor.samples_before_logging):
                     has_ended = has_ended or self._ended.wait(monitor.sampling_interval)
                     monitor.collect_metrics()
-                values = monitor.aggregate_metrics()
-                self.log_metrics({prefix + key: value for key, value in values.items()}, step, wait=False)
-                for part in monitor.monitors:
-                    part.clear_metrics()
-                step += 1
+                monitor.publish_metrics(monitor.aggregate_metrics())
         except Exception as error:  # noqa: BLE001 - psutil and NVML raise what they like
             warn(f"no system metrics: {one_line(error)}")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Writes rows of one kind, as many at once as MLflow takes; a row that it refuses takes no other with it."""
-
-    client: "MlflowClient"
-    run_id: str
-    kind: str
-    most: int
-
-    def __call__(self, rows: list[Any]) -> None:
-        refusal: Exception | None = None
-        parts = [rows[first : first + self.most] for first in range(0, len(rows), self.most)]
-        for part in parts:
-            batch: dict[str, Any] = {self.kind: part}
-            try:
-                self.client.log_batch(self.run_id, **batch)
-            except Exception as error:
-                if not is_refusal(error):
-                    raise
-                if len(part) == 1:
-                    refusal = error
-                else:
-                    parts += [[row] for row in part]  # which this loop comes to
-        if refusal is not None:
-            raise refusal

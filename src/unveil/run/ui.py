@@ -15,9 +15,6 @@ EVALUATIONS = "tags.`unveil.stage` = 'evaluate'"  # MLflow's search for the rows
 def serve_ui(port: int = 5000) -> None:
     """Become MLflow's server of the store of the project around the working folder, and print its addresses.
 
-    Args:
-        port: on 127.0.0.1.
-
     Raises:
         UnveilError: as ``ui_command`` and ``Store.open`` do.
     """

@@ -115,7 +115,7 @@ class Writer:
             for call in self._calls:
                 rows[call.kind] = rows.get(call.kind, []) + call.rows
         return [
-            f"{kind} {', '.join(some)}" if isinstance(some[0], str) else f"{len(some)} {kind}"
+            f"{kind} {', '.join(dict.fromkeys(some))}" if isinstance(some[0], str) else f"{len(some)} {kind}"
             for kind, some in rows.items()
             if some
         ]
