@@ -253,20 +253,15 @@ def test_a_run_that_was_interrupted_is_gone_on_with(project: Path) -> None:
     assert client_of(project).get_run(empty).info.lifecycle_stage == "deleted"
 
 
-@pytest.mark.parametrize("case", ["finished", "other parameters", "no such run", "deleted", "update refused"])
-def test_a_run_that_cannot_be_gone_on_with_leaves_both_as_they_are(
-    project: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+@pytest.mark.parametrize("case", ["finished", "other parameters", "no such run", "deleted"])
+def test_a_run_that_cannot_be_gone_on_with_leaves_both_as_they_are(project: Path, case: str) -> None:
     first = start(project, lr=1)
     first.finish("FINISHED" if case == "finished" else "KILLED")
     if case == "deleted":
         client_of(project).delete_run(first.run_id)
     second = start(project, lr=2 if case == "other parameters" else 1)
-    with monkeypatch.context() as patch:
-        if case == "update refused":
-            refusing(patch, second, "update_run")
-        wanted = "0" * 32 if case == "no such run" else first.run_id
-        assert second.take_over(wanted, {}, {"lr": 2 if case == "other parameters" else 1}) is None
+    wanted = "0" * 32 if case == "no such run" else first.run_id
+    assert second.take_over(wanted, {}, {"lr": 2 if case == "other parameters" else 1}) is None
     second.log_metrics({"loss": 1.0}, step=1)
     second.finish("FINISHED")
     assert history(project, second, "loss") == [(1, 1.0)]
@@ -274,16 +269,22 @@ def test_a_run_that_cannot_be_gone_on_with_leaves_both_as_they_are(
     assert client_of(project).get_run(first.run_id).info.status == ("FINISHED" if case == "finished" else "KILLED")
 
 
-def test_who_may_delete_nothing_goes_on_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refused", ["delete_run", "update_run"])
+def test_who_may_not_do_everything_goes_on_all_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
     first, second = start(project), start(project)
     first.finish("KILLED")
     empty = second.run_id
-    refusing(monkeypatch, second, "delete_run")
-    assert second.take_over(first.run_id, {}, {}) == frozenset()
-    second.log_metrics({"loss": 1.0}, step=1)
+    with monkeypatch.context() as patch:
+        refusing(patch, second, refused)
+        assert second.take_over(first.run_id, {}, {}) == frozenset()
+        second.log_metrics({"loss": 1.0}, step=1)
     second.finish("FINISHED")
     assert history(project, first, "loss") == [(1, 1.0)]
-    assert client_of(project).get_run(empty).info.status == "KILLED"
+    assert client_of(project).get_run(first.run_id).info.status == "FINISHED"
+    if refused == "delete_run":
+        assert client_of(project).get_run(empty).info.status == "KILLED"
 
 
 def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_path: Path, repository: Path) -> None:

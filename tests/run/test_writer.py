@@ -146,14 +146,6 @@ def test_who_is_in_a_hurry_does_not_wait(silence: threading.Event) -> None:
     assert passed.passed < 0.1
 
 
-def test_an_answer_that_comes_too_late_is_undone() -> None:
-    writer, undone = Writer(lambda *_: False), threading.Event()
-    go_on = threading.Event()
-    assert writer.ask(go_on.wait, seconds=0.05, undo=lambda _: undone.set()) is None
-    go_on.set()
-    assert undone.wait(5)
-
-
 def test_a_question_is_answered_raises_or_comes_too_late(silence: threading.Event) -> None:
     made = Writer(again)
     assert made.ask(lambda: 7) == 7

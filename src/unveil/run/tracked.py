@@ -25,6 +25,7 @@ WEIGHTS_COPY_BYTES = 64 << 20  # larger weights stay in DVC alone; MLflow then h
 ROWS = {"Param": ("params", 100), "RunTag": ("tags", 100), "Metric": ("metrics", 1000)}
 KEY_LENGTH, TAG_LENGTH, PARAM_LENGTH = 250, 8000, 6000
 DIGEST_LENGTH = 36
+STATUS = "end of the run"  # one kind of call for each status, so that the last one stays
 T = TypeVar("T")
 
 
@@ -60,10 +61,7 @@ class TrackedRun:
         try:
             if opened := run._writer.ask(store.open, WAIT_SECONDS + (LOCK_SECONDS if store.database else 0.0)):
                 client, run.experiment_id = opened
-                made = run._writer.ask(
-                    lambda: client.create_run(run.experiment_id, tags=first_tags),
-                    undo=lambda made: run._delete(client, made.info.run_id),
-                )
+                made = run._writer.ask(lambda: client.create_run(run.experiment_id, tags=first_tags))
                 run.client, run.run_id = client, made.info.run_id if made is not None else None
         except run._failures as error:
             raise store.cannot_open(error) from error
@@ -86,21 +84,19 @@ class TrackedRun:
             return None
         wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
 
-        def reopened() -> tuple[frozenset[int], Mapping[str, str]] | None:
-            earlier = client.get_run(run_id)
-            is_other = earlier.info.experiment_id != self.experiment_id or earlier.data.params != wanted
-            if is_other or earlier.info.lifecycle_stage != "active" or earlier.info.status == "FINISHED":
-                return None
-            steps = frozenset(point.step for point in client.get_metric_history(run_id, "loss"))
-            client.update_run(run_id, status="RUNNING")
-            return steps, earlier.data.tags
+        def earlier() -> tuple[Any, frozenset[int]]:
+            points = client.get_metric_history(run_id, "loss")
+            return client.get_run(run_id), frozenset(point.step for point in points)
 
-        found = self._ask(reopened, undo=lambda late: late and client.set_terminated(run_id, "KILLED"))
-        if found is None:
+        if (answer := self._ask(earlier)) is None:
             return None
-        steps, before = found
+        found, steps = answer
+        is_other = found.info.experiment_id != self.experiment_id or found.data.params != wanted
+        if is_other or found.info.lifecycle_stage != "active" or found.info.status == "FINISHED":
+            return None
         self._write("deletion of an empty run", self.run_id, self._delete)
-        self.run_id = run_id
+        self.run_id, before = run_id, found.data.tags
+        self._write(STATUS, "(RUNNING)", lambda c, r: c.update_run(r, status="RUNNING"))
         if "unveil.error" in before:
             self._write("deletion of a tag", "unveil.error", lambda c, r: c.delete_tag(r, "unveil.error"))
         self.set_tags({**tags, "unveil.resumed": str(int(before.get("unveil.resumed", 0)) + 1)})
@@ -219,7 +215,7 @@ class TrackedRun:
         self._sampler.join(WAIT_SECONDS)  # it logs the interval that did not end, which for a short stage is all
         if error is not None:
             self.set_tags({"unveil.error": error}, wait=False)
-        self._write("end of the run", f"({status})", lambda c, r: c.set_terminated(r, status), wait=False)
+        self._write(STATUS, f"({status})", lambda c, r: c.set_terminated(r, status), wait=False)
         if lost := self._writer.close():
             warn(f"MLflow's store did not answer, and is without: {', '.join(lost)}")
 
@@ -254,10 +250,10 @@ class TrackedRun:
         if client is not None and run_id is not None:
             self._writer.write(kind, lambda _: call(client, run_id), [name], wait)
 
-    def _ask(self, question: Callable[[], T], undo: Callable[[T], object] = lambda _: None) -> T | None:
+    def _ask(self, question: Callable[[], T]) -> T | None:
         """What the store answers; None if it refuses, or not in time."""
         with suppress(*self._failures):
-            return self._writer.ask(question, undo=undo)
+            return self._writer.ask(question)
         return None
 
     def _is_final(self, kind: str, error: Exception) -> bool:

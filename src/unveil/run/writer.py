@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,30 +61,15 @@ class Writer:
             if wait and not behind:
                 self._wait(lambda: made not in self._calls or bool(self._failing), WAIT_SECONDS)
 
-    def ask(
-        self,
-        question: Callable[[], T],
-        seconds: float = WAIT_SECONDS,
-        undo: Callable[[T], object] = lambda _: None,
-    ) -> T | None:
-        """What ``question`` returns or raises; None if that takes too long, or earlier calls have failed.
-
-        An answer that comes too late is given to ``undo``.
-        """
+    def ask(self, question: Callable[[], T], seconds: float = WAIT_SECONDS) -> T | None:
+        """What ``question`` returns or raises; None if that takes too long, or earlier calls have failed."""
         answer: Future[T] = Future()
 
         def call(_: list[Any]) -> None:
             try:
-                found = question()
+                answer.set_result(question())
             except Exception as error:  # noqa: BLE001 - raised where it was asked
-                if answer.set_running_or_notify_cancel():
-                    answer.set_exception(error)
-                return
-            if answer.set_running_or_notify_cancel():
-                answer.set_result(found)
-            else:
-                with suppress(Exception):
-                    undo(found)
+                answer.set_exception(error)
 
         with self._changed:
             if self._failing - FILES:
@@ -94,7 +78,7 @@ class Writer:
             self._wait(answer.done, seconds)
             if asked in self._calls and asked is not self._current:
                 self._calls.remove(asked)
-        return None if answer.cancel() else answer.result()
+        return answer.result() if answer.done() else None
 
     def hurry(self) -> None:
         """Wait no more before the end."""
