@@ -36,27 +36,26 @@ def local_rank() -> int:
 
 def leave_error(line: str) -> bool:
     """Leave the line to torchrun and to the other processes here; whether this one is the first that fails."""
-    if (own := _error_file()) is None:
+    if (files := _error_files()) is None:
         return True
+    own, first = files
     if not own.exists():
         own.write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
     try:
-        _first(own).symlink_to(own)
+        first.symlink_to(own)
     except FileExistsError:
-        return _first(own).samefile(own)
+        return first.samefile(own)
     return True
 
 
 def first_error() -> str | None:
     """What the first process that failed left: the cause of what befell this one."""
-    if (own := _error_file()) is None or not (path := _first(own)).exists():
+    if (files := _error_files()) is None or not (path := files[1]).exists():
         return None
     return str(json.loads(path.read_text(encoding="utf-8"))["message"])
 
 
-def _error_file() -> Path | None:
-    return Path(os.environ[ERROR_FILE]) if is_launched() and os.environ.get(ERROR_FILE) else None
-
-
-def _first(own: Path) -> Path:
-    return own.parents[1] / "first.json"
+def _error_files() -> tuple[Path, Path] | None:
+    """Of this process, and of the first one here that failed."""
+    named = os.environ.get(ERROR_FILE) if is_launched() else None
+    return (Path(named), Path(named).parents[1] / "first.json") if named else None

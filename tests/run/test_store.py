@@ -22,7 +22,7 @@ from unveil.run.ui import ui_command
 def test_the_default_store_lies_in_the_main_checkout(tmp_path: Path) -> None:
     main = committed(tmp_path / "main")
     store = Store.locate(committed(main / ".dvc" / "tmp" / "exps" / "tmpabc"))
-    assert store == Store(f"sqlite:///{main}/mlflow.db", main / "mlruns", main / "mlflow.db", True)
+    assert store == Store(f"sqlite:///{main}/mlflow.db", main / "mlruns", main / "mlflow.db")
 
 
 def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         store = Store.locate(copy)
-        assert (store.uri, store.artifacts, store.is_default) == (expected, artifacts, False)
+        assert (store.uri, store.artifacts) == (expected, artifacts)
 
 
 CREATE = """
@@ -113,7 +113,7 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(
     ],
 )
 def test_a_password_is_shown_to_nobody(uri: str, shown: str) -> None:
-    store = Store(uri, None, None, False)
+    store = Store(uri, None, None)
     assert store.shown == shown
     for error in (OSError(f"no answer from {uri}"), OSError(f"out-of-date database schema in {uri}")):
         assert "hidden" not in str(store.cannot_open(error))

@@ -295,10 +295,10 @@ def test_without_tracking_everything_is_accepted_and_mlflow_is_not_imported(tmp_
 
         run = TrackedRun()
         run.log_params({"a": 1}); run.log_metrics({"b": 2}); run.set_tags({"c": "d"})
-        run.log_text("e", "f"); run.log_artifact(Path("nowhere")); run.log_dataset("g", "h", "i", "j")
+        run.log_artifact(Path("nowhere")); run.log_dataset("g", "h", "i", "j")
         Path("k").write_text("{}")
         assert run.log_model("l", Path("k"), Path("k"), {}) is None and not run.link_model("m")
-        run.finish("FINISHED")
+        run.finish("FAILED", "e", "f")
         print("mlflow" in sys.modules, sorted(path.name for path in Path.cwd().iterdir()))
     """
     assert finished(python(code, tmp_path, repository)) == "False ['k']\n"

@@ -108,7 +108,7 @@ class Run:
             store = Store.locate(root)
             self._tracked = TrackedRun.start(store, self._tags, own)
             self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
-            if not store.is_default and store.database is None:  # a path would not hold on another machine
+            if store.database is None:  # a path would not hold on another machine
                 self.record["tracking_uri"] = store.shown
 
     @property
@@ -252,9 +252,7 @@ class Run:
 
     def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
         """End the MLflow run; ``details`` (a traceback) becomes an artifact."""
-        if details is not None:
-            self._tracked.log_text(details, "traceback.txt")
-        self._tracked.finish(status, error)
+        self._tracked.finish(status, error, details)
 
 
 @contextmanager

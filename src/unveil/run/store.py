@@ -74,13 +74,11 @@ class Store:
         uri: MLflow's tracking URI, absolute.
         artifacts: folder for artifacts of a new experiment; None where a server decides.
         database: the SQLite file, if it is one.
-        is_default: whether it is the project's own store, not one that MLFLOW_TRACKING_URI names.
     """
 
     uri: str
     artifacts: Path | None
     database: Path | None
-    is_default: bool
 
     @property
     def shown(self) -> str:
@@ -95,19 +93,17 @@ class Store:
         for every experiment and not one for each temporary copy.
         """
         root = main_checkout(start)
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        if not uri:
-            return cls._sqlite(root / "mlflow.db", is_default=True)
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
         if uri.startswith("sqlite:///") and "?" not in uri:
-            return cls._sqlite(root / unquote(uri.removeprefix("sqlite:///")), is_default=False)
+            return cls._sqlite(root / unquote(uri.removeprefix("sqlite:///")))
         if uri.startswith(("http://", "https://", "databricks", "uc")):
-            return cls(uri, None, None, False)
+            return cls(uri, None, None)
         if "://" not in uri:
             uri = (root / uri).as_uri()
-        return cls(uri, None if uri.startswith("file:") else root / "mlruns", None, False)
+        return cls(uri, None if uri.startswith("file:") else root / "mlruns", None)
 
     @classmethod
-    def _sqlite(cls, database: Path, is_default: bool) -> Self:
+    def _sqlite(cls, database: Path) -> Self:
         try:
             place = quote(str(database))
         except UnicodeEncodeError as error:
@@ -121,7 +117,7 @@ class Store:
 
             url = URL.create("sqlite+pysqlite", database=f"file:{place}", query={"uri": "true"})
             uri = url.render_as_string(hide_password=False)
-        return cls(uri, database.parent / "mlruns", database, is_default)
+        return cls(uri, database.parent / "mlruns", database)
 
     def open(self) -> "tuple[MlflowClient, str]":
         """Connect, creating the store and the experiment if need be; safe from many processes at once.

@@ -139,10 +139,6 @@ class TrackedRun:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
         self._write("artifact", path.as_posix(), lambda c, r: c.log_artifact(r, str(path), folder))
 
-    def log_text(self, text: str, name: str) -> None:
-        """Write a text into the run's artifacts."""
-        self._write("artifact", name, lambda c, r: c.log_text(r, text, name))
-
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set input: no data, only its name, digest, path and what it was used for."""
 
@@ -204,13 +200,15 @@ class TrackedRun:
         self._write("model", name, lambda c, _: c.finalize_logged_model(made[0], "READY"))
         return made[0] if made else None
 
-    def finish(self, status: str, error: str | None = None) -> None:
+    def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
         """End the run as FINISHED, FAILED or KILLED, and name on stderr what the store did not take.
 
-        The line ``error`` says why, and is kept as the tag ``unveil.error``.
+        The line ``error`` says why, and is kept as the tag ``unveil.error``; ``details`` (a traceback) are an artifact.
         """
         if self.client is None:
             return
+        if details is not None:
+            self._write("artifact", "traceback.txt", lambda c, r: c.log_text(r, details, "traceback.txt"))
         self._ended.set()
         self._sampler.join(WAIT_SECONDS)  # it logs the interval that did not end, which for a short stage is all
         if error is not None:
