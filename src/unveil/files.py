@@ -1,7 +1,6 @@
 """Reading regular files only, and writing so that a reader never sees half of a file or folder."""
 
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,8 +112,7 @@ def parse_json(content: bytes | str, kind: type[Record], name: str, mend: str, f
         values = from_json(content, allow_inf_nan=not finite)
         if finite and (wrong := excessive_number(values)):  # also where any value may stand
             raise UnveilError(f"{name}: {wrong}; {mend}")
-        record: Record = _adapter(kind).validate_json(content, strict=True)
-        return record
+        return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         raise UnveilError(f"{name}: {_first_problem(error)}; {mend}") from None
     except ValueError as error:
@@ -130,9 +128,6 @@ def excessive_number(value: Any, key: str = "") -> str | None:
     if isinstance(value, int | float) and abs(value) >= (GREATEST_INTEGER if isinstance(value, int) else GREATEST):
         return f"{_cut(key)}: found {_shown(value)}, expected a number of at most 64 bits, and below {GREATEST:g}"
     return None
-
-
-_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def _first_problem(error: ValidationError) -> str:
