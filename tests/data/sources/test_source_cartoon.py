@@ -18,7 +18,7 @@ from unveil.data.sources.cartoon import Face, attributes_of, choose_face, draw_f
 SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 FACES = [choose_face(0, index) for index in range(1000)]
 PLAIN = Face(
-    male=True, skin=cartoon.LIGHT, top="shortFlat", hair=cartoon.BLACK_HAIR, hat_color="#25557c", eyes="default",
+    male=True, skin="#ffdbb4", top="shortFlat", hair="#2c1b18", hat_color="#25557c", eyes="default",
     eyebrows="default", mouth="serious", beard="none", glasses="none", clothes="hoodie", clothes_color="#5199e4",
     background="#7fb2dd",
 )  # fmt: skip

@@ -13,11 +13,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
+from ruamel.yaml import YAML
 
 from unveil.data.celeba import (
     ATTRIBUTES,
@@ -39,47 +41,6 @@ SHIFT = (LEFT_EYE[0] - SCALE * AVATAR_EYES[0][0], LEFT_EYE[1] - SCALE * AVATAR_E
 JPEG_QUALITY = 95
 FACES_PER_TASK = 250  # at most
 
-Weights = dict[str, float]
-
-# Shares in percent. Only front-facing, calm, natural looks: no tears, hearts, crosses or vomit.
-FEMALE_TOPS: Weights = {
-    "bob": 15, "bun": 11, "curly": 12, "longButNotTooLong": 12,
-    "miaWallace": 12, "straight01": 13, "straight02": 12, "straightAndStrand": 13,
-}  # fmt: skip
-MALE_TOPS: Weights = {
-    "shortFlat": 18, "shortRound": 16, "shortWaved": 18, "shortCurly": 16,
-    "theCaesar": 12, "theCaesarAndSidePart": 10, "sides": 5, "none": 5,
-}  # fmt: skip
-HATS: Weights = {"hat": 50, "winterHat03": 50}
-EYES: Weights = {"default": 82, "happy": 12, "squint": 6}
-EYEBROWS: Weights = {
-    "defaultNatural": 40, "default": 20, "raisedExcitedNatural": 15, "raisedExcited": 10, "flatNatural": 15,
-}  # fmt: skip
-MOUTHS: Weights = {"smile": 40, "twinkle": 25, "default": 15, "serious": 20}
-BEARDS: Weights = {"none": 62, "beardLight": 12, "beardMedium": 14, "moustacheFancy": 6, "moustacheMagnum": 6}
-GLASSES: Weights = {"none": 88, "prescription02": 7, "round": 5}
-CLOTHES: Weights = {
-    "shirtCrewNeck": 35, "shirtScoopNeck": 20, "shirtVNeck": 15, "hoodie": 15, "collarAndSweater": 15,
-}  # fmt: skip
-CLOTHES_COLORS: Weights = {
-    "#262e33": 14, "#65c9ff": 13, "#5199e4": 13, "#25557c": 14, "#e6e6e6": 12,
-    "#929598": 12, "#ff5c5c": 22,
-}  # fmt: skip
-# Far apart, and darker than the lightest skin and hair, so that every outline shows.
-BACKGROUNDS: Weights = {"#7fb2dd": 24, "#86c29c": 20, "#e59ab0": 20, "#efc26f": 18, "#a596d3": 18}
-PALE, LIGHT, TAN, BROWN, DARK = "#fae7d6", "#ffdbb4", "#edb98a", "#ae5d29", "#614335"
-SKINS: Weights = {PALE: 8, LIGHT: 32, TAN: 30, "#d08b5b": 15, BROWN: 9, DARK: 6}
-BLACK_HAIR, BLOND_HAIR, GRAY_HAIR = "#2c1b18", "#d6b370", "#9c9696"
-BROWN_HAIR = ("#4a312c", "#724133", "#a55728")
-HAIRS: Weights = {BLACK_HAIR: 26, "#4a312c": 17, "#724133": 19, "#a55728": 13, BLOND_HAIR: 17, GRAY_HAIR: 8}
-DARK_HAIRS: Weights = {BLACK_HAIR: 62, "#4a312c": 30, GRAY_HAIR: 8}
-
-OPEN_MOUTHS = {"smile", "default"}
-SMILES = {"smile", "twinkle", "default"}
-STRAIGHT = {"bob", "longButNotTooLong", "miaWallace", "straight01", "straight02", "straightAndStrand"}
-WAVY = {"curly", "shortWaved", "shortCurly"}
-BANGS = {"longButNotTooLong", "miaWallace", "straightAndStrand"}
-
 
 @dataclass(frozen=True)
 class Face:
@@ -100,67 +61,45 @@ class Face:
     background: str
 
 
+@cache
+def _looks() -> dict[str, Any]:
+    """The shares of all looks, and what makes an attribute true."""
+    looks: dict[str, Any] = YAML(typ="safe").load(files(__package__).joinpath("cartoon.yaml").read_text("utf-8"))
+    return looks
+
+
 def choose_face(seed: int, index: int) -> Face:
     """The face of (seed, index): hair style and beard depend on the sex, hair colour on the skin."""
     random = Random(f"unveil cartoon {seed} {index}")
 
-    def pick(weights: Weights) -> str:
-        return random.choices(list(weights), list(weights.values()))[0]
+    def pick(part: str) -> str:
+        shares: dict[str, int] = _looks()["shares"][part]
+        return random.choices(list(shares), list(shares.values()))[0]
 
     male = random.random() < 0.45
-    skin = pick(SKINS)
+    skin = pick("skin")
     wears_hat = random.random() < 0.06
-    own_top, hat = pick(MALE_TOPS if male else FEMALE_TOPS), pick(HATS)
-    beard = pick(BEARDS)
+    own_top, hat = pick("male_top" if male else "female_top"), pick("hat")
+    beard = pick("beard")
     return Face(
         male=male,
         skin=skin,
         top=hat if wears_hat else own_top,
-        hair=pick(DARK_HAIRS if skin in (BROWN, DARK) else HAIRS),
-        hat_color=pick(CLOTHES_COLORS),
-        eyes=pick(EYES),
-        eyebrows=pick(EYEBROWS),
-        mouth=pick(MOUTHS),
+        hair=pick("hair_of_dark_skin" if skin in _looks()["dark_skin"] else "hair"),
+        hat_color=pick("clothes_color"),
         beard=beard if male else "none",
-        glasses=pick(GLASSES),
-        clothes=pick(CLOTHES),
-        clothes_color=pick(CLOTHES_COLORS),
-        background=pick(BACKGROUNDS),
+        **{
+            part: pick(part)
+            for part in ("eyes", "eyebrows", "mouth", "glasses", "clothes", "clothes_color", "background")
+        },
     )
 
 
 def attributes_of(face: Face) -> np.ndarray:
     """CelebA's 40 attributes, bool [40], true by construction; what the drawing cannot show is False."""
-    hat = face.top in HATS
-    bald = face.top == "none"
-    hair_shows = not hat and not bald
-    full_beard = face.beard in ("beardLight", "beardMedium")
-    true = {
-        "Arched_Eyebrows": face.eyebrows.startswith("raised"),
-        "Bald": bald,
-        "Bangs": face.top in BANGS,
-        "Black_Hair": hair_shows and face.hair == BLACK_HAIR,
-        "Blond_Hair": hair_shows and face.hair == BLOND_HAIR,
-        "Brown_Hair": hair_shows and face.hair in BROWN_HAIR,
-        "Bushy_Eyebrows": face.eyebrows == "flatNatural",
-        "Eyeglasses": face.glasses != "none",
-        "Goatee": full_beard,
-        "Gray_Hair": hair_shows and face.hair == GRAY_HAIR,
-        "Male": face.male,
-        "Mouth_Slightly_Open": face.mouth in OPEN_MOUTHS,
-        "Mustache": face.beard != "none",
-        "Narrow_Eyes": face.eyes in ("happy", "squint"),
-        "No_Beard": not full_beard,
-        "Pale_Skin": face.skin == PALE,
-        "Receding_Hairline": face.top == "sides",
-        "Sideburns": full_beard,
-        "Smiling": face.mouth in SMILES,
-        "Straight_Hair": face.top in STRAIGHT,
-        "Wavy_Hair": face.top in WAVY,
-        "Wearing_Hat": hat,
-        "Young": face.hair != GRAY_HAIR,
-    }
-    return np.array([true.get(name, False) for name in ATTRIBUTES], dtype=bool)
+    rules = _looks()["attributes"]
+    parts = [rules.get(name, {"male": ()}) for name in ATTRIBUTES]
+    return np.array([all(getattr(face, part) in looks for part, looks in rule.items()) for rule in parts], dtype=bool)
 
 
 @cache
