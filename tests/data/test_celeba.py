@@ -132,7 +132,7 @@ def test_wrong_splits_and_names_are_refused(tmp_path: Path) -> None:
 BROKEN: list[tuple[str, str, str, list[str]]] = [
     ("a letter", celeba.PARTITION_FILE, "a.jpg 0\nb.jpg x\n", ["line 2", "'b.jpg x'"]),
     ("a split 3", celeba.PARTITION_FILE, "a.jpg 0\n\nb.jpg 3\n", ["line 3", "valid"]),
-    ("a value too many", celeba.IDENTITY_FILE, "a.jpg 1 2\nb.jpg 1\n", ["line 1", "found 3 fields, expected 2"]),
+    ("a value too many", celeba.IDENTITY_FILE, "a.jpg 1 2\nb.jpg 1\n", ["line 1", "'a.jpg 1 2'", "one value"]),
     ("no value", celeba.IDENTITY_FILE, "a.jpg\n", ["line 1", "one value"]),
     ("a name twice", celeba.IDENTITY_FILE, "a.jpg 1\na.jpg 2\n", ["line 2", "line 1"]),
     ("no rows", celeba.IDENTITY_FILE, "\n", ["no rows"]),

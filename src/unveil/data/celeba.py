@@ -4,25 +4,20 @@ Every source of ``download`` writes this layout, and everything after it reads o
 The set is that of Liu et al., "Deep Learning Face Attributes in the Wild", 1411.7766.
 """
 
-import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, read_text, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ZIP_NAME = "img_align_celeba.zip"
 IMAGE_FOLDER = "img_align_celeba"
@@ -206,34 +201,6 @@ def read_partition(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
     return names, values[:, 0]
 
 
-def parse_table(path: Path, text: str, above: int = 0, **options: Any) -> "pd.DataFrame":
-    """The lines of a text as rows of text, blank lines included.
-
-    Args:
-        path: of the text, for messages.
-        text: from the table's first line.
-        above: number of lines above it, for messages.
-        options: of ``pandas.read_csv``.
-
-    Raises:
-        UnveilError: that names the first line that has too many fields.
-    """
-    import pandas as pd  # takes long, and not every stage reads tables
-
-    plain = {"header": None, "dtype": str, "na_filter": False, "skip_blank_lines": False, "index_col": False}
-    try:
-        return pd.read_csv(io.StringIO(text, newline=None), **plain, **options)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    except pd.errors.ParserError as error:
-        if match := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
-            wanted, line, found = map(int, match.groups())
-            raise UnveilError(
-                f"{path}, line {line + above}: found {found} fields, expected {wanted}; correct the line"
-            ) from None
-        raise UnveilError(f"{path}: not a table ({' '.join(str(error).split())}); save it as one") from None
-
-
 def unknown_attribute(name: str) -> str:
     """The end of an error line about a name that is not one of ``ATTRIBUTES``: what was probably meant."""
     lowered = {known.lower(): known for known in ATTRIBUTES}
@@ -247,53 +214,51 @@ def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     The published files mix line ends and widths of columns, so any white space separates fields.
     """
     try:
-        text = read_text(path, MOST_TABLE_BYTES)
+        text = io.StringIO(read_text(path, MOST_TABLE_BYTES), newline=None)
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
-    table = _TABLES[path.name]
-    columns = list(table.columns)
-    stream = io.StringIO(text, newline=None)
-    above, count = (0, None) if table.heading is None else _read_heading(path, text, stream, columns)
-    # pandas takes a first line of any length, so a blank one stands before the others.
-    options = {"sep": r"\s+", "names": ["name", *columns], "quoting": csv.QUOTE_NONE}
-    rows = parse_table(path, "\n" + stream.read(), above - 1, **options)
-    rows.index += above
-    rows = rows[rows["name"] != ""]
-    good = rows[columns].apply(lambda column: column.str.fullmatch(table.pattern)).all(axis="columns")
-    for number in rows.index[~good]:
-        what = f"{len(columns)} values, each {table.expected}" if len(columns) > 1 else f"one value, {table.expected}"
-        raise _broken(path, text, number, f"a file name and {what}")
-    for number, name in rows["name"][rows["name"].duplicated()].items():
-        earlier = rows.index[rows["name"] == name][0]
-        raise _broken(path, text, number, f"each name once, but line {earlier} has {name} too")
-    if count is not None and count != len(rows):
+    table, lines = _TABLES[path.name], ((number, line) for number, line in enumerate(text, 1) if line.strip())
+    count = None if table.heading is None else _read_heading(path, lines, table.columns)
+    width = len(table.columns)
+    what = f"{width} values, each {table.expected}" if width > 1 else f"one value, {table.expected}"
+    row = re.compile(rf"\s*\S+(\s+{table.pattern}){{{width}}}\s*")
+    names: dict[str, int] = {}  # and their lines
+    values = array("q")
+    for number, line in lines:
+        name, *fields = line.split()
+        if row.fullmatch(line) is None:
+            raise _broken(path, number, line, f"a file name and {what}")
+        if name in names:
+            raise _broken(path, number, line, f"each name once, but line {names[name]} has {name} too")
+        names[name] = number
+        values.extend(map(int, fields))
+    if count not in (None, len(names)):
         raise UnveilError(
-            f"{path}, line 1: found the count {count}, expected {len(rows)}, the number of rows below it; "
+            f"{path}, line 1: found the count {count}, expected {len(names)}, the number of rows below it; "
             "the file is cut off or was edited: put the complete one in its place"
         )
-    if rows.empty:
+    if not names:
         raise UnveilError(f"{path}: found no rows, expected one for each image; put the complete file in its place")
-    return rows["name"].tolist(), rows[columns].to_numpy(np.int64)
+    return list(names), np.array(values, np.int64).reshape(-1, width)
 
 
-def _read_heading(path: Path, text: str, stream: io.StringIO, columns: Sequence[str]) -> tuple[int, int]:
-    """The number of the line with the columns' names, and the count above it."""
-    lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
-    above, line = next(lines, (1, ""))
+def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:
+    """The count in the first line; the second must have the columns' names."""
+    number, line = next(lines, (1, ""))
     if re.fullmatch("[0-9]{1,18}", line.strip()) is None:
-        raise _broken(path, text, above, "the number of images alone")
-    above, names = next(lines, (2, ""))
+        raise _broken(path, number, line, "the number of images alone")
+    number, names = next(lines, (2, ""))
     found = names.removeprefix("image_id ").split()  # as the published boxes have it
-    if found != columns:
+    if found != [*columns]:
         pairs = enumerate(zip(found, columns, strict=False), start=1)
         different = (f"{b!r} as name {n} of {len(columns)}, not {a!r}" for n, (a, b) in pairs if a != b)
         lacking = f"the {len(columns)} names of the columns, not {len(found)}"
-        raise _broken(path, text, above, next(different, lacking))
-    return above, int(line)
+        raise _broken(path, number, names, next(different, lacking))
+    return int(line)
 
 
-def _broken(path: Path, text: str, number: int, expected: str) -> UnveilError:
-    found = next(islice(io.StringIO(text, newline=None), number - 1, None), "").strip()
+def _broken(path: Path, number: int, line: str, expected: str) -> UnveilError:
+    found = line.strip()
     found = found if len(found) <= LONGEST_SHOWN else found[: LONGEST_SHOWN - 3] + "..."
     return UnveilError(
         f"{path}, line {number}: found {found!r}, expected {expected}; correct the line or get the file anew"

@@ -5,6 +5,7 @@ transparency on white, rotation by EXIF applied, 16 bits cut down to 8, the firs
 Nothing is compressed with loss a second time. Colour profiles are not applied.
 """
 
+import csv
 import hashlib
 import io
 import math
@@ -23,7 +24,6 @@ from unveil.data.celeba import (
     MOST_TABLE_BYTES,
     SPLITS,
     ZIP_NAME,
-    parse_table,
     unknown_attribute,
     write_annotations,
 )
@@ -188,42 +188,43 @@ def _nearest(places: NDArray[np.float64], partition: NDArray[np.int64], low: flo
 def read_table(path: Path, names: Sequence[str], say: Say) -> NDArray[np.bool_]:
     """Attributes of the images ``names`` from a CSV: bool [N, 40]; columns that it lacks are false."""
     try:
-        rows = parse_table(path, read_text(path, MOST_TABLE_BYTES)).map(str.strip)
+        rows = csv.reader(io.StringIO(read_text(path, MOST_TABLE_BYTES), newline=""))
+        table = [(rows.line_num, [field.strip() for field in row]) for row in rows]
     except FileNotFoundError:
         raise UnveilError(f"download.folder.attributes: {path} does not exist; name a CSV or null") from None
-    columns = _columns(path, rows.iloc[0].tolist() if len(rows) else [])
-    rows.index += 1  # as lines are counted
-    rows = rows.iloc[1:][(rows.iloc[1:] != "").any(axis="columns")]
+    except csv.Error as error:
+        raise UnveilError(f"{path}: not a table ({error}); save it as one") from None
+    columns = _columns(path, table[0][1] if table else [])
+    places = [ATTRIBUTES.index(name) for name in columns]
     index = _row_index(names)
-    images = rows[0].map(lambda name: index.get(_normal_form(PurePosixPath(name).as_posix())))
-    strangers = rows[0][images.isna()].tolist()
-    images = images.dropna().astype(int)
-    rows = rows.loc[images.index]
-    for line in images.index[images < 0]:
-        raise UnveilError(
-            f"{path}, line {line}: {rows[0][line]!r} names several images; write their paths in the folder"
-        )
-    for line, image in images[images.duplicated()].items():
-        earlier = images.index[images == image][0]
-        raise UnveilError(f"{path}, line {line}: {rows[0][line]!r} has a row in line {earlier} already; keep one")
-    signs = rows.drop(columns=0)
-    for line, row in signs[~signs.isin(SIGNS).all(axis="columns")].iterrows():
-        field, column = next((field, column) for field, column in zip(row, columns, strict=True) if field not in SIGNS)
-        raise UnveilError(f"{path}, line {line}: found {field!r} for {column}, expected 0, 1 or -1")
-    _report_rows(path, [name for row, name in enumerate(names) if row not in set(images)], strangers, len(names), say)
     labels = np.zeros((len(names), len(ATTRIBUTES)), dtype=np.bool_)
-    labels[np.ix_(images, [ATTRIBUTES.index(name) for name in columns])] = signs.isin(TRUE)
-    return labels
-
-
-def _report_rows(path: Path, without: Sequence[str], strangers: Sequence[str], count: int, say: Say) -> None:
-    """Raise UnveilError if images are without a row, and say how many rows are of no image."""
-    if without:
-        hint = f"; {len(strangers)} rows name no image, the first {strangers[0]!r}" if strangers else ""
-        some = ", ".join(without[:3])
-        raise UnveilError(f"{path}: {len(without)} of {count} images have no row (first: {some}){hint}; add the rows")
+    lines: dict[int, int] = {}  # of the images
+    strangers = []
+    for line, (name, *signs) in ((line, row) for line, row in table[1:] if any(row)):
+        if len(signs) != len(columns):
+            found, expected = len(signs) + 1, len(columns) + 1
+            raise UnveilError(f"{path}, line {line}: found {found} fields, expected {expected}; correct the line")
+        image = index.get(_normal_form(PurePosixPath(name).as_posix()))
+        if image is None:
+            strangers.append(name)
+            continue
+        if image < 0:
+            raise UnveilError(f"{path}, line {line}: {name!r} names several images; write their paths in the folder")
+        if image in lines:
+            raise UnveilError(f"{path}, line {line}: {name!r} has a row in line {lines[image]} already; keep one")
+        for sign, column in zip(signs, columns, strict=True):
+            if sign not in SIGNS:
+                raise UnveilError(f"{path}, line {line}: found {sign!r} for {column}, expected 0, 1 or -1")
+        lines[image] = line
+        labels[image, places] = [sign in TRUE for sign in signs]
+    stray = f"{len(strangers)} rows name no image" + (f", the first {strangers[0]!r}" if strangers else "")
+    if without := [name for row, name in enumerate(names) if row not in lines]:
+        some, hint = ", ".join(without[:3]), f"; {stray}" if strangers else ""
+        head = f"{path}: {len(without)} of {len(names)} images have no row"
+        raise UnveilError(f"{head} (first: {some}){hint}; add the rows")
     if strangers:
-        say(f"{path}: {len(strangers)} rows name no image in the folder, the first {strangers[0]!r}")
+        say(f"{path}: {stray.replace('image', 'image in the folder')}")
+    return labels
 
 
 def _columns(path: Path, header: Sequence[str]) -> list[str]:
