@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unveil.data.preprocess import preprocess
-from unveil.data.shards import load_images
+from unveil.data.shards import load_tensor
 from unveil.figures import save_grid
 from unveil.layout import CONTACT_SHEET, DOWNLOAD_RECORD, PREPROCESS_RECORD, RAW, SHARDS
 from unveil.run.stage import stage
@@ -33,7 +33,7 @@ def main(
             workers=settings.workers,
             say=run.say,
         )
-        save_grid(load_images(SHARDS, "train", SHEET_ROWS * SHEET_COLUMNS), SHEET_COLUMNS, CONTACT_SHEET)
+        save_grid(load_tensor(SHARDS, "train", limit=SHEET_ROWS * SHEET_COLUMNS), SHEET_COLUMNS, CONTACT_SHEET)
         run.log_metrics({f"images_{split}": index.num_images(split) for split in index.splits})
         run.log_metrics({"images_corrupt": len(index.corrupt)})
         run.log_artifact(SHARDS / "index.json")

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from unveil.data.batches import Batch, DeviceBatches
+from unveil.data.batches import Batch, Batches
 from unveil.data.pixels import to_uint8
-from unveil.data.shards import ShardIndex, load_images, verify
+from unveil.data.shards import ShardIndex, load_tensor, verify
 from unveil.diffusion import grids
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
@@ -235,11 +235,11 @@ PIXELS: Mapping[str, tuple[float, float]] = {
 """Scale a and shift b of each convention: what the process takes for the image x in [-1, 1] is ``a x + b``."""
 
 
-class ScaledBatches(DeviceBatches):
+class ScaledBatches(Batches):
     """Batches in another convention of pixels: images x in [-1, 1] come as ``scale x + shift``."""
 
     def __init__(self, images: Tensor, batch_size: int, seed: int, scale: float, shift: float) -> None:
-        super().__init__(images, batch_size, seed, horizontal_flip=False)
+        super().__init__(Batch(images), batch_size, seed, horizontal_flip=False)
         self.scale = scale
         self.shift = shift
 
@@ -601,7 +601,7 @@ class Study:
 
     @cached_property
     def _images(self) -> Tensor:
-        images = load_images(self.judge.shards, "train")
+        images = load_tensor(self.judge.shards, "train")
         return shrunk(images, self.budget.network.image_size).to(self.device)
 
     def _claim(self) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tests.evaluation.card.cards import card
 from unveil.averages import FOLDER, Averages, save_snapshot, write_averages
 from unveil.cli.averages import describe as describe_averages
-from unveil.data.shards import Shard, ShardIndex, load_images, verify, write_shard
+from unveil.data.shards import Shard, ShardIndex, load_tensor, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
 from unveil.diffusion.config import Diffusion
 from unveil.errors import UnveilError, line_for_user
@@ -155,7 +155,7 @@ def _use_shards(folder: Path) -> None:
     index.digest()
     verify(folder, ["train", "valid", "test"])
     for split in ("train", "test"):
-        load_images(folder, split)
+        load_tensor(folder, split)
 
 
 def _use_model(folder: Path) -> None:
@@ -302,7 +302,7 @@ def _one_line_at_most(use: Callable[[], object]) -> None:
 
 USES: dict[str, Callable[[Path], object]] = {
     "shards/index.json": lambda folder: ShardIndex.load(folder / "shards"),
-    "shards/train-00001.safetensors": lambda folder: load_images(folder / "shards", "train"),
+    "shards/train-00001.safetensors": lambda folder: load_tensor(folder / "shards", "train"),
     "shards/test-00000.safetensors": lambda folder: verify(folder / "shards", ["test"]),
     "source.json": SourceRecord.load,
     "models/config.json": lambda folder: load_denoiser(folder / "models"),

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import Batch, Batches
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
@@ -51,7 +51,7 @@ def trainer(params: Params, threads: Workers, **changes: Any) -> Trainer:
     )
     products = optimizer_precision(settings.optimizer, CPU)
     images = torch.randint(0, 256, (1000, 3, params.preprocess.image_size, params.preprocess.image_size))
-    batches = DeviceBatches(images.to(torch.uint8), settings.batch_size, 0, horizontal_flip=False)
+    batches = Batches(Batch(images.to(torch.uint8)), settings.batch_size, 0, horizontal_flip=False)
     loss = build_loss(settings.diffusion)
     return Trainer(denoiser_of(params), loss, batches, config, workers=threads, optimizer_precision=products)
 

@@ -56,7 +56,7 @@ from tests.benchmarks.peers import (
 )
 from torch import Tensor, nn
 
-from unveil.data.batches import Batches, DeviceBatches, open_batches
+from unveil.data.batches import Batch, Batches, open_batches
 from unveil.data.shards import ShardIndex, verify, write_shard
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.design import build_denoiser
@@ -192,7 +192,7 @@ def random_images(count: int, device: str) -> Tensor:
 def our_training(options: argparse.Namespace, folder: Path) -> Run:
     """Our loop over images that lie on the device."""
     images = random_images(images_of_a_loop(options), options.device)
-    batches = DeviceBatches(images, options.batch, seed=0, horizontal_flip=True)
+    batches = Batches(Batch(images), options.batch, seed=0, horizontal_flip=True)
     return training(our_network(options), batches, options, folder / "points.txt")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unveil.data import batches as batches_module
-from unveil.data.batches import DeviceBatches, StreamBatches, load_split, open_batches
+from unveil.data.batches import Batch, Batches, StreamedSplit, load_split, open_batches
 from unveil.data.config import Loader
 from unveil.data.pixels import to_float, to_uint8
 from unveil.data.shards import ShardIndex, write_shard
@@ -42,7 +42,7 @@ def _numbers(batch: Tensor) -> list[int]:
 )
 def test_every_epoch_holds_every_image_once(count: int, batch_size: int, seed: int, epochs: int) -> None:
     """Also where a batch ends one epoch and begins the next, and where it holds several."""
-    batches = DeviceBatches(_numbered(count), batch_size, seed, horizontal_flip=True)
+    batches = Batches(Batch(_numbered(count)), batch_size, seed, horizontal_flip=True)
     drawn: list[int] = []
     while len(drawn) < epochs * count:
         batch = batches.batch(len(drawn) // batch_size).images
@@ -55,7 +55,7 @@ def test_every_epoch_holds_every_image_once(count: int, batch_size: int, seed: i
 @settings(deadline=None)
 @given(batch_size=st.integers(1, 30), seed=st.integers(0, 2**32 - 1), order=st.permutations(range(6)))
 def test_a_batch_depends_on_the_seed_and_its_number_alone(batch_size: int, seed: int, order: list[int]) -> None:
-    one, other = (DeviceBatches(_numbered(10), batch_size, seed, horizontal_flip=True) for _ in range(2))
+    one, other = (Batches(Batch(_numbered(10)), batch_size, seed, horizontal_flip=True) for _ in range(2))
     in_turn = [one.batch(number).images for number in range(6)]
     for number in order:
         assert torch.equal(other.batch(number).images, in_turn[number])
@@ -64,14 +64,14 @@ def test_a_batch_depends_on_the_seed_and_its_number_alone(batch_size: int, seed:
 def test_epochs_and_seeds_have_their_own_order() -> None:
     orders = []
     for seed in (0, 1):
-        batches = DeviceBatches(_numbered(100), 100, seed, horizontal_flip=False)
+        batches = Batches(Batch(_numbered(100)), 100, seed, horizontal_flip=False)
         orders += [tuple(_numbers(batches.batch(epoch).images)) for epoch in range(3)]
     assert len(set(orders)) == 6
     assert tuple(range(100)) not in orders
 
 
 def test_each_image_is_mirrored_half_of_the_time() -> None:
-    batches = DeviceBatches(_numbered(50), 100, 0, horizontal_flip=True)
+    batches = Batches(Batch(_numbered(50)), 100, 0, horizontal_flip=True)
     seen: Counter[tuple[int, bool]] = Counter()
     for number in range(200):  # every image 400 times
         batch = to_uint8(batches.batch(number).images)[:, 0, 0]
@@ -85,7 +85,7 @@ def test_each_image_is_mirrored_half_of_the_time() -> None:
 def test_every_batch_has_its_own_coins() -> None:
     patterns = []
     for seed in (0, 1):
-        batches = DeviceBatches(_numbered(50), 50, seed, horizontal_flip=True)
+        batches = Batches(Batch(_numbered(50)), 50, seed, horizontal_flip=True)
         first_columns = (to_uint8(batches.batch(number).images)[:, 0, 0] for number in range(20))
         patterns += [tuple((batch[:, 0] > batch[:, 3]).tolist()) for batch in first_columns]
     assert len(set(patterns)) == 40
@@ -93,13 +93,13 @@ def test_every_batch_has_its_own_coins() -> None:
 
 def test_without_flips_images_stay_as_they_are() -> None:
     images = _numbered(30)
-    batch = DeviceBatches(images, 30, 0, horizontal_flip=False).batch(0).images
+    batch = Batches(Batch(images), 30, 0, horizontal_flip=False).batch(0).images
     assert torch.equal(to_uint8(batch), images[_numbers(batch)])
 
 
 def test_the_images_themselves_are_not_touched() -> None:
     images = _numbered(8)
-    batches = DeviceBatches(images, 8, 0, horizontal_flip=True)
+    batches = Batches(Batch(images), 8, 0, horizontal_flip=True)
     batches.batch(0).images.zero_()
     assert torch.equal(images, _numbered(8))
 
@@ -144,8 +144,8 @@ def _bits(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("numbers", [range(12), [7, 3, 3, 11, 0, 1, 2], [40, 41, 2]])
 def test_streamed_batches_are_those_of_the_device(tmp_path: Path, numbers: Iterable[int]) -> None:
     images, index = _shards(tmp_path, [5, 11, 7])
-    streamed = StreamBatches(tmp_path, index.splits["train"], 4, 3, horizontal_flip=True)
-    resident = DeviceBatches(images, 4, 3, horizontal_flip=True)
+    streamed = Batches(StreamedSplit(tmp_path, index.splits["train"]), 4, 3, horizontal_flip=True)
+    resident = Batches(Batch(images), 4, 3, horizontal_flip=True)
     for number in numbers:
         one, other = streamed.batch(number), resident.batch(number)
         assert torch.equal(one.images, other.images) and one.attributes is other.attributes is None
@@ -170,11 +170,11 @@ def test_the_loader_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     _shards(tmp_path, [6])
 
     def kind(loader: Loader) -> type:
-        return type(open_batches(tmp_path, "train", loader, 2, 0, False, torch.device("cpu")))
+        return type(open_batches(tmp_path, "train", loader, 2, 0, False, torch.device("cpu")).split)
 
-    assert [kind("device"), kind("stream"), kind("auto")] == [DeviceBatches, StreamBatches, DeviceBatches]
+    assert [kind("device"), kind("stream"), kind("auto")] == [Batch, StreamedSplit, Batch]
     monkeypatch.setattr(batches_module, "_free_memory", lambda device: 6 * 3 * 4 * 4)
-    assert kind("auto") is StreamBatches
+    assert kind("auto") is StreamedSplit
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no header", "shorter later"])
@@ -182,8 +182,8 @@ def test_a_shard_that_cannot_be_streamed_is_named(tmp_path: Path, damage: str) -
     _, index = _shards(tmp_path, [6])
     path = tmp_path / "train-00000.safetensors"
 
-    def stream() -> StreamBatches:
-        return StreamBatches(tmp_path, index.splits["train"], 6, 0, horizontal_flip=False)
+    def stream() -> Batches:
+        return Batches(StreamedSplit(tmp_path, index.splits["train"]), 6, 0, horizontal_flip=False)
 
     before = stream()
     if damage == "missing":
@@ -197,13 +197,13 @@ def test_a_shard_that_cannot_be_streamed_is_named(tmp_path: Path, damage: str) -
 FEW_FILES = """
 import sys
 from pathlib import Path
-from unveil.data.batches import StreamBatches
+from unveil.data.batches import StreamedSplit
 from unveil.data.shards import Shard
 from unveil.errors import line_for_user
 
 shards = [Shard(path.name, 1, "") for path in sorted(Path(sys.argv[1]).iterdir())]
 try:
-    StreamBatches(Path(sys.argv[1]), shards, 4, 0, False)
+    StreamedSplit(Path(sys.argv[1]), shards)
 except OSError as error:
     print(line_for_user(error))
 """

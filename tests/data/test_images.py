@@ -23,7 +23,7 @@ from unveil.data.config import Preprocess
 from unveil.data.images import find_images, open_image, open_zip, read_member
 from unveil.data.preprocess import _Images, decode
 from unveil.data.protocols import PROTOCOLS
-from unveil.data.shards import Shard, ShardRows, read_shard
+from unveil.data.shards import Shard, ShardRows, open_shard
 from unveil.data.sources import fetch
 from unveil.data.sources.archive import archived_images, copy_file
 from unveil.data.sources.folder import encode_image, read_table
@@ -165,7 +165,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the archive, decoded": ("a.zip", lambda path: _Images(path, [], PROTOCOLS["squash"], 8, 1)),
     "samples.npz": ("a.npz", lambda path: read_npz(path, 1)),
     "samples.safetensors": ("a.safetensors", lambda path: read_safetensors(path, 1)),
-    "a shard": (SHARD.file, lambda path: read_shard(path.parent, SHARD, "images")),
+    "a shard": (SHARD.file, lambda path: open_shard(path.parent, SHARD, "images").__enter__()),
     "rows of a shard": (SHARD.file, lambda path: ShardRows(path.parent, SHARD)),
 }
 

@@ -18,7 +18,7 @@ from tests.data.archives import face, make_celeba
 from unveil.data import preprocess as module
 from unveil.data.celeba import ATTRIBUTES_FILE, PARTITION_FILE, read_annotations
 from unveil.data.preprocess import decode, preprocess
-from unveil.data.shards import ShardIndex, load_images, load_tensor, write_shard
+from unveil.data.shards import ShardIndex, load_tensor, write_shard
 from unveil.data.sources import fetch
 from unveil.errors import UnveilError
 
@@ -83,7 +83,7 @@ def test_rows_stay_together(raw: Path) -> None:
             rows = np.flatnonzero(partition == number)
             assert load_tensor(folder, split, "ids").tolist() == [int(names[row][:6]) for row in rows]
             assert (load_tensor(folder, split, "attributes").numpy() == attributes[rows]).all()
-            for row, image in zip(rows, load_images(folder, split), strict=True):
+            for row, image in zip(rows, load_tensor(folder, split), strict=True):
                 with Image.open(io.BytesIO(archive.read(f"img_align_celeba/{names[row]}"))) as original:
                     theirs = original.crop((25, 57, 153, 185)).resize((16, 16), Image.Resampling.BILINEAR)
                 np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(theirs))
@@ -97,13 +97,13 @@ def test_shards_have_the_size_asked_for(raw: Path, shard_size: int) -> None:
         assert sum(sizes) == index.num_images(split)
         assert all(size == shard_size for size in sizes[:-1])
         assert 0 < sizes[-1] <= shard_size
-    whole = load_images(raw.parent / "shards", "train")
-    torch.testing.assert_close(load_images(raw.parent / "shards", "train", 7), whole[:7])
+    whole = load_tensor(raw.parent / "shards", "train")
+    torch.testing.assert_close(load_tensor(raw.parent / "shards", "train", limit=7), whole[:7])
 
 
 def test_the_moments_are_those_of_the_train_split(raw: Path) -> None:
     index = run(raw)
-    pixels = load_images(raw.parent / "shards", "train").numpy() / 127.5 - 1
+    pixels = load_tensor(raw.parent / "shards", "train").numpy() / 127.5 - 1
     np.testing.assert_allclose(index.mean, pixels.mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(index.std, pixels.std((0, 2, 3)), atol=1e-6)
 
@@ -241,7 +241,7 @@ def test_a_missing_file_is_named(raw: Path, name: str) -> None:
 def test_holes_at_the_ends_of_shards_leave_the_rest_in_its_place(raw: Path, protocol: str, workers: int) -> None:
     whole = run(raw, protocol=protocol, shard_size=7)
     folder = raw.parent / "shards"
-    before = {split: (load_tensor(folder, split, "ids"), load_images(folder, split)) for split in whole.splits}
+    before = {split: (load_tensor(folder, split, "ids"), load_tensor(folder, split)) for split in whole.splits}
     broken = {1, 4, 7, 8, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 28, 29}
     rewrite(raw, lambda name, data: b"" if Path(name).stem in {f"{number:06d}" for number in broken} else data)
     index = run(raw, protocol=protocol, shard_size=7, workers=workers, on_corrupt="skip")
@@ -249,7 +249,7 @@ def test_holes_at_the_ends_of_shards_leave_the_rest_in_its_place(raw: Path, prot
     for split, (ids, images) in before.items():
         kept = torch.tensor([int(number) not in broken for number in ids])
         assert torch.equal(load_tensor(folder, split, "ids"), ids[kept])
-        assert torch.equal(load_images(folder, split), images[kept])
+        assert torch.equal(load_tensor(folder, split), images[kept])
 
 
 def test_one_shard_at_a_time_is_in_memory(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

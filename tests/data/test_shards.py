@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.data.batches import StreamBatches
-from unveil.data.shards import Shard, ShardIndex, load_images, load_tensor, verify, write_shard
+from unveil.data.batches import Batches, StreamedSplit
+from unveil.data.shards import Shard, ShardIndex, load_tensor, verify, write_shard
 from unveil.errors import UnveilError
 
 
@@ -47,8 +47,8 @@ def test_the_index_comes_back_whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 5, 6, 12, 50])
 def test_a_limit_takes_the_first_images_across_shards(folder: Path, limit: int) -> None:
-    whole = load_images(folder, "train")
-    torch.testing.assert_close(load_images(folder, "train", limit), whole[:limit])
+    whole = load_tensor(folder, "train")
+    torch.testing.assert_close(load_tensor(folder, "train", limit=limit), whole[:limit])
     assert load_tensor(folder, "train", "ids", limit).tolist() == list(range(1, min(limit, 12) + 1))
 
 
@@ -69,10 +69,10 @@ def test_a_changed_or_missing_shard_is_named(folder: Path) -> None:
         verify(folder, ["train"])
     path.write_bytes(data[:100])
     with pytest.raises(UnveilError, match=r"train-00001\.safetensors: damaged"):
-        load_images(folder, "train")
+        load_tensor(folder, "train")
     path.unlink()
     with pytest.raises(UnveilError, match=r"train-00001\.safetensors"):
-        load_images(folder, "train")
+        load_tensor(folder, "train")
 
 
 def _edit(folder: Path, value: object, *keys: str | int) -> None:
@@ -146,8 +146,8 @@ def test_an_index_that_is_no_json_is_one_line(folder: Path, content: bytes) -> N
 def test_a_shard_that_is_not_what_the_index_says_is_seen_before_there_is_memory_for_it(folder: Path) -> None:
     _edit(folder, 10**15, *FIRST, "images")
     reads: tuple[Callable[[], object], ...] = (
-        lambda: load_images(folder, "train"),
-        lambda: StreamBatches(folder, ShardIndex.load(folder).splits["train"], 2, 0, horizontal_flip=False),
+        lambda: load_tensor(folder, "train"),
+        lambda: Batches(StreamedSplit(folder, ShardIndex.load(folder).splits["train"]), 2, 0, horizontal_flip=False),
     )
     for read in reads:
         with pytest.raises(UnveilError, match=r"images are U8 \[5, 3, 8, 8\], expected U8 of 1000000000000000 images"):
@@ -160,4 +160,4 @@ def test_a_shard_that_is_not_what_the_index_says_is_seen_before_there_is_memory_
 
 def test_an_unknown_split_names_those_that_are_there(folder: Path) -> None:
     with pytest.raises(UnveilError, match="train, valid, test"):
-        load_images(folder, "holdout")
+        load_tensor(folder, "holdout")

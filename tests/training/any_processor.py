@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import Batch, Batches
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.design import build_denoiser
 from unveil.diffusion.loss import build_loss
@@ -70,7 +70,7 @@ config = Training(
 images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
 denoiser = build_denoiser(build_network(network), diffusion)
 with noted("train"):
-    batches = DeviceBatches(images, 4, 0, horizontal_flip=False)
+    batches = Batches(Batch(images), 4, 0, horizontal_flip=False)
     products = optimizer_precision(settings.optimizer, CPU)
     list(Trainer(denoiser, build_loss(diffusion), batches, config, optimizer_precision=products).run())
 with noted("sample"):

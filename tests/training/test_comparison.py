@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from unveil.cli.main import app
-from unveil.data.batches import DeviceBatches
+from unveil.data.batches import Batch, Batches
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import FlowMatching
@@ -299,7 +299,7 @@ def _trained(config: Training = CONFIG, weights: int = 0) -> LossCurve:
     torch.manual_seed(weights)
     denoiser = Denoiser(_Network(), Flow(), X0())
     trainer = Trainer(
-        denoiser, Loss(FlowMatching()), DeviceBatches(images, 16, config.seed, horizontal_flip=False), config
+        denoiser, Loss(FlowMatching()), Batches(Batch(images), 16, config.seed, horizontal_flip=False), config
     )
     return LossCurve.of("trainer", ((point.images, point.loss) for point in trainer.run()))
 

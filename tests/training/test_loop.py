@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.data.batches import Batch, DeviceBatches
+from unveil.data.batches import Batch, Batches
 from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.loss import Draws, Loss
@@ -73,7 +73,7 @@ def _trainer(
 ) -> Trainer:
     torch.manual_seed(weights)
     denoiser = Denoiser(network(), Flow(), X0()).to(device)
-    batches = DeviceBatches(_images().to(device), batch_size, 0, horizontal_flip=True)
+    batches = Batches(Batch(_images().to(device)), batch_size, 0, horizontal_flip=True)
     folder = Checkpoints(checkpoints) if checkpoints is not None else None
     return Trainer(denoiser, loss, batches, config, folder, workers=threads)
 
@@ -820,7 +820,7 @@ def test_what_a_batch_says_of_its_images_reaches_the_network_with_them(augment: 
     numbers = torch.arange(10, dtype=torch.int8)[:, None]
     config = CONFIG.replace(images=BATCH, warmup_images=0, gradient_accumulation=2, augment=augment)
     trainer = _trainer(config, network=Network, loss=Loss(_Noiseless()))
-    trainer.batches = DeviceBatches(_images(), BATCH, 0, horizontal_flip=False, attributes=numbers)
+    trainer.batches = Batches(Batch(_images(), numbers), BATCH, 0, horizontal_flip=False)
     list(trainer.run())
     assert [len(x) for x, _ in heard] == [2, 2]
     for x, condition in heard:

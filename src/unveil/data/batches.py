@@ -5,10 +5,10 @@ normalisation happen on the device.
 """
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +60,55 @@ def load_split(folder: Path, split: str, limit: int | None = None, attributes: b
     return Batch(load_tensor(folder, split, "images", limit), told)
 
 
-class Batches(ABC):
-    """What training draws from: the order of the images, and which of them are mirrored.
+class StreamedSplit:
+    """A split that stays on disk: ``split[positions]`` reads those images, and no others are in memory.
 
     Args:
-        count: images of the split.
+        folder: of the shards.
+        shards: of the split, in order.
+        attributes: read the images' attributes too.
+        device: where they will go; those for a GPU are read into pinned memory.
+
+    Raises:
+        UnveilError: if a shard is missing or damaged, or becomes shorter while it is read.
+        OSError: with the path, if the system refuses to open it, such as one more file.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], attributes: bool = False, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self._names = ("images", "attributes") if attributes else ("images",)
+        self._files = [ShardRows(folder, shard, self._names) for shard in shards]
+        self._starts = np.cumsum([0, *(shard.images for shard in shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, positions: NDArray[np.int64]) -> Batch:
+        files = np.searchsorted(self._starts, positions, side="right") - 1
+        places = list(zip(files.tolist(), (positions - self._starts[files]).tolist(), strict=True))
+        read: list[Tensor] = []
+        for name in self._names:
+            shape, pin = (len(places), *self._files[0].shapes[name]), self.device.type == "cuda"
+            read.append(torch.empty(shape, dtype=torch.uint8, pin_memory=pin))
+            for target, (file, row) in zip(read[-1].numpy(), places, strict=True):
+                target[...] = self._files[file].read(row, name)
+        return Batch(read[0], *map(signed, read[1:]))
+
+
+class Batches:
+    """What training draws from: the order of the images, and which of them are mirrored.
+
+    Of a split on disk a thread reads a few batches ahead; memory holds those and the order of an epoch (8 bytes an
+    image), however large the split is, and a batch is fast if asked for in turn.
+
+    >>> batches = Batches(Batch(torch.zeros(10, 3, 8, 8, dtype=torch.uint8)), 4, seed=0, horizontal_flip=True)
+    >>> batches.batch(0).images.shape, batches.batch(0).images.max()
+    (torch.Size([4, 3, 8, 8]), tensor(-1.))
+
+    Args:
+        split: uint8 images [N, C, H, W] on the device where the batches are wanted, or a split on disk.
         batch_size: images a batch. Epochs run into one another: a batch may end one and begin the next.
         seed: of the permutation of every epoch and of the flips.
         horizontal_flip: mirror each image with probability 1/2.
@@ -72,15 +116,20 @@ class Batches(ABC):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
+        self,
+        split: Batch | StreamedSplit,
+        batch_size: int,
+        seed: int,
+        horizontal_flip: bool,
+        part: slice = slice(None),
     ) -> None:
-        self.count = count
+        self.split = split
         self.batch_size = batch_size
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.part = part
-        self._epoch = -1
-        self._permutation = np.empty(0, dtype=np.int64)
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: dict[int, Future[Batch]] = {}
 
     def batch(self, number: int) -> Batch:
         """Batch ``number``, from 0, or the part of it, on the device, its images float32 [n, C, H, W] in [-1, 1]."""
@@ -93,105 +142,28 @@ class Batches(ABC):
             images = torch.where(mirrored, images.flip(3), images)
         return Batch(to_float(images), batch.attributes)
 
-    @abstractmethod
     def _rows(self, number: int) -> Batch:
         """The images of batch ``number`` on the device, uint8 and not mirrored."""
+        split = self.split
+        if isinstance(split, Batch):
+            return split[torch.from_numpy(self._positions(number)).to(split.images.device)]
+        self._ahead = {
+            key: self._ahead.get(key) or self._thread.submit(lambda number: split[self._positions(number)], key)
+            for key in range(number, number + BATCHES_AHEAD)
+        }
+        return self._ahead.pop(number).result().to(split.device)
 
     def _positions(self, number: int) -> NDArray[np.int64]:
         """Positions in the split of the images of batch ``number``: int64 [n]."""
         drawn = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
-        epochs, offsets = np.divmod(drawn, self.count)
-        return np.concatenate([self._of_epoch(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
-
-    def _of_epoch(self, epoch: int) -> NDArray[np.int64]:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng(batch_seed("order", self.seed, epoch)).permutation(self.count)
-        return self._permutation
+        epochs, offsets = np.divmod(drawn, len(self.split))
+        orders = (_order(self.seed, epoch, len(self.split))[offsets[epochs == epoch]] for epoch in np.unique(epochs))
+        return np.concatenate([*orders])
 
 
-class DeviceBatches(Batches):
-    """Batches of a split that lies on the device.
-
-    >>> batches = DeviceBatches(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), 4, seed=0, horizontal_flip=True)
-    >>> batches.batch(0).images.shape, batches.batch(0).images.max()
-    (torch.Size([4, 3, 8, 8]), tensor(-1.))
-
-    Args:
-        images: uint8 [N, C, H, W], on the device where the batches are wanted.
-        batch_size, seed, horizontal_flip, part: see :class:`Batches`.
-        attributes: of the images, as in :class:`Batch`; None = the batches have none.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        batch_size: int,
-        seed: int,
-        horizontal_flip: bool,
-        part: slice = slice(None),
-        attributes: Tensor | None = None,
-    ) -> None:
-        super().__init__(len(images), batch_size, seed, horizontal_flip, part)
-        self.split = Batch(images, attributes)
-
-    def _rows(self, number: int) -> Batch:
-        return self.split[torch.from_numpy(self._positions(number)).to(self.split.images.device)]
-
-
-class StreamBatches(Batches):
-    """Batches of a split that stays on disk: rows are read one by one, a few batches ahead, by a thread.
-
-    Memory holds those few batches and the order of an epoch (8 bytes an image), however large the split is. A batch is
-    fast if asked for in turn.
-
-    Args:
-        folder: of the shards.
-        shards: of the split, in order.
-        batch_size, seed, horizontal_flip, part: see :class:`Batches`.
-        device: where the batches are wanted; a GPU gets them from pinned memory.
-        attributes: read the images' attributes too.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        shards: Sequence[Shard],
-        batch_size: int,
-        seed: int,
-        horizontal_flip: bool,
-        device: torch.device | str = "cpu",
-        part: slice = slice(None),
-        attributes: bool = False,
-    ) -> None:
-        self.device = torch.device(device)
-        self._names = ("images", "attributes") if attributes else ("images",)
-        self._files = [ShardRows(folder, shard, self._names) for shard in shards]
-        self._starts = np.cumsum([0, *(shard.images for shard in shards)])
-        super().__init__(int(self._starts[-1]), batch_size, seed, horizontal_flip, part)
-        self._thread = ThreadPoolExecutor(1)
-        self._ahead: dict[int, Future[Batch]] = {}
-
-    def _rows(self, number: int) -> Batch:
-        wanted = range(number, number + BATCHES_AHEAD)
-        for other in [key for key in self._ahead if key not in wanted]:
-            self._ahead.pop(other).cancel()
-        for key in wanted:
-            if key not in self._ahead:
-                self._ahead[key] = self._thread.submit(self._read, key)
-        return self._ahead.pop(number).result().to(self.device)
-
-    def _read(self, number: int) -> Batch:
-        positions = self._positions(number)
-        files = np.searchsorted(self._starts, positions, side="right") - 1
-        places = list(zip(files.tolist(), (positions - self._starts[files]).tolist(), strict=True))
-        read: list[Tensor] = []
-        for name in self._names:
-            shape, pin = (len(places), *self._files[0].shapes[name]), self.device.type == "cuda"
-            read.append(torch.empty(shape, dtype=torch.uint8, pin_memory=pin))
-            for target, (file, row) in zip(read[-1].numpy(), places, strict=True):
-                target[...] = self._files[file].read(row, name)
-        return Batch(read[0], *map(signed, read[1:]))
+@lru_cache(1)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(batch_seed("order", seed, int(epoch))).permutation(count)
 
 
 def open_batches(
@@ -204,7 +176,7 @@ def open_batches(
     device: torch.device,
     part: slice = slice(None),
     attributes: bool = False,
-) -> DeviceBatches | StreamBatches:
+) -> Batches:
     """Batches of a split, by the loader that is asked for; ``auto`` streams what the device has no room for.
 
     Raises:
@@ -212,11 +184,12 @@ def open_batches(
     """
     index = ShardIndex.load(folder)
     size = index.num_images(split) * 3 * index.image_size**2
+    rows: Batch | StreamedSplit
     if loader == "stream" or (loader == "auto" and size > SHARE_OF_MEMORY * _free_memory(device)):
-        shards = index.splits[split]
-        return StreamBatches(folder, shards, batch_size, seed, horizontal_flip, device, part, attributes)
-    found = load_split(folder, split, attributes=attributes).to(device)
-    return DeviceBatches(found.images, batch_size, seed, horizontal_flip, part, found.attributes)
+        rows = StreamedSplit(folder, index.splits[split], attributes, device)
+    else:
+        rows = load_split(folder, split, attributes=attributes).to(device)
+    return Batches(rows, batch_size, seed, horizontal_flip, part)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -168,28 +168,24 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
         UnveilError: if the split is unknown or empty, or a shard is missing or damaged.
     """
     index = ShardIndex.load(folder)
-    if not index.splits.get(split):
+    shards = index.splits.get(split, ())
+    if not shards:
         known = ", ".join(name for name in index.splits if index.splits[name])
         raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
     wanted = index.num_images(split) if limit is None else min(limit, index.num_images(split))
-    shape: list[int] = []
-    for shard in index.splits[split]:  # before there is memory for all that the index tells of
+    for shard in shards:  # before there is memory for all that the index tells of
         with open_shard(folder, shard, name) as rows:
             shape = rows.get_shape()[1:]
-    if len(index.splits[split]) == 1:
-        return read_shard(folder, index.splits[split][0], name, wanted)
-    result = torch.empty(wanted, *shape, dtype=DTYPES[name][1])
+    result = torch.empty(wanted if len(shards) > 1 else 0, *shape, dtype=DTYPES[name][1])
     filled = 0
-    for shard in index.splits[split]:  # so that a split is in memory once and not twice
-        part = read_shard(folder, shard, name, wanted - filled)
+    for shard in shards:
+        with open_shard(folder, shard, name) as rows:
+            part: Tensor = rows[: wanted - filled]
+        if len(shards) == 1:  # so that a split is in memory once and not twice
+            return part
         result[filled : filled + len(part)] = part
         filled += len(part)
     return result
-
-
-def load_images(folder: Path, split: str, limit: int | None = None) -> Tensor:
-    """The images of a split: uint8 [N, 3, H, W] in order of the ids; the first ``limit`` of them."""
-    return load_tensor(folder, split, "images", limit)
 
 
 @contextmanager
@@ -213,13 +209,6 @@ def open_shard(folder: Path, shard: Shard, name: str) -> Iterator[Any]:
                 f"as {INDEX_FILE} says; {MEND}"
             )
         yield rows
-
-
-def read_shard(folder: Path, shard: Shard, name: str, limit: int | None = None) -> Tensor:
-    """One tensor of one shard; the first ``limit`` rows of it. Raises UnveilError as ``open_shard`` does."""
-    with open_shard(folder, shard, name) as rows:
-        found: Tensor = rows[:limit]
-        return found
 
 
 class ShardRows:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unveil.averages import FOLDER, Averages, write_averages
 from unveil.data.augmentation import LABELS
-from unveil.data.batches import StreamBatches, load_split, open_batches
+from unveil.data.batches import StreamedSplit, load_split, open_batches
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.loss import build_loss
@@ -90,7 +90,7 @@ def built_trainer(
 def describe(trainer: Trainer, images: int) -> str:
     """The line that a training of so many images begins with."""
     size = sum(parameter.numel() for parameter in trainer.parameters)
-    streamed = isinstance(trainer.batches, StreamBatches)
+    streamed = isinstance(trainer.batches.split, StreamedSplit)
     where = "streamed from disk" if streamed else f"in the memory of {trainer.device}"
     many = f" in {trainer.processes.count} processes" if trainer.processes.count > 1 else ""
     precision = f"{trainer.config.precision} on {trainer.device}{many}"
