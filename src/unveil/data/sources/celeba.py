@@ -76,29 +76,21 @@ class _Copy:
     images: Path
     names: list[str]
     annotations: dict[str, Path]
-
-    @property
-    def unpacked(self) -> bool:
-        return self.images.is_dir()
-
-    @property
-    def has_published_names(self) -> bool:
-        count = layout.PUBLISHED_IMAGES
-        return len(self.names) == count and set(self.names) == set(layout.image_names(count))
+    unpacked: bool = False
 
 
 def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFacts:
     copy = _find(place, key)
-    say(f"{key}: found {images(len(copy.names))} in {copy.images}")
+    count = len(copy.names)
+    say(f"{key}: found {images(count)} in {copy.images}")
     for source in copy.annotations.values():
         refuse_page(source, "a table")
-    published = copy.has_published_names
+    published = count == layout.PUBLISHED_IMAGES and set(copy.names) == set(layout.image_names(count))
     (_check_published if published else _check_own)(copy, say)
     for name, source in copy.annotations.items():
         shutil.copyfile(regular(source), destination / name)
-    canvas: tuple[int, int] | None = CANVAS
     if copy.unpacked:
-        canvas = _pack(destination, copy, say)
+        _pack(destination, copy, say)
     else:
         size = copy.images.stat().st_size
         say(f"copying {ZIP_NAME} ({megabytes(size)})")
@@ -106,64 +98,48 @@ def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFa
         md5 = copy_file(copy.images, destination / ZIP_NAME, say)
         if published:
             _check(copy.images, ZIP_NAME, md5)
-        else:
-            canvas = _canvas(_archived_sizes(destination / ZIP_NAME, copy.names, say))
-    if canvas is None:
-        say(f"not all images are {CANVAS[0]} x {CANVAS[1]} pixels: no protocol's crop applies as published")
-    if not published:
-        kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
-        origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
-        return SourceFacts(origin, OWN_LICENCE, OWN_CREDIT, len(copy.names), canvas)
-    origin = "CelebA's published files, from a copy on disk"
-    if copy.unpacked:
+            return SourceFacts("CelebA's published files, from a copy on disk", LICENCE, CREDIT, count, published=True)
+    canvas = _canvas(destination / ZIP_NAME, copy.names, say)
+    if published:
         origin = "CelebA's published annotation files; images from an unpacked copy, which no checksum covers"
-    return SourceFacts(origin, LICENCE, CREDIT, len(copy.names), canvas, published=not copy.unpacked)
+        return SourceFacts(origin, LICENCE, CREDIT, count, canvas)
+    kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
+    origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
+    return SourceFacts(origin, OWN_LICENCE, OWN_CREDIT, count, canvas)
 
 
 def _find(place: Path, key: str) -> _Copy:
     if not place.exists():
         raise UnveilError(f"{key}: {place} does not exist; name the archive {ZIP_NAME} or the folder that holds it")
-    if not place.is_dir():
-        return _Copy(place, archived_images(place), _find_annotations(place.parent, key))
     bases = [place / base for base in BASES]
-    for base in bases:
-        if (base / ZIP_NAME).exists():
-            archive = base / ZIP_NAME
-            return _Copy(archive, archived_images(archive), _find_annotations(base, key))
-    for folder in [base / IMAGE_FOLDER for base in reversed(bases)] + [place]:  # the deepest: Kaggle nests them
-        if names := _unpacked_names(folder):
+    archives = [base / ZIP_NAME for base in bases if (base / ZIP_NAME).exists()] if place.is_dir() else [place]
+    if archives:
+        return _Copy(archives[0], archived_images(archives[0]), _find_annotations(archives[0].parent, key))
+    for folder in [*(base / IMAGE_FOLDER for base in reversed(bases)), place]:  # the deepest: Kaggle nests them
+        entries = os.scandir(folder) if folder.is_dir() else ()
+        if names := sorted(
+            entry.name for entry in entries if is_image(PurePosixPath(entry.name)) and not entry.is_dir()
+        ):
             holder = place if folder == place else folder.parent
-            return _Copy(folder, names, _find_annotations(holder, key))
+            return _Copy(folder, names, _find_annotations(holder, key), unpacked=True)
     raise UnveilError(
         f"{key}: {place} holds neither {ZIP_NAME} nor a folder {IMAGE_FOLDER} with images; "
         f"name the folder that does, or {BY_HAND}"
     )
 
 
-def _unpacked_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image(PurePosixPath(entry.name)) and not entry.is_dir())
-
-
 def _find_annotations(holder: Path, key: str) -> dict[str, Path]:
     holder = holder.absolute()
     places = [base / folder for base in (holder, holder.parent, holder.parent.parent) for folder in ANNOTATION_FOLDERS]
-    found: dict[str, Path] = {}
-    for name in ANNOTATION_FILES:
-        if path := next((place / name for place in places if (place / name).exists()), None):
-            found[name] = path
-    missing = [name for name in ANNOTATION_FILES if name not in found]
-    if missing:
+    there = {name: [place / name for place in places if (place / name).exists()] for name in ANNOTATION_FILES}
+    if missing := [name for name, paths in there.items() if not paths]:
         tables = [place / Path(name).with_suffix(".csv") for name in missing for place in places]
-        hints = (f" ({path} is Kaggle's edition in another format)" for path in tables if path.is_file())
-        hint = next(hints, "")
+        hint = next((f" ({path} is Kaggle's edition in another format)" for path in tables if path.is_file()), "")
         raise UnveilError(
             f"{key}: missing annotation file {', '.join(missing)}{hint}; expected beside the images in "
             f"{holder}, in the two folders above, or in their folders Anno and Eval; get the file from {HOME}"
         )
-    return found
+    return {name: paths[0] for name, paths in there.items()}
 
 
 def _check_published(copy: _Copy, say: Say) -> None:
@@ -219,33 +195,33 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _pack(destination: Path, copy: _Copy, say: Say) -> tuple[int, int] | None:
-    """Write the unpacked images into the stored zip, in the order of their names; return the canvas."""
+def _pack(destination: Path, copy: _Copy, say: Say) -> None:
+    """Write the unpacked images into the stored zip, in the order of their names."""
     paths = [copy.images / name for name in copy.names]
     require_space(destination, sum(path.stat().st_size for path in paths), ZIP_NAME)
     progress = ProgressLine(ZIP_NAME, len(paths), say, describe=images)
-    sizes: set[tuple[int, int] | None] = set()
 
     def contents() -> Iterator[tuple[str, bytes]]:
         for path in paths:
-            content = read_bytes(path, MOST_BYTES)
-            sizes.add(_size(content[:HEAD_BYTES]))
-            yield path.name, content
+            yield path.name, read_bytes(path, MOST_BYTES)
             progress.add(1)
 
     write_stored_zip(destination / ZIP_NAME, contents())
-    return _canvas(sizes)
 
 
-def _archived_sizes(path: Path, names: Sequence[str], say: Say) -> set[tuple[int, int] | None]:
+def _canvas(path: Path, names: Sequence[str], say: Say) -> tuple[int, int] | None:
+    """CelebA's canvas if all readable images of an archive have it."""
     progress = ProgressLine(f"{ZIP_NAME}: sizes", len(names), say, describe=images)
-    sizes: set[tuple[int, int] | None] = set()
+    sizes = set()
     with open_zip(path, "get the archive anew") as archive:
         for name in names:
             with suppress(*DAMAGE), archive.open(layout.image_member(name)) as stream:
                 sizes.add(_size(stream.read(HEAD_BYTES)))
             progress.add(1)
-    return sizes
+    if sizes - {None} == {CANVAS}:
+        return CANVAS
+    say(f"not all images are {CANVAS[0]} x {CANVAS[1]} pixels: no protocol's crop applies as published")
+    return None
 
 
 def _size(head: bytes) -> tuple[int, int] | None:
@@ -253,10 +229,6 @@ def _size(head: bytes) -> tuple[int, int] | None:
     with suppress(ValueError), open_image(head) as image:
         return image.size
     return None
-
-
-def _canvas(sizes: set[tuple[int, int] | None]) -> tuple[int, int] | None:
-    return CANVAS if sizes - {None} == {CANVAS} else None
 
 
 # --- the network ------------------------------------------------------------------------------------------
@@ -269,12 +241,15 @@ def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads:
     require_space(downloads, sum(_missing_bytes(downloads / name) for name in names), "CelebA")
     hosts = [DRIVE, MIRROR] if mirror else [DRIVE]
     failures: list[str] = []
+    delivered: dict[str, list[str]] = {}
     for name in names:
-        _gather(name, downloads, hosts, failures, say)
-    origin = _describe_origin(downloads, names)
+        delivered.setdefault(_gather(name, downloads, hosts, failures, say), []).append(name)
     for name in names:
         shutil.move(downloads / name, destination / name)
     shutil.rmtree(downloads)
+    parts = [f"from {host}: {', '.join(sorted(files))}" for host, files in sorted(delivered.items())]
+    where = "; ".join(parts) if len(parts) > 1 else f"from {next(iter(delivered))}"
+    origin = f"CelebA's published files, {where}"
     return SourceFacts(origin, LICENCE, CREDIT, layout.PUBLISHED_IMAGES, published=True)
 
 
@@ -283,13 +258,16 @@ def _missing_bytes(target: Path) -> int:
     return max(0, layout.PUBLISHED[target.name].bytes - max(there, default=0))
 
 
-def _gather(name: str, downloads: Path, hosts: list[Host], failures: list[str], say: Say) -> None:
-    """Bring one file into ``downloads``. A host that fails is not asked again, and ``failures`` says why."""
-    target, published = downloads / name, layout.PUBLISHED[name]
+def _gather(name: str, downloads: Path, hosts: list[Host], failures: list[str], say: Say) -> str:
+    """Bring one file into ``downloads``; return which host did, also if that was in an earlier run.
+
+    A host that fails is not asked again, and ``failures`` says why.
+    """
+    target, published, note = downloads / name, layout.PUBLISHED[name], downloads / f"{name}.origin"
     if target.exists():
         if file_digest(target, "md5") == published.md5:
             say(f"{name}: complete from an earlier run")
-            return
+            return read_text(note) if note.exists() else "an earlier download"
         target.unlink()
     while hosts:
         host = hosts[0]
@@ -301,23 +279,6 @@ def _gather(name: str, downloads: Path, hosts: list[Host], failures: list[str], 
             hosts.pop(0)
             say(f"{error}; " + (f"turning to {hosts[0].name}" if hosts else "no other host is left"))
             continue
-        write_text(_origin_note(downloads, name), host.name)
-        return
+        write_text(note, host.name)
+        return host.name
     raise UnveilError(f"CelebA: {'; '.join(failures)}; {BY_HAND}")
-
-
-def _origin_note(downloads: Path, name: str) -> Path:
-    return downloads / f"{name}.origin"
-
-
-def _describe_origin(downloads: Path, names: Sequence[str]) -> str:
-    """Which host delivered which file: one if it was one, else each with its files."""
-    by_host: dict[str, list[str]] = {}
-    for name in names:
-        note = _origin_note(downloads, name)
-        host = read_text(note) if note.exists() else "an earlier download"
-        by_host.setdefault(host, []).append(name)
-    if len(by_host) == 1:
-        return f"CelebA's published files, from {next(iter(by_host))}"
-    parts = "; ".join(f"from {host}: {', '.join(sorted(files))}" for host, files in sorted(by_host.items()))
-    return f"CelebA's published files, {parts}"
