@@ -21,8 +21,7 @@ from tests.data.bad_files import BOMBS, NO_FILES
 from unveil.data.celeba import read_annotations
 from unveil.data.config import Preprocess
 from unveil.data.images import find_images, open_image, open_zip, read_member
-from unveil.data.preprocess import _Images, decode
-from unveil.data.protocols import PROTOCOLS
+from unveil.data.preprocess import decode
 from unveil.data.shards import Shard, ShardRows, open_shard
 from unveil.data.sources import fetch
 from unveil.data.sources.archive import archived_images, copy_file
@@ -162,7 +161,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the landmarks": ("list_landmarks_align_celeba.txt", read_annotations),
     "the archive": ("a.zip", archived_images),
     "the archive, copied": ("a.zip", lambda path: copy_file(path, path.with_name("copy"), print)),
-    "the archive, decoded": ("a.zip", lambda path: _Images(path, [], PROTOCOLS["squash"], 8, 1)),
+    "the archive, decoded": ("a.zip", lambda path: open_zip(path, "")),
     "samples.npz": ("a.npz", lambda path: read_npz(path, 1)),
     "samples.safetensors": ("a.safetensors", lambda path: read_safetensors(path, 1)),
     "a shard": (SHARD.file, lambda path: open_shard(path.parent, SHARD, "images").__enter__()),

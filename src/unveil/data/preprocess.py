@@ -1,9 +1,11 @@
 """From the raw archive to shards: decode, crop, resize and pack, without unpacking the archive."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
+from zipfile import ZipFile
 
 import numpy as np
 import simplejpeg
@@ -93,34 +95,39 @@ def preprocess(
     ids = np.array([_image_id(raw, name) for name in names])
     members = {split: _members(raw, partition, number, chosen) for number, split in enumerate(SPLITS)}
     splits: dict[str, tuple[Shard, ...]] = {}
-    sums = np.zeros((3, 3), np.int64)
-    with atomic_directory(destination) as folder, _Images(raw / ZIP_NAME, names, chosen, image_size, workers) as source:
+    corrupt: list[int] = []
+    moments = np.zeros((3, 3), np.int64)
+    with (
+        atomic_directory(destination) as folder,
+        open_zip(raw / ZIP_NAME, "run the download stage") as archive,
+        ThreadPoolExecutor(worker_count(workers)) as pool,
+    ):
+        prepare = partial(_prepare, archive, Lock(), chosen, on_corrupt)
         for split, wanted in members.items():
             shards: list[Shard] = []
             progress = ProgressLine(split, len(wanted), say, describe=in_words)
             for start in range(0, len(wanted), shard_size):
-                rows, images = source.load(wanted[start : start + shard_size], on_corrupt, progress)
+                rows = wanted[start : start + shard_size]
+                images = np.empty((len(rows), 3, image_size, image_size), np.uint8)
+                good = np.ones(len(rows), dtype=bool)
+                for place, usable in enumerate(pool.map(prepare, [names[row] for row in rows], images)):
+                    good[place] = usable
+                    progress.add(1)
+                if not good.all():
+                    corrupt += rows[~good].tolist()
+                    rows, images = rows[good], images[good]
                 if len(rows):
                     tensors = map(torch.from_numpy, (images, attributes[rows], ids[rows]))
                     shards.append(write_shard(folder, split, len(shards), *tensors))
                 if split == "train":
-                    sums += _power_sums(images)
+                    moments += _power_sums(images)
                 say(f"{split}: {sum(shard.images for shard in shards)} of {len(wanted)} images")
             if not shards:
                 raise UnveilError(f"{raw / ZIP_NAME}: no image of split {split!r} is readable, at least one is needed")
             splits[split] = tuple(shards)
-        mean, std = _mean_and_std(sums)
-        index = ShardIndex(
-            source=record.source,
-            protocol=protocol,
-            image_size=image_size,
-            attributes=ATTRIBUTES,
-            splits=splits,
-            mean=mean,
-            std=std,
-            corrupt=tuple(names[row] for row in sorted(source.corrupt)),
-            train_holds=chosen.images,
-        )
+        left_out = tuple(names[row] for row in sorted({*corrupt}))
+        facts = (record.source, protocol, image_size, ATTRIBUTES, splits, *_mean_and_std(moments))
+        index = ShardIndex(*facts, corrupt=left_out, train_holds=chosen.images)
         index.save(folder)
     return index
 
@@ -146,63 +153,27 @@ def _members(raw: Path, partition: np.ndarray, number: int, protocol: Protocol) 
     return np.flatnonzero(partition == number)
 
 
-class _Images:
-    """The archive's images as a protocol has them, prepared by many threads.
+def _prepare(
+    archive: ZipFile, reading: Lock, protocol: Protocol, on_corrupt: str, name: str, room: NDArray[np.uint8]
+) -> bool:
+    """Put one image into ``room``, uint8 [3, size, size]; one thread at a time reads, all decode.
 
-    Args:
-        path: of the archive.
-        names: of its images.
-        protocol: the crop and resize.
-        size: height and width of the results in pixels.
-        workers: threads, 0 = one for each core.
+    Returns:
+        Whether it can be used; where it must be, UnveilError says why it cannot.
     """
-
-    def __init__(self, path: Path, names: Sequence[str], protocol: Protocol, size: int, workers: int) -> None:
-        self._path, self._names, self._protocol, self._size = path, names, protocol, size
-        self._archive = open_zip(path, "run the download stage")
-        self._reading = Lock()  # one thread at a time reads; all decode
-        self._pool = ThreadPoolExecutor(worker_count(workers))
-        self.corrupt: set[int] = set()
-        """Rows of the images that were left out."""
-
-    def __enter__(self) -> "_Images":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._archive.close()
-
-    def load(
-        self, rows: NDArray[np.int64], on_corrupt: str, progress: ProgressLine
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Those of some rows of the annotations that are readable: int64 [n], and the images, uint8 [n, 3, size, size].
-
-        Raises:
-            UnveilError: at the first that is unreadable, unless ``on_corrupt`` is ``skip``.
-        """
-        images = np.empty((len(rows), 3, self._size, self._size), np.uint8)
-        good = np.ones(len(rows), dtype=bool)
-        for position, reason in enumerate(self._pool.map(self._prepare, rows.tolist(), images)):
-            if reason is not None and on_corrupt == "error":
-                raise UnveilError(
-                    f"{self._path}: {self._names[rows[position]]} cannot be used ({reason}); "
-                    "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
-                )
-            good[position] = reason is None
-            progress.add(1)
-        self.corrupt.update(rows[~good].tolist())
-        return (rows, images) if good.all() else (rows[good], images[good])
-
-    def _prepare(self, row: int, room: NDArray[np.uint8]) -> str | None:
-        """Put one image into ``room``, uint8 [3, size, size], or say why it cannot be used."""
-        try:
-            with self._reading:
-                content = read_member(self._archive, image_member(self._names[row]))
-            image = crop(decode(content, self._protocol.fast_dct), self._protocol)
-            room[:] = resize(image, self._size, self._protocol.resize)
-        except ValueError as error:
-            return str(error)
-        return None
+    try:
+        with reading:
+            content = read_member(archive, image_member(name))
+        image = crop(decode(content, protocol.fast_dct), protocol)
+        room[:] = resize(image, room.shape[-1], protocol.resize)
+    except ValueError as error:
+        if on_corrupt == "error":
+            raise UnveilError(
+                f"{archive.filename}: {name} cannot be used ({error}); "
+                "replace it, or set preprocess.on_corrupt to skip to leave out and list such images"
+            ) from None
+        return False
+    return True
 
 
 def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
