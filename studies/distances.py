@@ -203,7 +203,7 @@ class Study:
                 f"with another one: the study measures {index.protocol} beside it"
             )
         for split in ("train", held_out):
-            there = index.num_images(split) if split in index.splits else 0
+            there = index.num_images(split)
             if self.settings.images > there:
                 raise UnveilError(
                     f"--images: found {self.settings.images}, but the {split} split of {self.shards} has {there}"
@@ -255,7 +255,7 @@ class Study:
     def second(self) -> str | None:
         """The other held-out split, if it has images."""
         name = "valid" if self.settings.held_out == "test" else "test"
-        return name if self.index.splits.get(name) else None
+        return name if self.index.shards(name) else None
 
     @cached_property
     def sets(self) -> dict[str, Callable[[], Tensor]]:

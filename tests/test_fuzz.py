@@ -99,7 +99,16 @@ def _folder(path: Path) -> Path:
             images = torch.randint(256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
             shards.append(_write_shard(path / "shards", split, number, images))
         splits[split] = tuple(shards)
-    index = ShardIndex("cartoon", "ddim", 8, ("Smiling",), splits, (0.0, 0.1, 0.2), (1.0, 1.0, 1.0), ("000003.jpg",))
+    index = ShardIndex.of(
+        splits,
+        (0.0, 0.1, 0.2),
+        (1.0, 1.0, 1.0),
+        source="cartoon",
+        protocol="ddim",
+        image_size=8,
+        attributes=("Smiling",),
+        corrupt=("000003.jpg",),
+    )
     index.save(path / "shards")
     config = ModelConfig(
         UNetConfig(

@@ -307,7 +307,7 @@ def write_set(folder: Path, count: int) -> None:
         ids = torch.arange(start, min(start + SHARD_IMAGES, count))
         attributes = torch.zeros(len(ids), 40, dtype=torch.bool)
         shards.append(write_shard(folder, "train", number, random_images(len(ids), "cpu"), attributes, ids))
-    index = ShardIndex(
+    index = ShardIndex.of(
         source="folder",
         protocol="squash",
         image_size=SIZE,

@@ -40,7 +40,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shard = write_shard(folder, split, 0, images, torch.zeros(8, 40, dtype=torch.bool), torch.arange(8))
         splits[split] = (shard,)
     names = tuple(f"attribute {number}" for number in range(40))
-    index = ShardIndex("cartoon", "squash", SIZE, names, splits, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="squash", image_size=SIZE, attributes=names
+    )
     index.save(folder)
     torch.manual_seed(0)
     network = UNet(

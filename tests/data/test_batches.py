@@ -131,7 +131,15 @@ def _shards(folder: Path, counts: list[int]) -> tuple[Tensor, ShardIndex]:
         write_shard(folder, "train", number, part, _bits(part), torch.arange(len(part)))
         for number, part in enumerate(images.split(counts))
     )
-    index = ShardIndex("cartoon", "squash", 4, ("Smiling",), {"train": shards}, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        {"train": shards},
+        (0.0,) * 3,
+        (1.0,) * 3,
+        source="cartoon",
+        protocol="squash",
+        image_size=4,
+        attributes=("Smiling",),
+    )
     index.save(folder)
     return images, index
 
@@ -144,7 +152,7 @@ def _bits(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("numbers", [range(12), [7, 3, 3, 11, 0, 1, 2], [40, 41, 2]])
 def test_streamed_batches_are_those_of_the_device(tmp_path: Path, numbers: Iterable[int]) -> None:
     images, index = _shards(tmp_path, [5, 11, 7])
-    streamed = Batches(StreamedSplit(tmp_path, index.splits["train"]), 4, 3, horizontal_flip=True)
+    streamed = Batches(StreamedSplit(tmp_path, index.shards("train")), 4, 3, horizontal_flip=True)
     resident = Batches(Batch(images), 4, 3, horizontal_flip=True)
     for number in numbers:
         one, other = streamed.batch(number), resident.batch(number)
@@ -183,7 +191,7 @@ def test_a_shard_that_cannot_be_streamed_is_named(tmp_path: Path, damage: str) -
     path = tmp_path / "train-00000.safetensors"
 
     def stream() -> Batches:
-        return Batches(StreamedSplit(tmp_path, index.splits["train"]), 6, 0, horizontal_flip=False)
+        return Batches(StreamedSplit(tmp_path, index.shards("train")), 6, 0, horizontal_flip=False)
 
     before = stream()
     if damage == "missing":

@@ -93,7 +93,7 @@ def test_rows_stay_together(raw: Path) -> None:
 def test_shards_have_the_size_asked_for(raw: Path, shard_size: int) -> None:
     index = run(raw, shard_size=shard_size)
     for split in index.splits:
-        sizes = [shard.images for shard in index.splits[split]]
+        sizes = [shard.images for shard in index.shards(split)]
         assert sum(sizes) == index.num_images(split)
         assert all(size == shard_size for size in sizes[:-1])
         assert 0 < sizes[-1] <= shard_size
@@ -104,8 +104,8 @@ def test_shards_have_the_size_asked_for(raw: Path, shard_size: int) -> None:
 def test_the_moments_are_those_of_the_train_split(raw: Path) -> None:
     index = run(raw)
     pixels = load_tensor(raw.parent / "shards", "train").numpy() / 127.5 - 1
-    np.testing.assert_allclose(index.mean, pixels.mean((0, 2, 3)), atol=1e-6)
-    np.testing.assert_allclose(index.std, pixels.std((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(index.moments.mean, pixels.mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(index.moments.std, pixels.std((0, 2, 3)), atol=1e-6)
 
 
 def test_adm_ip_trains_on_all_images(raw: Path) -> None:
@@ -270,7 +270,7 @@ def test_one_shard_at_a_time_is_in_memory(raw: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "decode", counting)
     monkeypatch.setattr(module, "write_shard", write)
     index = run(raw, shard_size=4)
-    assert ahead == [shard.images for split in index.splits for shard in index.splits[split]]
+    assert ahead == [shard.images for split in index.splits for shard in index.shards(split)]
 
 
 def test_after_the_first_unreadable_image_the_rest_is_not_decoded(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

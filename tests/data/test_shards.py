@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
             first += size
             flags = torch.rand(size, 40, generator=generator) < 0.5
             shards[split].append(write_shard(tmp_path, split, number, images, flags, ids))
-    ShardIndex(
+    ShardIndex.of(
         source="cartoon",
         protocol="ddim",
         image_size=8,
@@ -147,7 +147,7 @@ def test_a_shard_that_is_not_what_the_index_says_is_seen_before_there_is_memory_
     _edit(folder, 10**15, *FIRST, "images")
     reads: tuple[Callable[[], object], ...] = (
         lambda: load_tensor(folder, "train"),
-        lambda: Batches(StreamedSplit(folder, ShardIndex.load(folder).splits["train"]), 2, 0, horizontal_flip=False),
+        lambda: Batches(StreamedSplit(folder, ShardIndex.load(folder).shards("train")), 2, 0, horizontal_flip=False),
     )
     for read in reads:
         with pytest.raises(UnveilError, match=r"images are U8 \[5, 3, 8, 8\], expected U8 of 1000000000000000 images"):

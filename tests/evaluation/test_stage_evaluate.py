@@ -86,7 +86,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         flags = torch.zeros(count, 40, dtype=torch.bool)
         splits[split] = (write_shard(shards, split, 0, _images(count, start), flags, ids),)
         start += count
-    index = ShardIndex("cartoon", "score-sde", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="score-sde", image_size=SIZE, attributes=("Smiling",)
+    )
     index.save(shards)
     _samples(tmp_path / "samples", index, _images(30, 99))
     _params(tmp_path)

@@ -71,7 +71,7 @@ def models(saved_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """An index alone: no image of it is read."""
-    index = ShardIndex(
+    index = ShardIndex.of(
         source="cartoon",
         protocol="score-sde",
         image_size=SIZE,

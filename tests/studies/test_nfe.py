@@ -31,7 +31,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     shard = write_shard(folder, "train", 0, images, torch.zeros(8, 40, dtype=torch.bool), torch.arange(8))
     names = tuple(f"attribute {number}" for number in range(40))
-    index = ShardIndex("cartoon", "squash", SIZE, names, {"train": (shard,)}, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        {"train": (shard,)},
+        (0.0,) * 3,
+        (1.0,) * 3,
+        source="cartoon",
+        protocol="squash",
+        image_size=SIZE,
+        attributes=names,
+    )
     index.save(folder)
     torch.manual_seed(0)
     network = UNet(

@@ -88,7 +88,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _index(splits: dict[str, tuple[Shard, ...]]) -> ShardIndex:
-    return ShardIndex("cartoon", "ddim", 2 * SIDE, ("Smiling",), splits, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return ShardIndex.of(
+        splits,
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        source="cartoon",
+        protocol="ddim",
+        image_size=2 * SIDE,
+        attributes=("Smiling",),
+    )
 
 
 @pytest.fixture(autouse=True)

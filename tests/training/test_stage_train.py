@@ -45,7 +45,9 @@ def make_project(folder: Path) -> Path:
         shards, "valid", 0, images[:40].flip(3), torch.zeros(40, 40, dtype=torch.bool), torch.arange(40)
     )
     splits = {"train": (shard,), "valid": (held_out,), "test": ()}
-    ShardIndex("cartoon", "squash", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3).save(shards)
+    ShardIndex.of(
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="squash", image_size=SIZE, attributes=("Smiling",)
+    ).save(shards)
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     apply_recipe("smoke", folder / "params.yaml")
     set_params(

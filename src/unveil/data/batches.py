@@ -186,7 +186,7 @@ def open_batches(
     size = index.num_images(split) * 3 * index.image_size**2
     rows: Batch | StreamedSplit
     if loader == "stream" or (loader == "auto" and size > SHARE_OF_MEMORY * _free_memory(device)):
-        rows = StreamedSplit(folder, index.splits[split], attributes, device)
+        rows = StreamedSplit(folder, index.shards(split), attributes, device)
     else:
         rows = load_split(folder, split, attributes=attributes).to(device)
     return Batches(rows, batch_size, seed, horizontal_flip, part)

@@ -26,7 +26,7 @@ from unveil.data.celeba import (
 from unveil.data.images import MOST_PIXELS, open_image, open_zip, read_member
 from unveil.data.protocols import PROTOCOLS, Protocol
 from unveil.data.resampling import crop, resize
-from unveil.data.shards import Shard, ShardIndex, write_shard
+from unveil.data.shards import Colour, Shard, ShardIndex, write_shard
 from unveil.data.sources.facts import SourceRecord, worker_count
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, atomic_directory
@@ -125,9 +125,16 @@ def preprocess(
             if not shards:
                 raise UnveilError(f"{raw / ZIP_NAME}: no image of split {split!r} is readable, at least one is needed")
             splits[split] = tuple(shards)
-        left_out = tuple(names[row] for row in sorted({*corrupt}))
-        facts = (record.source, protocol, image_size, ATTRIBUTES, splits, *_mean_and_std(moments))
-        index = ShardIndex(*facts, corrupt=left_out, train_holds=chosen.images)
+        index = ShardIndex.of(
+            splits,
+            *_mean_and_std(moments),
+            source=record.source,
+            protocol=protocol,
+            image_size=image_size,
+            train_holds=chosen.images,
+            corrupt=tuple(names[row] for row in sorted({*corrupt})),
+            attributes=ATTRIBUTES,
+        )
         index.save(folder)
     return index
 
@@ -183,9 +190,14 @@ def _power_sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack([np.full_like(squares, count), images.sum(axis=(0, 2, 3), dtype=np.int64), squares])
 
 
-def _mean_and_std(sums: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_std(sums: NDArray[np.int64]) -> tuple[Colour, Colour]:
     """Mean and standard deviation of each channel in [-1, 1], from ``_power_sums``."""
     count, total, squares = sums
     mean = total / count
     std = np.sqrt((squares / count - mean**2).clip(0))
-    return tuple(round(x / 127.5 - 1, 6) for x in mean.tolist()), tuple(round(x / 127.5, 6) for x in std.tolist())
+    return _rounded(mean / 127.5 - 1), _rounded(std / 127.5)
+
+
+def _rounded(values: NDArray[np.float64]) -> Colour:
+    red, green, blue = (round(value, 6) for value in values.tolist())
+    return red, green, blue

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,9 @@ from unveil.files import file_digest, read_json, regular, write_json
 from unveil.section import NO_OTHERS, Amount, Count, FileName, Sha256, Side
 from unveil.tensors import open_tensors, save_tensors
 
-FORMAT = 1
 INDEX_FILE = "index.json"
 DTYPES = {"images": ("U8", torch.uint8), "attributes": ("BOOL", torch.bool), "ids": ("I64", torch.int64)}
+Colour = tuple[float, float, float]  # a value for each of R, G and B
 MEND = "run the preprocess stage again"
 
 
@@ -38,22 +38,35 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
+    """The shards of a split, and how many images they hold."""
+
     __pydantic_config__ = NO_OTHERS
     images: Amount
     shards: tuple[Shard, ...]
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
+    """Mean and standard deviation per channel, over the train split, of pixels in [-1, 1]."""
+
     __pydantic_config__ = NO_OTHERS
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
 
 
 @dataclass(frozen=True)
-class _IndexFile:
-    """The layout of ``index.json``."""
+class ShardIndex:
+    """What ``index.json`` says of the shards beside it, in the order of its keys.
+
+    Attributes:
+        protocol: name of the crop and resize, see :mod:`unveil.data.protocols`.
+        image_size: height and width in pixels.
+        images: in all splits.
+        train_holds: ``train``, or ``all`` if the protocol trains on every image, held-out ones included.
+        corrupt: names of the images that were left out.
+        attributes: names of the columns of ``attributes``.
+    """
 
     __pydantic_config__ = NO_OTHERS
     format: Literal[1]
@@ -62,78 +75,41 @@ class _IndexFile:
     image_size: Side
     images: Amount
     train_holds: Literal["train", "all"]
-    splits: dict[SplitName, _Split]
-    moments: _Moments
+    splits: Mapping[SplitName, Split]
+    moments: Moments
     corrupt: tuple[str, ...]
     attributes: tuple[str, ...]
 
+    @classmethod
+    def of(cls, splits: Mapping[Any, tuple[Shard, ...]], mean: Colour, std: Colour, **facts: Any) -> "ShardIndex":
+        """The index of these shards of each split; ``facts`` are the attributes that they do not tell."""
+        held = {name: Split(sum(shard.images for shard in shards), shards) for name, shards in splits.items()}
+        total = sum(split.images for split in held.values())
+        facts = {"train_holds": "train", "corrupt": (), **facts}
+        return cls(1, images=total, splits=held, moments=Moments(mean, std), **facts)
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """What ``index.json`` says of the shards beside it.
-
-    Attributes:
-        source: cartoon, celeba or folder.
-        protocol: name of the crop and resize, see :mod:`unveil.data.protocols`.
-        image_size: height and width in pixels.
-        attributes: names of the columns of ``attributes``.
-        splits: the shards of train, valid and test.
-        mean, std: per channel (RGB), over the train split, of pixels in [-1, 1].
-        corrupt: names of the images that were left out.
-        train_holds: ``train``, or ``all`` if the protocol trains on every image, held-out ones included.
-    """
-
-    source: str
-    protocol: str
-    image_size: int
-    attributes: tuple[str, ...]
-    splits: Mapping[str, tuple[Shard, ...]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    corrupt: tuple[str, ...] = ()
-    train_holds: str = "train"
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split, in order; none if there is no such split."""
+        return next((held.shards for name, held in self.splits.items() if name == split), ())
 
     def num_images(self, split: str) -> int:
-        """Number of images in a split."""
-        return sum(shard.images for shard in self.splits[split])
+        """Number of images in a split; 0 if there is no such split."""
+        return sum(shard.images for shard in self.shards(split))
 
     def digest(self) -> str:
         """SHA-256 over the hashes of all shards and the protocol: the identity of the data set."""
-        hashes = [shard.sha256 for name in sorted(self.splits) for shard in self.splits[name]]
+        hashes = [shard.sha256 for name in sorted(self.splits) for shard in self.shards(name)]
         facts = json.dumps([self.protocol, self.image_size, hashes])
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write ``index.json``."""
-        counts = {
-            name: {"images": self.num_images(name), "shards": [vars(shard) for shard in shards]}
-            for name, shards in self.splits.items()
-        }
-        facts = {
-            "format": FORMAT,
-            "source": self.source,
-            "protocol": self.protocol,
-            "image_size": self.image_size,
-            "images": sum(map(self.num_images, self.splits)),
-            "train_holds": self.train_holds,
-            "splits": counts,
-            "moments": {"mean": self.mean, "std": self.std},
-            "corrupt": self.corrupt,
-            "attributes": self.attributes,
-        }
-        write_json(folder / INDEX_FILE, facts)
+        write_json(folder / INDEX_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
-        """Read ``index.json`` in ``folder``.
-
-        Raises:
-            UnveilError: if it is missing, damaged or of another format.
-        """
-        file = read_json(folder / INDEX_FILE, _IndexFile, MEND)
-        splits = {str(name): split.shards for name, split in file.splits.items()}
-        facts = (file.source, file.protocol, file.image_size, file.attributes)
-        return cls(*facts, splits, file.moments.mean, file.moments.std, file.corrupt, file.train_holds)
+        """Read ``index.json`` in ``folder``. Raises UnveilError if it is missing, damaged or of another format."""
+        return read_json(folder / INDEX_FILE, cls, MEND)
 
 
 def write_shard(folder: Path, split: str, number: int, images: Tensor, attributes: Tensor, ids: Tensor) -> Shard:
@@ -168,9 +144,9 @@ def load_tensor(folder: Path, split: str, name: str = "images", limit: int | Non
         UnveilError: if the split is unknown or empty, or a shard is missing or damaged.
     """
     index = ShardIndex.load(folder)
-    shards = index.splits.get(split, ())
+    shards = index.shards(split)
     if not shards:
-        known = ", ".join(name for name in index.splits if index.splits[name])
+        known = ", ".join(name for name in index.splits if index.shards(name))
         raise UnveilError(f"{folder / INDEX_FILE}: no images in split {split!r}, expected one of: {known}")
     wanted = index.num_images(split) if limit is None else min(limit, index.num_images(split))
     for shard in shards:  # before there is memory for all that the index tells of
@@ -256,7 +232,7 @@ def verify(folder: Path, splits: Sequence[str]) -> None:
     """
     index = ShardIndex.load(folder)
     for split in splits:
-        for shard in index.splits.get(split, ()):
+        for shard in index.shards(split):
             path = folder / shard.file
             if not path.exists() or file_digest(path) != shard.sha256:
                 raise UnveilError(f"{path}: missing or not what {INDEX_FILE} says; {MEND}")

@@ -66,7 +66,9 @@ def _shards(folder: Path, sizes: dict[str, list[int]], first: dict[str, int] | N
             shards.append(write_shard(folder, split, number, _images(ids), torch.zeros(count, 40).bool(), ids))
             start += count
         splits[split] = tuple(shards)
-    index = ShardIndex("cartoon", "ddim", 8, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="ddim", image_size=8, attributes=("Smiling",)
+    )
     index.save(folder)
     return index
 
@@ -313,7 +315,7 @@ def test_refuses_sizes_that_the_splits_do_not_have(
 def test_refuses_a_damaged_shard(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "shards"
     index = _shards(folder, {"train": [6, 6]})
-    last = folder / index.splits["train"][1].file
+    last = folder / index.shards("train")[1].file
     if damage == "half":
         last.write_bytes(last.read_bytes()[:500])
     else:

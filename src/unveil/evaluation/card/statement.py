@@ -62,7 +62,7 @@ def data_choices(index: ShardIndex, splits: tuple[str, str], sizes: SetSizes) ->
         "reference": split(splits[0], sizes.reference),
         "held_out": split(splits[1], sizes.held_out),
         "shards": index.digest(),
-        "shard_hashes": {shard.file: shard.sha256 for name in splits for shard in index.splits[name]},
+        "shard_hashes": {shard.file: shard.sha256 for name in splits for shard in index.shards(name)},
         "order": "evenly spaced over the split in the order of ids: place floor(i images / taken)",
     }
 

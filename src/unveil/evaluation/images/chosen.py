@@ -38,7 +38,7 @@ class RealImages:
 
     def facts(self, split: str, count: int) -> dict[str, Any]:
         """What decides which images of a split are taken."""
-        return {"shards": [shard.sha256 for shard in self.index.splits[split]], "count": count}
+        return {"shards": [shard.sha256 for shard in self.index.shards(split)], "count": count}
 
 
 @dataclass(frozen=True)

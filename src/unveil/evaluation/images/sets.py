@@ -231,7 +231,7 @@ def set_sizes(
     Raises:
         UnveilError: if a split has too few images.
     """
-    reference, held_out = ((index.num_images(split) if split in index.splits else 0) for split in splits)
+    reference, held_out = (index.num_images(split) for split in splits)
     if reference_images > reference:
         raise UnveilError(
             f"evaluate.reference_images: found {reference_images}, but the {splits[0]} split of {folder} has "
@@ -283,7 +283,7 @@ def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) 
         raise UnveilError(f"{folder}: the {split} split has {total} images, expected {count} or more")
     places = spread(total, count)
     start = 0
-    for shard in index.splits[split]:
+    for shard in index.shards(split):
         rows = places[(places >= start) & (places < start + shard.images)] - start
         start += shard.images
         if len(rows):
