@@ -38,7 +38,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Split:
+class ShardedSplit:
     """The shards of a split, and how many images they hold."""
 
     __pydantic_config__ = NO_OTHERS
@@ -75,7 +75,7 @@ class ShardIndex:
     image_size: Side
     images: Amount
     train_holds: Literal["train", "all"]
-    splits: Mapping[SplitName, Split]
+    splits: Mapping[SplitName, ShardedSplit]
     moments: Moments
     corrupt: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -83,7 +83,7 @@ class ShardIndex:
     @classmethod
     def of(cls, splits: Mapping[Any, tuple[Shard, ...]], mean: Colour, std: Colour, **facts: Any) -> "ShardIndex":
         """The index of these shards of each split; ``facts`` are the attributes that they do not tell."""
-        held = {name: Split(sum(shard.images for shard in shards), shards) for name, shards in splits.items()}
+        held = {name: ShardedSplit(sum(shard.images for shard in shards), shards) for name, shards in splits.items()}
         total = sum(split.images for split in held.values())
         facts = {"train_holds": "train", "corrupt": (), **facts}
         return cls(1, images=total, splits=held, moments=Moments(mean, std), **facts)
