@@ -20,17 +20,11 @@ def main(
     """Bring the images to data/raw: draw them, copy them or download them."""
     with stage("download", params) as run:
         settings = run.params.download
+        celeba = settings.celeba.replace(path=run.locate(settings.celeba.path))
+        folder = settings.folder.replace(**{name: run.locate(path) for name, path in settings.folder})
         record = fetch(
             RAW,
-            source=settings.source,
-            workers=settings.workers,
-            split=settings.split.model_dump(),
-            num_faces=settings.cartoon.num_faces,
-            seed=settings.cartoon.seed,
-            celeba_path=run.locate(settings.celeba.path),
-            mirror=settings.celeba.mirror,
-            folder_path=run.locate(settings.folder.path),
-            attributes=run.locate(settings.folder.attributes),
+            settings.replace(celeba=celeba, folder=folder),
             on_corrupt=run.params.preprocess.on_corrupt,
             downloads=run.project / ".unveil" / "downloads",
             say=run.say,

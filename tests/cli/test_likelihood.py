@@ -31,7 +31,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shards.mkdir(parents=True)
     flags, ids = torch.zeros(30, 40, dtype=torch.bool), torch.arange(30)
     splits = {"test": (write_shard(shards, "test", 0, IMAGES, flags, ids),)}
-    index = ShardIndex("cartoon", "score-sde", SIZE, ("Smiling",), splits, (0.0,) * 3, (1.0,) * 3)
+    index = ShardIndex.of(
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="score-sde", image_size=SIZE, attributes=()
+    )
     index.save(shards)
     torch.manual_seed(0)
     network = UNet(

@@ -19,7 +19,7 @@ from tests.data.archives import make_celeba
 from tests.data.bad_files import BOMBS, NO_FILES
 
 from unveil.data.celeba import read_annotations
-from unveil.data.config import Preprocess
+from unveil.data.config import Celeba, Download, Folder, Preprocess
 from unveil.data.images import find_images, open_image, open_zip, read_member
 from unveil.data.preprocess import decode
 from unveil.data.shards import Shard, ShardRows, open_shard
@@ -29,7 +29,6 @@ from unveil.data.sources.folder import encode_image, read_table
 from unveil.errors import UnveilError, line_for_user
 from unveil.evaluation.images.foreign import MOST_SIDE, read_folder, read_npz, read_safetensors
 
-SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 SUFFIXES = {".png", ".jpg"}
 NOBODY = 65534  # a user without rights
 
@@ -103,7 +102,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", refuse)
     readers: tuple[Callable[[], object], ...] = (
         lambda: read_folder(folder, 1),
-        lambda: fetch(tmp_path / "raw", source="folder", split=SPLIT, folder_path=folder, workers=1, say=print),
+        lambda: fetch(tmp_path / "raw", Download(source="folder", workers=1, folder=Folder(path=folder)), say=print),
     )
     for read in readers:
         with pytest.raises(OSError, match="Permission denied") as caught:
@@ -205,9 +204,7 @@ def test_a_copy_of_celeba_with_such_a_file_is_refused_by_name(
     with pytest.raises(UnveilError) as caught:
         fetch(
             tmp_path / "raw",
-            source="celeba",
-            split=SPLIT,
-            celeba_path=place if name == "whole copy" else own,
+            Download(source="celeba", celeba=Celeba(path=place if name == "whole copy" else own)),
             say=lambda line: None,
         )
     assert str(caught.value).startswith(f"{place}: found {kind}, expected a regular file")

@@ -17,19 +17,18 @@ from tests.data.archives import face, make_celeba
 
 from unveil.data import preprocess as module
 from unveil.data.celeba import ATTRIBUTES_FILE, PARTITION_FILE, read_annotations
+from unveil.data.config import Celeba, Download
 from unveil.data.preprocess import decode, preprocess
 from unveil.data.shards import ShardIndex, load_tensor, write_shard
 from unveil.data.sources import fetch
 from unveil.errors import UnveilError
-
-SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
     celeba = make_celeba(tmp_path / "celeba", num_images=30)
-    fetch(folder, source="celeba", split=SPLIT, celeba_path=celeba, say=lambda line: None)
+    fetch(folder, Download(source="celeba", celeba=Celeba(path=celeba)), say=lambda line: None)
     return folder
 
 

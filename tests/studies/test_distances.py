@@ -16,13 +16,13 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from studies import distances
+from unveil.data.config import Celeba, Download
 from unveil.data.preprocess import preprocess
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex
 from unveil.data.sources import fetch
 from unveil.evaluation.metrics.distances import frechet_distance, statistics
 
-SPLIT = {"train": 0.5, "valid": 0.25, "test": 0.25}
 IMAGES = 6
 
 
@@ -30,7 +30,7 @@ IMAGES = 6
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     celeba = make_celeba(root / "celeba", num_images=50)
-    fetch(root / "data" / "raw", source="celeba", split=SPLIT, celeba_path=celeba, say=lambda line: None)
+    fetch(root / "data" / "raw", Download(source="celeba", celeba=Celeba(path=celeba)), say=lambda line: None)
     _preprocess(root, "score-sde")
     return root
 
@@ -181,7 +181,7 @@ def test_distances_of_another_study_are_not_mixed_with(project: Path) -> None:
 def test_an_archive_of_other_images_is_refused(project: Path, tmp_path: Path) -> None:
     celeba = make_celeba(tmp_path / "celeba", num_images=50, seed=1)
     shutil.rmtree(project / "data" / "raw")
-    fetch(project / "data" / "raw", source="celeba", split=SPLIT, celeba_path=celeba, say=lambda line: None)
+    fetch(project / "data" / "raw", Download(source="celeba", celeba=Celeba(path=celeba)), say=lambda line: None)
     done = run()
     assert done.exit_code == 1 and "is not the one in the shards" in done.output and done.output.count("\n") == 1
 

@@ -75,7 +75,7 @@ def likelihood(
     )
     if out is not None:
         model = {"folder": models.as_posix(), "sha256": file_digest(models / WEIGHTS_FILE), "weights": weights}
-        data = {"source": index.source, "protocol": index.protocol, "image_size": index.image_size}
+        data: dict[str, object] = {"source": index.source, "protocol": index.protocol, "image_size": index.image_size}
         data |= {"shards": index.digest(), "split": split, "images": images}
         method = {**asdict(config), "device": where.type, "dtype": "float32"}
         code = {"commit": code_commit(Path.cwd()), "unveil": unveil.__version__, "torch": version("torch")}

@@ -14,6 +14,7 @@ from tests.data.local_server import QUOTA_PAGE
 
 from unveil.data import celeba as layout
 from unveil.data.celeba import ANNOTATION_FILES, CANVAS, CelebAFile
+from unveil.data.config import Celeba, Download
 from unveil.data.preprocess import preprocess
 from unveil.data.sources import celeba, fetch
 from unveil.data.sources.facts import SourceFacts
@@ -302,8 +303,8 @@ def test_a_member_that_cannot_be_read_is_a_corrupt_image(
     spoil(content, content.index(member) - 30, content.rindex(member) - 46)
     (own / ZIP).write_bytes(content)
 
-    get = {"source": "celeba", "split": {}, "celeba_path": own, "say": lambda line: None}
-    assert fetch(destination, **get).canvas == CANVAS  # type: ignore[arg-type]
+    own_set = Download(source="celeba", celeba=Celeba(path=own))
+    assert fetch(destination, own_set, say=lambda line: None).canvas == CANVAS
     settings = {"protocol": "ddim", "image_size": 8, "shard_size": 99, "workers": 1}
     with pytest.raises(UnveilError, match=rf"000003\.jpg cannot be used \(.*{words}"):
         preprocess(destination, own / "shards", on_corrupt="error", **settings)  # type: ignore[arg-type]

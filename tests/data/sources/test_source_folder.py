@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unveil.data import celeba
+from unveil.data.config import Download, Folder, Shares
 from unveil.data.sources import SourceRecord, fetch, folder
 from unveil.data.sources.folder import assign_splits, encode_image, image_paths, read_table
 from unveil.errors import UnveilError
@@ -50,8 +51,9 @@ def decoded(path: Path) -> np.ndarray:
 
 def get(place: Path, say: Callable[[str], None] = silent, **settings: Any) -> SourceRecord:
     """Fetch the folder ``in`` of a place into its folder ``raw``."""
-    settings = {"workers": 1, "raw": place / "raw", **settings}
-    return fetch(source="folder", split=SPLIT, folder_path=place / "in", say=say, **settings)
+    table = Folder(path=place / "in", attributes=settings.pop("attributes", None))
+    download = Download(source="folder", folder=table, split=Shares(**SPLIT), workers=settings.pop("workers", 1))
+    return fetch(settings.pop("raw", place / "raw"), download, say=say, **settings)
 
 
 def many(place: Path, count: int) -> Path:

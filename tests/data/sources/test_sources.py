@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from tests.data.archives import make_celeba
 
+from unveil.data.config import Celeba, Download
 from unveil.data.sources import SourceRecord, celeba, fetch
 from unveil.data.sources.facts import worker_count
 from unveil.errors import UnveilError, line_for_user
-
-SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 
 
 def silent(line: str) -> None:
@@ -25,7 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def get(raw: Path, own: Path) -> SourceRecord:
-    return fetch(raw, source="celeba", split=SPLIT, celeba_path=own, say=silent)
+    return fetch(raw, Download(source="celeba", celeba=Celeba(path=own)), say=silent)
 
 
 @pytest.fixture
@@ -100,11 +99,6 @@ def test_what_the_system_refuses_is_one_line(
     assert line.startswith(f"{place}the system says: ")
     assert contents(raw) == before
     assert {path.name for path in tmp_path.iterdir()} == {"own", "raw"}
-
-
-def test_a_folder_needs_a_path(tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match=r"download\.folder\.path"):
-        fetch(tmp_path / "raw", source="folder", split=SPLIT, say=silent)
 
 
 def test_a_record_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:

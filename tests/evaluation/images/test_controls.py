@@ -12,6 +12,7 @@ from PIL import Image
 from tests.data.archives import make_celeba
 from torch import Tensor
 
+from unveil.data.config import Celeba, Download, Folder
 from unveil.data.preprocess import preprocess
 from unveil.data.protocols import PROTOCOLS
 from unveil.data.shards import ShardIndex, load_tensor
@@ -29,7 +30,6 @@ from unveil.evaluation.images.controls import (
     reread,
 )
 
-SPLIT = {"train": 0.6, "valid": 0.2, "test": 0.2}
 SIZE = 16
 
 
@@ -37,7 +37,7 @@ SIZE = 16
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("archive")
     celeba = make_celeba(root / "celeba", num_images=30)
-    fetch(root / "raw", source="celeba", split=SPLIT, celeba_path=celeba, say=lambda line: None)
+    fetch(root / "raw", Download(source="celeba", celeba=Celeba(path=celeba)), say=lambda line: None)
     return root
 
 
@@ -160,7 +160,7 @@ def test_the_archive_is_recognised(archive: Path, shards: dict[str, Path], tmp_p
     images, ids = load_tensor(folder, "test"), load_tensor(folder, "test", "ids")
     check_archive(archive / "raw", index, ids, images)
     celeba = make_celeba(tmp_path / "celeba", num_images=30, seed=1)
-    fetch(tmp_path / "raw", source="celeba", split=SPLIT, celeba_path=celeba, say=lambda line: None)
+    fetch(tmp_path / "raw", Download(source="celeba", celeba=Celeba(path=celeba)), say=lambda line: None)
     with pytest.raises(UnveilError, match=f"image {int(ids[0])} is not the one in the shards"):
         check_archive(tmp_path / "raw", index, ids, images)
 
@@ -217,7 +217,7 @@ def test_images_that_a_protocol_cannot_crop_are_one_line(tmp_path: Path) -> None
     for number in range(6):
         Image.fromarray(random_images(6, 40, 30)[number].permute(1, 2, 0).numpy()).save(faces / f"{number}.png")
     raw, folder = tmp_path / "raw", tmp_path / "shards"
-    fetch(raw, source="folder", split=SPLIT, folder_path=faces, say=lambda line: None)
+    fetch(raw, Download(source="folder", folder=Folder(path=faces)), say=lambda line: None)
     settings = {"image_size": 16, "shard_size": 9, "on_corrupt": "error", "workers": 1}
     index = preprocess(raw, folder, protocol="squash", **settings)  # type: ignore[arg-type]
     ids = load_tensor(folder, "test", "ids")
