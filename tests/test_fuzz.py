@@ -5,6 +5,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,7 @@ def _folder(path: Path) -> Path:
     tensors = {"images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8), "ids": torch.arange(4)}
     save_file(tensors, path / "samples.safetensors", {"facts": json.dumps(facts)})
     record = SourceRecord("cartoon", "drawn", "CC", "us", 8, {"a.zip": FileFacts(3, "0" * 64)}, (178, 218), False)
-    write_json(path / "source.json", record.to_json())
+    write_json(path / "source.json", asdict(record))
     card().save(path / "card.json")
     return path
 
@@ -228,7 +229,7 @@ def files(folder: Path) -> dict[str, Written]:
         "shards": plain("shards/index.json", lambda: _use_shards(folder / "shards")),
         "model": plain(f"models/{CONFIG_FILE}", lambda: _use_model(folder / "models")),
         "averages": plain(f"models/{FOLDER}/index.json", lambda: _use_averages(folder / "models")),
-        "source": plain("source.json", lambda: SourceRecord.load(folder).to_json()),
+        "source": plain("source.json", lambda: asdict(SourceRecord.load(folder))),
         "card": plain("card.json", lambda: _use_card(folder / "card.json")),
         "their index": plain("theirs/model_index.json", theirs),
         "their network": plain("theirs/unet/config.json", theirs),

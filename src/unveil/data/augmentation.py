@@ -34,19 +34,10 @@ ANISOTROPY_TURNED = 0.5  # share of the images stretched at an angle, aniso_rota
 TRANSLATION = 1 / 8  # standard deviation in units of the image's side
 # Daubechies' least asymmetric wavelet of six vanishing moments (Ten Lectures on Wavelets, table 6.3), known as sym6.
 SYM6 = (
-    0.015404109327027373,
-    0.0034907120842174702,
-    -0.11799011114819057,
-    -0.048311742585633,
-    0.4910559419267466,
-    0.787641141030194,
-    0.3379294217276218,
-    -0.07263752278646252,
-    -0.021060292512300564,
-    0.04472490177066578,
-    0.0017677118642428036,
-    -0.007800708325034148,
-)
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
+    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
+    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
 TAPS = len(SYM6)
 CENTRE = sum(place * tap for place, tap in enumerate(SYM6)) / sum(SYM6)  # of the filter at low frequencies
 REACH = TAPS // 4 + 1  # pixels from a place that the filter, or interpolation behind it, looks at
@@ -76,10 +67,7 @@ class Transformations:
 
         With probability 0 nothing is done, not even the x-flip.
 
-        Args:
-            count: of the images.
-            probability: of each transformation of an image.
-            generator: of the CPU, so that the same is drawn for every device, and no GPU is waited for.
+        The generator is of the CPU, so that the same is drawn for every device, and no GPU is waited for.
         """
         done = torch.rand(5, count, generator=generator) < probability
         flips = torch.rand(2, count, generator=generator) < 0.5
@@ -98,18 +86,8 @@ class Transformations:
     def labels(self) -> Tensor:
         """What the network is told: float32 [B, 9], zeros for an image that nothing is done to."""
         angle, strength = self.anisotropy.T
-        return torch.stack(
-            [
-                *self.flips.float().T,
-                self.scaling,
-                self.rotation.cos() - 1,
-                self.rotation.sin(),
-                strength * angle.cos(),
-                strength * angle.sin(),
-                *self.translation.T,
-            ],
-            1,
-        )
+        turn, stretch = (self.rotation.cos() - 1, self.rotation.sin()), (strength * angle.cos(), strength * angle.sin())
+        return torch.stack([*self.flips.float().T, self.scaling, *turn, *stretch, *self.translation.T], 1)
 
     def matrices(self) -> Tensor:
         """Anisotropy, rotation and scaling together: float64 [B, 2, 2], on (right, down) from the image's centre."""

@@ -17,7 +17,7 @@ from unveil.data.celeba import ANNOTATION_FILES, CANVAS, CelebAFile
 from unveil.data.config import Celeba, Download
 from unveil.data.preprocess import preprocess
 from unveil.data.sources import celeba, fetch
-from unveil.data.sources.facts import SourceFacts
+from unveil.data.sources.facts import SourceRecord
 from unveil.data.sources.transfer import Host, HostFailed
 from unveil.errors import UnveilError
 from unveil.progress import Say
@@ -79,7 +79,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write(destination: Path, path: Path | None, mirror: bool = True) -> tuple[SourceFacts, str]:
+def write(destination: Path, path: Path | None, mirror: bool = True) -> tuple[SourceRecord, str]:
     """Run the source; return the facts and all that was said."""
     said: list[str] = []
     downloads = destination.parent / "downloads"

@@ -3,14 +3,15 @@
 Every source writes CelebA's own layout, so that nothing after it knows which it was.
 """
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from unveil.data.config import Download, SourceName
-from unveil.data.sources.facts import SOURCE_FILE, FileFacts, SourceFacts, SourceRecord
+from unveil.data.config import Download
+from unveil.data.sources.facts import SOURCE_FILE, FileFacts, SourceRecord
 from unveil.files import atomic_directory, file_digest, write_json
 from unveil.progress import Say
 
-__all__ = ["SourceFacts", "SourceName", "SourceRecord", "fetch"]
+__all__ = ["SourceRecord", "fetch"]
 
 
 def fetch(
@@ -42,23 +43,18 @@ def fetch(
         if settings.source == "cartoon":
             from unveil.data.sources import cartoon
 
-            facts = cartoon.write(folder, **dict(settings.cartoon), split=split, workers=settings.workers)
+            record = cartoon.write(folder, **dict(settings.cartoon), split=split, workers=settings.workers)
         elif settings.source == "celeba":
             from unveil.data.sources import celeba
 
-            facts = celeba.write(folder, **dict(settings.celeba), say=say, downloads=downloads)
+            record = celeba.write(folder, **dict(settings.celeba), say=say, downloads=downloads)
         else:
             from unveil.data.sources import folder as any_images
 
-            facts = any_images.write(
+            record = any_images.write(
                 folder, **dict(settings.folder), split=split, workers=settings.workers, on_corrupt=on_corrupt, say=say
             )
-        record = _record(settings.source, facts, folder)
-        write_json(folder / SOURCE_FILE, record.to_json())
+        paths = sorted(folder.iterdir())
+        record = replace(record, files={path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths})
+        write_json(folder / SOURCE_FILE, asdict(record))
     return record
-
-
-def _record(source: SourceName, facts: SourceFacts, folder: Path) -> SourceRecord:
-    paths = sorted(path for path in folder.iterdir() if path.name != SOURCE_FILE)
-    files = {path.name: FileFacts(path.stat().st_size, file_digest(path)) for path in paths}
-    return SourceRecord(source=source, files=files, **vars(facts))

@@ -32,7 +32,7 @@ from unveil.data.celeba import (
     write_annotations,
 )
 from unveil.data.sources.archive import write_stored_zip
-from unveil.data.sources.facts import SourceFacts, in_processes, worker_count
+from unveil.data.sources.facts import SourceRecord, in_processes, worker_count
 
 # Where the avatar's eyes are in its 280 x 280 drawing. One scale and one shift map them to CelebA's.
 AVATAR_EYES = ((114, 112), (166, 112))
@@ -161,7 +161,7 @@ def split_counts(num_images: int, split: dict[str, float]) -> list[int]:
     return [num_images - sum(held_out), *held_out]
 
 
-def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, float], workers: int) -> SourceFacts:
+def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, float], workers: int) -> SourceRecord:
     """Draw ``num_faces`` faces into ``destination`` in CelebA's layout; ``workers`` = 0 takes every core.
 
     The faces are independent draws, so the splits are simply the first, the next and the last of them.
@@ -188,11 +188,15 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
         boxes=np.tile([left, top, right - left, bottom - top], (num_faces, 1)),
         landmarks=np.tile(landmarks, (num_faces, 1)),
     )
-    return SourceFacts(
+    return SourceRecord(
+        source="cartoon",
         origin=f"drawn by dicebear-core in the style avataaars, seed {seed}",
         licence="Avataaars: free for personal and commercial use (https://avataaars.com/); DiceBear: MIT",
         credit="Remix of Avataaars by Pablo Stanley, drawn with DiceBear (https://www.dicebear.com/)",
         images=num_faces,
+        files={},
+        canvas=CANVAS,
+        published=False,
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from unveil.data import celeba as layout
@@ -25,7 +25,7 @@ from unveil.data.sources.archive import (
     require_space,
     write_stored_zip,
 )
-from unveil.data.sources.facts import SourceFacts
+from unveil.data.sources.facts import SourceRecord
 from unveil.data.sources.transfer import DRIVE, MIRROR, Host, HostFailed, fetch_file, partial_files
 from unveil.errors import UnveilError
 from unveil.files import expanded, file_digest, read_bytes, read_text, regular, write_text
@@ -50,7 +50,7 @@ HEAD_BYTES = 1 << 20  # of an image, in which its size stands
 
 def write(
     destination: Path, *, path: Path | None, mirror: bool, say: Say = print, downloads: Path = DOWNLOADS
-) -> SourceFacts:
+) -> SourceRecord:
     """Fill ``destination``, an empty folder, with CelebA, or with an own set in its format.
 
     The arguments are those of ``unveil.data.sources.fetch``.
@@ -79,7 +79,7 @@ class _Copy:
     unpacked: bool = False
 
 
-def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFacts:
+def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceRecord:
     copy = _find(place, key)
     count = len(copy.names)
     say(f"{key}: found {images(count)} in {copy.images}")
@@ -98,14 +98,18 @@ def _write_local(destination: Path, place: Path, key: str, say: Say) -> SourceFa
         md5 = copy_file(copy.images, destination / ZIP_NAME, say)
         if published:
             _check(copy.images, ZIP_NAME, md5)
-            return SourceFacts("CelebA's published files, from a copy on disk", LICENCE, CREDIT, count, published=True)
+            return _record("CelebA's published files, from a copy on disk", count, published=True)
     canvas = _canvas(destination / ZIP_NAME, copy.names, say)
     if published:
         origin = "CelebA's published annotation files; images from an unpacked copy, which no checksum covers"
-        return SourceFacts(origin, LICENCE, CREDIT, count, canvas)
+        return _record(origin, count, canvas)
     kind = "images from an unpacked folder" if copy.unpacked else "images in an archive"
     origin = f"an own set in CelebA's format, from a copy on disk, {kind}"
-    return SourceFacts(origin, OWN_LICENCE, OWN_CREDIT, count, canvas)
+    return replace(_record(origin, count, canvas), licence=OWN_LICENCE, credit=OWN_CREDIT)
+
+
+def _record(origin: str, count: int, canvas: tuple[int, int] | None = CANVAS, published: bool = False) -> SourceRecord:
+    return SourceRecord("celeba", origin, LICENCE, CREDIT, count, {}, canvas, published)
 
 
 def _find(place: Path, key: str) -> _Copy:
@@ -234,7 +238,7 @@ def _size(head: bytes) -> tuple[int, int] | None:
 # --- the network ------------------------------------------------------------------------------------------
 
 
-def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads: Path) -> SourceFacts:
+def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads: Path) -> SourceRecord:
     """Gather the six published files in ``downloads`` and move them to ``destination`` once all are there."""
     downloads.mkdir(parents=True, exist_ok=True)
     names = sorted(layout.PUBLISHED, key=lambda name: layout.PUBLISHED[name].bytes)  # the zip comes last
@@ -249,8 +253,7 @@ def _write_from_network(destination: Path, *, mirror: bool, say: Say, downloads:
     shutil.rmtree(downloads)
     parts = [f"from {host}: {', '.join(sorted(files))}" for host, files in sorted(delivered.items())]
     where = "; ".join(parts) if len(parts) > 1 else f"from {next(iter(delivered))}"
-    origin = f"CelebA's published files, {where}"
-    return SourceFacts(origin, LICENCE, CREDIT, layout.PUBLISHED_IMAGES, published=True)
+    return _record(f"CelebA's published files, {where}", layout.PUBLISHED_IMAGES, published=True)
 
 
 def _missing_bytes(target: Path) -> int:

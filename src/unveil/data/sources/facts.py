@@ -4,12 +4,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from unveil.data.celeba import CANVAS
 from unveil.data.config import SourceName
 from unveil.errors import UnveilError
 from unveil.files import read_json
@@ -18,27 +17,6 @@ from unveil.section import NO_OTHERS, Amount, Count, FileName, Sha256
 SOURCE_FILE = "source.json"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class SourceFacts:
-    """Where a raw folder's images are from.
-
-    Args:
-        origin: how they were obtained, in words, the same on every machine: no dates, no paths.
-        licence: under which terms they may be used.
-        credit: whom to name.
-        images: their number.
-        canvas: (width, height) of every image, in pixels; None if they differ or are not aligned faces.
-        published: whether every file has CelebA's published MD5.
-    """
-
-    origin: str
-    licence: str
-    credit: str
-    images: int
-    canvas: tuple[int, int] | None = CANVAS
-    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +30,17 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """The content of ``source.json``: the same input gives the same record."""
+    """The content of ``source.json``: where a raw folder's images are from. The same input gives the same record.
+
+    Attributes:
+        origin: how they were obtained, in words, the same on every machine: no dates, no paths.
+        licence: under which terms they may be used.
+        credit: whom to name.
+        images: their number.
+        files: of the folder, beside this record.
+        canvas: (width, height) of every image, in pixels; None if they differ or are not aligned faces.
+        published: whether every file has CelebA's published MD5.
+    """
 
     __pydantic_config__ = NO_OTHERS
     source: SourceName
@@ -63,10 +51,6 @@ class SourceRecord:
     files: Mapping[FileName, FileFacts]
     canvas: tuple[Count, Count] | None
     published: bool
-
-    def to_json(self) -> dict[str, object]:
-        """The record as plain values, in the order in which they stand in the file."""
-        return {**asdict(self), "canvas": None if self.canvas is None else list(self.canvas)}
 
     @classmethod
     def load(cls, folder: Path) -> "SourceRecord":

@@ -29,7 +29,7 @@ from unveil.data.celeba import (
 )
 from unveil.data.images import MOST_BYTES, find_images, open_image
 from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
-from unveil.data.sources.facts import SourceFacts, in_processes
+from unveil.data.sources.facts import SourceRecord, in_processes
 from unveil.errors import UnveilError, line_for_user
 from unveil.files import read_bytes, read_text
 from unveil.progress import ProgressLine, Say, images
@@ -60,7 +60,7 @@ def write(
     workers: int,
     on_corrupt: str = "error",
     say: Say = print,
-) -> SourceFacts:
+) -> SourceRecord:
     """Fill ``destination``, an empty folder, with the images of a folder, in CelebA's layout.
 
     Images are numbered in the order of their relative paths, whatever the machine or the number of workers. The
@@ -110,12 +110,15 @@ def write(
     )
     jpegs = sum(name.endswith(".jpg") for name in names)
     left_out = f", {len(problems)} unreadable ones left out" if problems else ""
-    return SourceFacts(
+    return SourceRecord(
+        source="folder",
         origin=f"a folder of {len(found)} images, {jpegs} of them JPEGs kept as they were, the others as PNG{left_out}",
         licence="unknown: that of the images in the folder; its owner knows",
         credit="unknown: whoever made the images in the folder",
         images=len(names),
+        files={},
         canvas=None,
+        published=False,
     )
 
 
