@@ -116,12 +116,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        split: Batch | StreamedSplit,
-        batch_size: int,
-        seed: int,
-        horizontal_flip: bool,
-        part: slice = slice(None),
+        self, split: Batch | StreamedSplit, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
     ) -> None:
         self.split = split
         self.batch_size = batch_size

@@ -21,16 +21,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 from ruamel.yaml import YAML
 
-from unveil.data.celeba import (
-    ATTRIBUTES,
-    CANVAS,
-    LEFT_EYE,
-    RIGHT_EYE,
-    SPLITS,
-    ZIP_NAME,
-    image_names,
-    write_annotations,
-)
+from unveil.data.celeba import ATTRIBUTES, CANVAS, LEFT_EYE, RIGHT_EYE, SPLITS, ZIP_NAME, image_names, write_annotations
 from unveil.data.sources.archive import write_stored_zip
 from unveil.data.sources.facts import SourceRecord, in_processes, worker_count
 

@@ -19,14 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from unveil.data.celeba import (
-    ATTRIBUTES,
-    MOST_TABLE_BYTES,
-    SPLITS,
-    ZIP_NAME,
-    unknown_attribute,
-    write_annotations,
-)
+from unveil.data.celeba import ATTRIBUTES, MOST_TABLE_BYTES, SPLITS, ZIP_NAME, unknown_attribute, write_annotations
 from unveil.data.images import MOST_BYTES, find_images, open_image
 from unveil.data.sources.archive import IMAGE_SUFFIXES, write_stored_zip
 from unveil.data.sources.facts import SourceRecord, in_processes
