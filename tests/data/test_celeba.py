@@ -94,7 +94,7 @@ def test_published_rows_are_read(tmp_path: Path) -> None:
     assert celeba.read_annotations(tmp_path / celeba.BOXES_FILE)[1][0].tolist() == [[95, 71, 226, 313]]
 
     row = "000001.jpg 69  109  106  113   77  142   73  152  108  154"
-    (tmp_path / celeba.LANDMARKS_FILE).write_text(f"1\n{' '.join(celeba.LANDMARK_COLUMNS)}\n{row}\n")
+    (tmp_path / celeba.LANDMARKS_FILE).write_text(f"1\n{celeba.PUBLISHED[celeba.LANDMARKS_FILE].columns}\n{row}\n")
     expected = [[69, 109, 106, 113, 77, 142, 73, 152, 108, 154]]
     assert celeba.read_annotations(tmp_path / celeba.LANDMARKS_FILE)[1][0].tolist() == expected
 

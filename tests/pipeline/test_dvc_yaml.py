@@ -77,6 +77,8 @@ def code_of(root: Path, start: str, left_out: set[str]) -> set[str]:
         if name in seen | left_out:
             continue
         seen.add(name)
+        if (table := (root / name).with_suffix(".yaml")).exists():  # the module's data, beside it
+            seen.add(table.relative_to(root).as_posix())
         if name in NOT_FOLLOWED:
             continue
         for module in imported_modules(root / name):

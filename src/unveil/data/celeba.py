@@ -10,11 +10,13 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
 
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, read_text, write_text
@@ -40,73 +42,37 @@ right of the aligned images. The alignment puts both on nearly the same place in
 SPLITS = ("train", "valid", "test")
 """Names of the values 0, 1 and 2 in ``list_eval_partition.txt``."""
 
-ATTRIBUTES = (
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
-    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses",
-    "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache",
-    "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks",
-    "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick",
-    "Wearing_Necklace", "Wearing_Necktie", "Young",
-)  # fmt: skip
-BOX_COLUMNS = ("x_1", "y_1", "width", "height")
-LANDMARKS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-LANDMARK_COLUMNS = tuple(f"{landmark}_{axis}" for landmark in LANDMARKS for axis in "xy")
-
 
 @dataclass(frozen=True)
-class _Table:
-    """The text format of an annotation file: lines of a file name and one value for each column.
+class CelebAFile:
+    """One file of the published set, and of annotations the text format: lines of a file name and a value a column.
 
     Attributes:
-        columns: their names.
+        md5: hexadecimal.
+        bytes: its size.
+        drive_id: its identifier on Google Drive.
+        columns: their names, separated by spaces; empty for the archive.
         width: digits to which values are padded.
         heading: the line of names, which stands below one of the number of images; None if there are neither.
         pattern: regular expression of a value.
         expected: the same in words.
     """
 
-    columns: tuple[str, ...]
+    md5: str
+    bytes: int
+    drive_id: str
+    columns: str = ""
     width: int = 1
     heading: str | None = None
     pattern: str = "[+-]?[0-9]{1,18}"
     expected: str = "whole numbers"
 
 
-_TABLES = MappingProxyType(
-    {
-        ATTRIBUTES_FILE: _Table(ATTRIBUTES, 2, " ".join(ATTRIBUTES) + " ", "-?1", "-1 or 1"),
-        PARTITION_FILE: _Table(("split",), pattern="[012]", expected="0 (train), 1 (valid) or 2 (test)"),
-        IDENTITY_FILE: _Table(("identity",)),
-        BOXES_FILE: _Table(BOX_COLUMNS, 3, " ".join(("image_id", *BOX_COLUMNS))),
-        LANDMARKS_FILE: _Table(LANDMARK_COLUMNS, 3, " ".join(LANDMARK_COLUMNS)),
-    }
-)
+_FILES = YAML(typ="safe").load(files(__package__).joinpath("celeba.yaml").read_text("utf-8"))
+PUBLISHED: Mapping[str, CelebAFile] = MappingProxyType({name: CelebAFile(**facts) for name, facts in _FILES.items()})
+_TABLES = {name: file for name, file in PUBLISHED.items() if file.columns}
 ANNOTATION_FILES = tuple(_TABLES)
-
-
-@dataclass(frozen=True)
-class CelebAFile:
-    """One file of the published set.
-
-    The MD5s and Google Drive identifiers are those of ``torchvision.datasets.CelebA.file_list``, the sizes
-    (bytes) those of TensorFlow Datasets' checksum list.
-    """
-
-    md5: str
-    bytes: int
-    drive_id: str
-
-
-PUBLISHED: Mapping[str, CelebAFile] = MappingProxyType(
-    {
-        ZIP_NAME: CelebAFile("00d2c5bc6d35e252742224ab0c1e8fcb", 1_443_490_838, "0B7EVK8r0v71pZjFTYXZWM3FlRnM"),
-        ATTRIBUTES_FILE: CelebAFile("75e246fa4810816ffd6ee81facbd244c", 26_721_026, "0B7EVK8r0v71pblRyaVFSWGxPY0U"),
-        PARTITION_FILE: CelebAFile("d32c9cbf5e040fd4025c592c306e6668", 2_836_386, "0B7EVK8r0v71pY0NSMzRuSXJEVkk"),
-        IDENTITY_FILE: CelebAFile("32bd1bd63d3c78cd57e08160ec5ed1e2", 3_424_458, "1_ee_0u7vcNLOfNLegJRHmolfH5ICW-XS"),
-        BOXES_FILE: CelebAFile("00566efa6fedff7a56946cd1c10f1c16", 6_082_035, "0B7EVK8r0v71pbThiMVRxWXZ4dU0"),
-        LANDMARKS_FILE: CelebAFile("cc24ecafdb5b50baae59b03474781f8c", 12_156_055, "0B7EVK8r0v71pd0FJY3Blby1HUTQ"),
-    }
-)
+ATTRIBUTES = tuple(PUBLISHED[ATTRIBUTES_FILE].columns.split())
 PUBLISHED_IMAGES = 202_599
 PUBLISHED_SPLITS = MappingProxyType({"train": 162_770, "valid": 19_867, "test": 19_962})
 
@@ -159,13 +125,14 @@ def write_annotations(
     given = {"attributes": signs, "partition": partition, "identities": identities, "boxes": boxes}
     given["landmarks"] = landmarks
     for table, (key, values) in zip(_TABLES.values(), given.items(), strict=True):
-        shape = (count,) if len(table.columns) == 1 else (count, len(table.columns))
+        width = len(table.columns.split())
+        shape = (count,) if width == 1 else (count, width)
         if values.shape != shape:
             raise ValueError(f"{key} has shape {values.shape}, expected {shape}")
     for (file, table), values in zip(_TABLES.items(), given.values(), strict=True):
-        line = "%s" + f" %{table.width}d" * len(table.columns)
+        line = "%s" + f" %{table.width}d" * len(table.columns.split())
         rows = zip(names, values.reshape(count, -1).tolist(), strict=True)
-        heading = [] if table.heading is None else [str(count), table.heading]
+        heading = [] if table.heading is None else [str(count), table.heading.format(columns=table.columns)]
         write_text(folder / file, "".join(f"{row}\n" for row in [*heading, *(line % (n, *v) for n, v in rows)]))
 
 
@@ -180,10 +147,8 @@ def read_annotations(*paths: Path) -> tuple[list[str], list[NDArray[np.int64]]]:
     Raises:
         UnveilError: that names the file and line, or the first row in which a file differs from the first one.
     """
-    first, values = _read(paths[0])
-    tables = [values]
-    for path in paths[1:]:
-        names, values = _read(path)
+    (first, *others), tables = zip(*map(_read, paths), strict=True)
+    for path, names in zip(paths[1:], others, strict=True):
         if names != first:
             pairs = enumerate(zip(names, first, strict=False), start=1)
             different = (f"row {row} is of {name}, expected {other}" for row, (name, other) in pairs if name != other)
@@ -191,8 +156,7 @@ def read_annotations(*paths: Path) -> tuple[list[str], list[NDArray[np.int64]]]:
                 f"{path}: {next(different, f'found {len(names)} rows, expected {len(first)}')}; "
                 f"the rows must be those of {paths[0].name}, in the same order; get both files from one place"
             )
-        tables.append(values)
-    return first, tables
+    return first, list(tables)
 
 
 def read_partition(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
@@ -218,8 +182,9 @@ def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     except FileNotFoundError:
         raise UnveilError(f"{path}: not there, expected CelebA's annotation file; run the download stage") from None
     table, lines = _TABLES[path.name], ((number, line) for number, line in enumerate(text, 1) if line.strip())
-    count = None if table.heading is None else _read_heading(path, lines, table.columns)
-    width = len(table.columns)
+    columns = table.columns.split()
+    count = None if table.heading is None else _read_heading(path, lines, columns)
+    width = len(columns)
     what = f"{width} values, each {table.expected}" if width > 1 else f"one value, {table.expected}"
     row = re.compile(rf"\s*\S+(\s+{table.pattern}){{{width}}}\s*")
     names: dict[str, int] = {}  # and their lines
@@ -242,14 +207,14 @@ def _read(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     return list(names), np.array(values, np.int64).reshape(-1, width)
 
 
-def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> int:
+def _read_heading(path: Path, lines: Iterator[tuple[int, str]], columns: list[str]) -> int:
     """The count in the first line; the second must have the columns' names."""
     number, line = next(lines, (1, ""))
     if re.fullmatch("[0-9]{1,18}", line.strip()) is None:
         raise _broken(path, number, line, "the number of images alone")
     number, names = next(lines, (2, ""))
     found = names.removeprefix("image_id ").split()  # as the published boxes have it
-    if found != [*columns]:
+    if found != columns:
         pairs = enumerate(zip(found, columns, strict=False), start=1)
         different = (f"{b!r} as name {n} of {len(columns)}, not {a!r}" for n, (a, b) in pairs if a != b)
         lacking = f"the {len(columns)} names of the columns, not {len(found)}"
