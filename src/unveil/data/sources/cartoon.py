@@ -7,10 +7,10 @@ every machine draws the same bytes, in any order and with any number of processe
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -133,17 +133,14 @@ def draw_face(face: Face) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-def _draw(numbers: tuple[int, range]) -> tuple[list[bytes], np.ndarray]:
-    """JPEGs and attributes of the faces of a seed and some indices."""
-    seed, indices = numbers
-    faces = [choose_face(seed, index) for index in indices]
-    return [_jpeg(draw_face(face)) for face in faces], np.stack([attributes_of(face) for face in faces])
+def _jpegs(seed: int, indices: range) -> list[bytes]:
+    """The faces of a seed and some indices."""
+    found = []
+    for index in indices:
+        buffer = io.BytesIO()
+        draw_face(choose_face(seed, index)).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        found.append(buffer.getvalue())
+    return found
 
 
 def split_counts(num_images: int, split: dict[str, float]) -> list[int]:
@@ -157,23 +154,17 @@ def write(destination: Path, *, num_faces: int, seed: int, split: dict[str, floa
 
     The faces are independent draws, so the splits are simply the first, the next and the last of them.
     """
-    attributes = []
     task = min(FACES_PER_TASK, -(-num_faces // worker_count(workers)))
-    tasks = [(seed, range(start, min(start + task, num_faces))) for start in range(0, num_faces, task)]
-
-    def jpegs() -> Iterator[bytes]:
-        for contents, rows in in_processes(_draw, tasks, workers):
-            attributes.append(rows)
-            yield from contents
-
-    faces = zip(image_names(num_faces), jpegs(), strict=True)
+    tasks = [range(start, min(start + task, num_faces)) for start in range(0, num_faces, task)]
+    jpegs = chain.from_iterable(in_processes(partial(_jpegs, seed), tasks, workers))
+    faces = zip(image_names(num_faces), jpegs, strict=True)
     write_stored_zip(destination / ZIP_NAME, faces, permissions=0o600)  # as all archives of this source so far
     # The head, from the ears' outer edges and the skull's top to the chin; it stands still in this style.
     left, top, right, bottom = _on_canvas((74, 36), (206, 181))
     landmarks = _on_canvas(*AVATAR_EYES, (140, 132), (121, 158), (159, 158))
     write_annotations(
         destination,
-        attributes=np.concatenate(attributes),
+        attributes=np.stack([attributes_of(choose_face(seed, index)) for index in range(num_faces)]),
         partition=np.repeat(np.arange(3), split_counts(num_faces, split)),
         identities=np.arange(1, num_faces + 1),
         boxes=np.tile([left, top, right - left, bottom - top], (num_faces, 1)),

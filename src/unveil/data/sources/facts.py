@@ -62,11 +62,8 @@ def worker_count(workers: int) -> int:
     """Number of processes that ``workers`` stands for: 0 means all cores that this process may use."""
     if workers < 0:
         raise UnveilError(f"workers: found {workers}, expected 0 (all cores) or more")
-    if workers:
-        return workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return workers or usable or 1
 
 
 def in_processes(
