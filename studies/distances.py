@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.celeba import ZIP_NAME
@@ -36,8 +35,10 @@ from unveil.evaluation.features.extraction import Extractor, extract, load_extra
 from unveil.evaluation.images.controls import blur, check_archive, jpeg, noise, png, read_crops, reread
 from unveil.evaluation.images.sets import load_real, uniform_noise
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
-from unveil.files import atomic_path, read_json, write_json, write_text
+from unveil.files import atomic_path, write_text
+from unveil.ledger import Ledger
 from unveil.precision import resolve_device
+from unveil.progress import Say
 from unveil.tensors import open_tensors, save_tensors
 
 SIZES = (250, 500, 1000, 2000, 4000, 8000, 16_000)  # images a set, of the curve; as many as there are come last
@@ -47,7 +48,6 @@ ZOOM = 2
 COLORS = 256  # of the picture's palette, so that the file is small
 VERSIONS = ("torch", "torch-fidelity", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 
-Say = Callable[[str], None]
 Crop = NDArray[np.uint8]
 
 
@@ -148,11 +148,12 @@ class Pair:
     other_rows: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
-class _Known(BaseModel):
-    """Distances, and beside them the facts that they were measured with."""
+@dataclass(frozen=True)
+class Distance:
+    """A distance that was measured, by the key of its pair."""
 
-    model_config = ConfigDict(extra="allow")
-    distances: dict[str, float]
+    key: str
+    distance: float
 
 
 @dataclass
@@ -175,7 +176,6 @@ class Study:
     out: Path
     settings: Settings
     say: Say
-    measured: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.index = ShardIndex.load(self.shards)
@@ -191,7 +191,7 @@ class Study:
             "versions": {name: version(name) for name in VERSIONS},
         }
         check_archive(self.raw, self.index, self.held_out_ids, self.held_out)
-        self.measured = self._known()
+        self.ledger = Ledger(self.out / "distances.json", self.facts, Distance)
 
     def _check_sizes(self) -> None:
         index, held_out = self.index, self.settings.held_out
@@ -213,6 +213,11 @@ class Study:
     def extractor(self) -> Extractor:
         """The feature network."""
         return load_extractor(self.settings.features, self.settings.weights, key="--weights")
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The distances so far, by the keys of their pairs."""
+        return {point.key: point.distance for point in self.ledger.points}
 
     @property
     def others(self) -> list[str]:
@@ -352,8 +357,9 @@ class Study:
 
     def run(self) -> None:
         """Measure what is not known yet."""
-        self._save()
-        pairs = [pair for pair in self.pairs() if pair.key not in self.measured]
+        self.ledger.save()
+        known = self.measured
+        pairs = [pair for pair in self.pairs() if pair.key not in known]
         needed = {name for pair in pairs for name in (pair.one, pair.other)}
         names = [name for name in self.sets if name in needed]
         started = time.perf_counter()
@@ -365,8 +371,7 @@ class Study:
             distance = frechet_distance(
                 self._statistics(pair.one, pair.rows), self._statistics(pair.other, pair.other_rows)
             )
-            self.measured[pair.key] = significant(distance)
-            self._save()
+            self.ledger.add(Distance(pair.key, significant(distance)))
             self.say(f"distance {number:>3} of {len(pairs)}: {distance:10.3f}  {pair.key}")
 
     @cached_property
@@ -378,21 +383,6 @@ class Study:
         if rows is None:
             return self._statistics_of_set(name)
         return statistics(self.features(name)[torch.from_numpy(rows)])
-
-    def _save(self) -> None:
-        write_json(self.out / "distances.json", {**self.facts, "distances": self.measured})
-
-    def _known(self) -> dict[str, float]:
-        """The distances of an earlier run with the same facts. Raises UnveilError if those there have other facts."""
-        path = self.out / "distances.json"
-        if not path.exists():
-            return {}
-        known = read_json(path, _Known, "remove it, and run again")
-        found = known.model_extra or {}
-        if found != self.facts:
-            different = ", ".join(sorted(key for key in self.facts if found.get(key) != self.facts[key]))
-            raise UnveilError(f"{path}: measured with another {different}; choose another --out, or remove that folder")
-        return known.distances
 
     @property
     def floor(self) -> float:

@@ -6,8 +6,8 @@ DDPM with 1000 steps. Each point is kept as soon as it is measured: a study that
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,6 @@ from typing import Any, get_args
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.data.pixels import to_uint8
@@ -27,9 +26,11 @@ from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import Extractor, extract, load_extractor
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
-from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
+from unveil.files import atomic_path, file_digest, write_text
+from unveil.ledger import Ledger
 from unveil.model import ModelConfig, load_denoiser
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.progress import Say
 
 EVALUATIONS = (5, 9, 15, 23, 35, 51)
 TOLERANCES = (1e-1, 3e-2, 1e-2)  # rk45's, in the place of numbers of evaluations
@@ -39,8 +40,6 @@ FEW = 35  # evaluations within which it should be reached
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00", "#56b4e9", "#882255", "#999933", "#332288", "#cc6677")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ class Study:
     out: Path
     settings: Settings
     say: Say
-    points: list[Point] = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = ModelConfig.load(self.models)
@@ -176,13 +174,18 @@ class Study:
                 f"{self.settings.sigma_max:g}, with sigmas between them that the model's path has "
                 f"({least:.3g} to {greatest:.3g})"
             )
-        self.facts = {
+        facts = {
             "model": file_digest(self.models / "model.safetensors"),
             "shards": self.index.digest(),
             "precision": self.precision,
             **{name: value for name, value in asdict(self.settings).items() if name != "batch_size"},
         }
-        self.points = self._known()
+        self.ledger = Ledger(self.out / "points.json", facts, Point)
+
+    @property
+    def points(self) -> list[Point]:
+        """Measured so far, the first first."""
+        return self.ledger.points
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -223,14 +226,7 @@ class Study:
                 self.say(f"left out: {config.sampler}, {config.steps} steps: about {needed / 60:.1f} min")
                 continue
             point = self.measure(config)
-            self.points.append(point)
-            write_json(
-                self.out / "points.json",
-                {
-                    **self.facts,
-                    "points": [vars(point) | {"config": point.config.model_dump()} for point in self.points],
-                },
-            )
+            self.ledger.add(point)
             self.say(
                 f"{number:>3} of {len(configs)}  {point.label:<24} {point.nfe:>5} evaluations  "
                 f"{self.extractor.features.frechet} {point.distance:8.2f}  {point.seconds:6.1f} s"
@@ -272,34 +268,6 @@ class Study:
         a, b = self.points[0], max(self.points, key=lambda point: point.nfe)
         slope = (b.seconds - a.seconds) / (b.nfe - a.nfe) if b.nfe > a.nfe else a.seconds / a.nfe
         return a.seconds + slope * ((config.nfe or b.nfe) - a.nfe)
-
-    def _known(self) -> list[Point]:
-        """The points of an earlier run with the same facts. Raises UnveilError if those there have other facts."""
-        path = self.out / "points.json"
-        if not path.exists():
-            return []
-        found = read_points(path)
-        if found[0] != self.facts:
-            different = ", ".join(sorted(key for key in self.facts if found[0].get(key) != self.facts[key]))
-            raise UnveilError(f"{path}: measured with another {different}; choose another --out, or remove it")
-        return found[1]
-
-
-class _PointsFile(BaseModel):
-    """Points, and beside them the facts that they were measured with."""
-
-    model_config = ConfigDict(extra="allow")
-    points: tuple[Point, ...]
-
-
-def read_points(path: Path) -> tuple[dict[str, Any], list[Point]]:
-    """The facts and the points of a ``points.json``.
-
-    Raises:
-        UnveilError: if it is damaged.
-    """
-    found = read_json(path, _PointsFile, "remove it, and run again")
-    return found.model_extra or {}, list(found.points)
 
 
 def reference_of(points: Sequence[Point]) -> Point | None:

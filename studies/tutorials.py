@@ -7,7 +7,7 @@ built here, of the library's own parts put together wrongly. Every finished run 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -41,9 +41,11 @@ from unveil.evaluation.images.sets import load_real, uniform_noise
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.figures import image_grid
 from unveil.files import atomic_directory, atomic_path, read_json, read_text, write_json, write_text
+from unveil.ledger import Ledger
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
+from unveil.progress import Say
 from unveil.section import Precision
 from unveil.tensors import load_tensors, save_tensors
 from unveil.training.checkpoint import Checkpoints
@@ -446,7 +448,7 @@ class Study:
         UnveilError: if the shards are missing, damaged or of a size that does not fit, or ``out`` is another study's.
     """
 
-    def __init__(self, shards: Path, out: Path, budget: Budget, say: Callable[[str], None]) -> None:
+    def __init__(self, shards: Path, out: Path, budget: Budget, say: Say) -> None:
         self.out = out
         self.budget = budget
         self.say = say
@@ -455,7 +457,8 @@ class Study:
         self.precision = resolve_precision("auto", self.device)
         self.judge = Judge(shards, out / "reference.safetensors", budget, self.device)
         verify(shards, ["train", "test"])
-        self._claim()
+        facts = {"shards": self.judge.index.digest(), "precision": self.precision, **asdict(budget)}
+        self.ledger = Ledger(out / "study.json", facts | {"network": budget.network.read_values()}, Result)
 
     def run(self, cases: Sequence[Case], seconds: float, jobs: int = 1) -> list[Result]:
         """Make the runs that are not there yet, and return all of ``cases``.
@@ -468,7 +471,8 @@ class Study:
         Raises:
             UnveilError: if time ran out before all was made; what is finished stays.
         """
-        todo = [case for case in cases if not self.result_file(case).is_file()]
+        self.ledger.save()
+        todo = [case for case in cases if case.name not in self.results]
         shared: dict[Setup, list[Case]] = {}
         for case in todo:
             shared.setdefault(case.setup.training, []).append(case)
@@ -478,37 +482,41 @@ class Study:
             write_json(self.controls_file, self.judge.controls())
         clock = Clock(seconds, len(groups), jobs)
         made = self._make_here(groups, clock) if jobs == 1 else self._make_in_processes(groups, clock, jobs)
-        for _ in made:
+        for results in made:
+            for result in results:
+                self.ledger.add(result)
+            clock.end()
             self.say(clock.left())
-        if missing := [case.name for case in todo if not self.result_file(case).is_file()]:
+        if missing := [case.name for case in todo if case.name not in self.results]:
             raise UnveilError(
                 f"tutorials: --minutes are over before {', '.join(missing)}; "
                 "what is finished is kept, and the same command goes on"
             )
-        return [self.result(case) for case in cases]
+        return [self.results[case.name] for case in cases]
 
-    def make(self, cases: Sequence[Case]) -> None:
+    def make(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Train the network that all these cases share, if it is not there, and evaluate each."""
         if not self.training_folder(cases[0].setup.training).is_dir():
             self.train(cases[0])
         for case in cases:
             result = self.evaluate(case)
             self.say(f"{case.name:28} {result.frechet:8.2f}  {case.title}")
+            yield result
 
-    def _make_here(self, groups: Sequence[Sequence[Case]], clock: "Clock") -> Iterator[None]:
-        """Make one group of cases after the other while there is time, and yield after each."""
+    def _make_here(self, groups: Sequence[Sequence[Case]], clock: "Clock") -> Iterator[Iterable[Result]]:
+        """Make one group of cases after the other while there is time."""
         for group in groups:
             if not clock.begin():
                 return
-            self.make(group)
-            clock.end()
-            yield
+            yield self.make(group)
 
-    def _make_in_processes(self, groups: Sequence[Sequence[Case]], clock: "Clock", jobs: int) -> Iterator[None]:
-        """Make ``jobs`` groups of cases at a time while there is time, and yield after each."""
+    def _make_in_processes(
+        self, groups: Sequence[Sequence[Case]], clock: "Clock", jobs: int
+    ) -> Iterator[Iterable[Result]]:
+        """Make ``jobs`` groups of cases at a time while there is time."""
         threads = max(1, torch.get_num_threads() // jobs)
         context = get_context("spawn")  # a fork of a process whose threads have computed may hang
-        waiting, running = list(reversed(groups)), set[Future[None]]()
+        waiting, running = list(reversed(groups)), set[Future[list[Result]]]()
         with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
             while True:
                 while waiting and len(running) < jobs and clock.begin():
@@ -517,9 +525,7 @@ class Study:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    future.result()
-                    clock.end()
-                    yield
+                    yield future.result()
 
     def train(self, case: Case) -> None:
         """Train the network of a case, going on from its last checkpoint, and keep both sets of weights."""
@@ -560,23 +566,19 @@ class Study:
         network.eval()
         images = torch.cat(list(sample(network, setup, self.budget, self.precision, self.device)))
         training = read_json(folder / "training.json", dict[str, Any], AGAIN)
-        result = Result(
+        save_tensors(self.pictures_file(case), {"images": images[:SHOWN]})
+        return Result(
             name=case.name,
             frechet=self.judge.frechet(images),
             loss=significant(training["curve"][-1]["loss"], 3),
             parameters=training["parameters"],
             nfe=len(visited(setup, VPLinear(setup.timesteps), self.budget.steps)) - 1,
         )
-        save_tensors(self.pictures_file(case), {"images": images[:SHOWN]})
-        # Last, since it says that all is there.
-        write_json(self.result_file(case), {"changes": setup.changes, **asdict(result)})
-        return result
 
-    def result(self, case: Case) -> Result:
-        """The result of a run that is there."""
-        values = read_json(self.result_file(case), dict[str, Any], AGAIN)
-        values.pop("changes")
-        return Result(**values)
+    @property
+    def results(self) -> dict[str, Result]:
+        """What the finished runs gave, by the names of their cases."""
+        return {result.name: result for result in self.ledger.points}
 
     def pictures(self, case: Case) -> Tensor:
         """The first samples of a run that is there: uint8 [SHOWN, 3, size, size]."""
@@ -591,10 +593,6 @@ class Study:
         """Where a training's weights and curve are."""
         return self.out / "trainings" / ("_".join(f"{k}-{v}" for k, v in setup.changes.items()) or "baseline")
 
-    def result_file(self, case: Case) -> Path:
-        """Where a run's result is."""
-        return self.out / "runs" / f"{case.name}.json"
-
     def pictures_file(self, case: Case) -> Path:
         """Where a run's first samples are."""
         return self.out / "runs" / f"{case.name}.safetensors"
@@ -603,22 +601,6 @@ class Study:
     def _images(self) -> Tensor:
         images = load_tensor(self.judge.shards, "train")
         return shrunk(images, self.budget.network.image_size).to(self.device)
-
-    def _claim(self) -> None:
-        """Write what the study is made of, or compare it with what stands there."""
-        path = self.out / "study.json"
-        mine = {"shards": self.judge.index.digest(), "precision": self.precision, **asdict(self.budget)}
-        mine["network"] = self.budget.network.read_values()
-        if not path.is_file():
-            write_json(path, mine)
-            return
-        theirs = read_json(path, dict[str, Any], AGAIN)
-        for key, value in mine.items():
-            if theirs.get(key) != value:
-                raise UnveilError(
-                    f"{path}: {key} is {theirs.get(key)!r}, but this study has {value!r}; "
-                    "give another --out, or remove that folder"
-                )
 
 
 class Clock:
@@ -657,9 +639,9 @@ class Clock:
         return now * self.jobs / self.done if self.done else 0.0
 
 
-def _make(shards: Path, out: Path, budget: Budget, cases: Sequence[Case], say: Callable[[str], None]) -> None:
+def _make(shards: Path, out: Path, budget: Budget, cases: Sequence[Case], say: Say) -> list[Result]:
     """Make some cases of a study in another process."""
-    Study(shards, out, budget, say).make(cases)
+    return list(Study(shards, out, budget, say).make(cases))
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:

@@ -20,6 +20,7 @@ GROUND = {
     "files",
     "layout",
     "messages",
+    "ledger",
     "posthoc",
     "precision",
     "printing",

@@ -126,6 +126,13 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
+def _kept(folder: Path) -> dict[str, Any]:
+    """The bytes of each file but the ledger, and each point and fact of that."""
+    ledger = json.loads((folder / "study.json").read_text())
+    points = {f"point {point['name']}": point for point in ledger.pop("points")}
+    return _bytes(folder) | points | {"study.json": ledger}
+
+
 # ------------------------------------------------------------------------------------- the cases
 
 
@@ -348,8 +355,8 @@ def test_a_finished_study_is_not_made_again(whole: Path, shards: Path, monkeypat
 def test_the_same_study_gives_the_same_bytes(whole: Path, shards: Path, tmp_path: Path) -> None:
     cases = chosen(["raw-weights", "image-loss"])
     _study(shards, tmp_path).run(cases, 1e6)
-    made = _bytes(tmp_path)
-    assert made and made == {name: whole_bytes for name, whole_bytes in _bytes(whole).items() if name in made}
+    made = _kept(tmp_path)
+    assert made == {name: kept for name, kept in _kept(whole).items() if name in made}
 
 
 def test_a_killed_study_goes_on(whole: Path, shards: Path, tmp_path: Path) -> None:
@@ -367,8 +374,8 @@ def test_a_killed_study_goes_on(whole: Path, shards: Path, tmp_path: Path) -> No
     lines: list[str] = []
     _study(shards, tmp_path, say=lines.append).run(cases, 1e6)
     assert not any(line.startswith("baseline ") for line in lines)
-    made = _bytes(tmp_path)
-    assert made == {name: whole_bytes for name, whole_bytes in _bytes(whole).items() if name in made}
+    made = _kept(tmp_path)
+    assert made == {name: kept for name, kept in _kept(whole).items() if name in made}
 
 
 def test_a_training_that_is_there_is_sampled(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +400,7 @@ def test_time_that_runs_out_keeps_what_is_finished(
     monkeypatch.setattr(Clock, "begin", lambda clock: next(begins))
     with pytest.raises(UnveilError, match=r"over before baseline-seed-1, baseline-seed-2; .* the same command goes on"):
         study.run(BASELINES, 1e6)
-    assert study.result_file(BASELINES[0]).is_file()
+    assert list(_study(shards, tmp_path).results) == [BASELINES[0].name]
 
 
 def test_the_clock_says_how_long_and_what_would_be_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +434,7 @@ def test_processes_make_the_same_study(
 
 def test_another_budget_in_the_same_folder_is_refused(whole: Path, shards: Path) -> None:
     before = _bytes(whole)
-    with pytest.raises(UnveilError, match=r"study.json: images is 16, but this study has 32; give another --out"):
+    with pytest.raises(UnveilError, match=r"study.json: measured with another images \(16, now 32\); choose"):
         _study(shards, whole, replace(TINY, images=32))
     assert _bytes(whole) == before
 
@@ -435,9 +442,9 @@ def test_another_budget_in_the_same_folder_is_refused(whole: Path, shards: Path)
 def test_a_damaged_result_is_named(shards: Path, tmp_path: Path) -> None:
     study = _study(shards, tmp_path)
     study.run([CASES[0]], 1e6)
-    study.result_file(CASES[0]).write_text("{")
-    with pytest.raises(UnveilError, match=r"baseline.json: not valid JSON"):
-        study.run([CASES[0]], 1e6)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(UnveilError, match=r"study.json: not valid JSON"):
+        _study(shards, tmp_path)
 
 
 # ------------------------------------------------------------------------------------- the table

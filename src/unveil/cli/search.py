@@ -5,16 +5,13 @@ weights differ, and that of ``ema`` is the evaluation's own number. Each point i
 search that was stopped goes on.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from unveil.averages import FOLDER, Averages
@@ -26,7 +23,8 @@ from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, extract_layers, load_extractor
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
-from unveil.files import atomic_path, file_digest, read_json, write_json, write_text
+from unveil.files import atomic_path, file_digest, write_json, write_text
+from unveil.ledger import Ledger
 from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
 from unveil.params import Params
 from unveil.posthoc import ExponentialProfile, deviation
@@ -36,7 +34,6 @@ from unveil.progress import images as in_words
 from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
 DEVIATIONS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09, 0.11, 0.13, 0.16, 0.20, 0.25)
-POINTS_FILE = "points.json"
 OWN = WeightsChoice()
 
 
@@ -115,12 +112,8 @@ class Search:
             "reference_split": self.evaluate.reference_split,
             "reference_images": self.evaluate.reference_images,
         }
-        self.stored = StoredPoints(out / POINTS_FILE, facts)
-
-    @property
-    def points(self) -> list[SearchPoint]:
-        """Measured so far, the first first."""
-        return self.stored.points
+        self.ledger = Ledger(out / "points.json", facts, SearchPoint)
+        self.points = self.ledger.points
 
     @property
     def metric(self) -> str:
@@ -172,7 +165,7 @@ class Search:
             if any(point.weights == str(choice) for point in self.points):
                 continue
             point = self.measure(choice)
-            self.stored.add(point)
+            self.ledger.add(point)
             self.say(
                 f"{number:>3} of {len(choices)}  {point.weights:<18} {self.metric} "
                 f"{point.distance:9.4g}  {point.seconds:6.1f} s"
@@ -234,38 +227,6 @@ class Search:
             return choice.value
         half_life = choice.value if choice.kind == "half-life" else self.model.training.get("ema_half_life_images")
         return half_life_deviation(half_life, self.averages.ema_rampup, self.averages.images)
-
-
-class _PointsFile(BaseModel):
-    """Points, and beside them the facts that they were measured with."""
-
-    model_config = ConfigDict(extra="allow")
-    points: tuple[SearchPoint, ...]
-
-
-class StoredPoints:
-    """Points that are kept in a file as soon as they are measured, with the facts that they were measured with.
-
-    Raises:
-        UnveilError: if those in the file have other facts, or it is damaged.
-    """
-
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
-        self.points: list[SearchPoint] = []
-        if not path.exists():
-            return
-        file = read_json(path, _PointsFile, "remove it, and run again")
-        self.points, found = list(file.points), file.model_extra or {}
-        expected = json.loads(json.dumps(facts))
-        if found != expected:
-            different = ", ".join(sorted(key for key in expected if found.get(key) != expected[key]))
-            raise UnveilError(f"{path}: measured with another {different}; choose another --out, or remove it")
-
-    def add(self, point: SearchPoint) -> None:
-        """Keep one more."""
-        self.points.append(point)
-        write_json(self.path, {**self.facts, "points": [asdict(point) for point in self.points]})
 
 
 def half_life_deviation(half_life: float | None, rampup: float, images: int) -> float | None:
