@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -34,43 +35,19 @@ Finding: TypeAlias = tuple[State, str, str]  # of what, and in words
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts.
+    """What recipes need of a machine.
 
     Attributes:
-        packages: their versions; None of those that are not installed.
-        processor: its name, as the system gives it.
-        instructions: those of AVX2, AVX-512 and bf16 that it has, and that PyTorch may use.
-        cores: that this process may use.
-        memory: bytes, of the machine.
+        instructions: those of AVX2, AVX-512 and bf16 that its processor has, and that PyTorch may use.
+        gpus: name and memory of each.
         free: bytes, of the disk of the working folder.
-        gpus: name and bytes of each.
-        project: folder of the DVC project around the working folder.
-        git: branch and state of its checkout; None without one.
-        params_problem: why params.yaml cannot be used; None if it can.
-        store: where MLflow's runs go.
-        store_problem: why it does not open; None if it does, or the first run is to make it.
-        weights: file of each feature network's weights; None of those that are not on disk.
-        weights_places: where they were looked for.
         celeba: place of CelebA's images.
-        celeba_places: where they were looked for, in words.
     """
 
-    packages: dict[str, str | None]
-    processor: str
     instructions: tuple[str, ...]
-    cores: int
-    memory: int
+    gpus: tuple[str, ...]
     free: int
-    gpus: tuple[tuple[str, int], ...]
-    project: Path | None
-    git: str | None
-    params_problem: str | None
-    store: str
-    store_problem: str | None
-    weights: dict[str, Path | None]
-    weights_places: str
     celeba: Path | None
-    celeba_places: str
 
 
 def doctor() -> None:
@@ -78,8 +55,9 @@ def doctor() -> None:
 
     Exits with 0: the demo can run here; 1: it cannot.
     """
-    machine = examine()
-    found = list(findings(machine))
+    settings, wrong = _params()
+    machine = examine(settings)
+    found = [*_software(), *_hardware(machine), *_project(wrong), *_files(settings)]
     ready = all(state != "!!" for state, _, _ in found)
     found += [recipe_line(load_recipe(name), machine, ready) for name in names()]
     width = max(len(title) for _, title, _ in found)
@@ -91,76 +69,71 @@ def doctor() -> None:
     typer.echo("The demo can run here: `dvc repro`, or `make repro`")
 
 
-def examine() -> Machine:
-    """Look at everything; nothing is made, changed or fetched."""
-    import psutil
+def examine(settings: Params | None) -> Machine:
+    """Look at the machine; nothing is made, changed or fetched."""
+    free = shutil.disk_usage(Path.cwd()).free
+    celeba, _ = _celeba(settings)
+    if find_spec("torch") is None:
+        return Machine((), (), free, celeba)
+    import torch
 
-    from unveil.run.checkout import machine_tags
+    from unveil.precision import has_bf16
 
-    packages = {name: _version_of(name) for name in PACKAGES}
-    instructions, gpus = _torch_facts() if packages["torch"] else ((), ())
-    store, store_problem = _store() if packages["mlflow"] else ("", "mlflow is not installed")
-    settings, params_problem = _params()
-    weights, places = _weights(settings) if packages["torch"] else ({}, "")
-    celeba, celeba_places = _celeba(settings)
-    return Machine(
-        packages=packages,
-        processor=machine_tags()["unveil.cpu"],
-        instructions=instructions,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=psutil.virtual_memory().total,
-        free=shutil.disk_usage(Path.cwd()).free,
-        gpus=gpus,
-        project=project_root(),
-        git=_git(),
-        store=store,
-        store_problem=store_problem,
-        params_problem=params_problem,
-        weights=weights,
-        weights_places=places,
-        celeba=celeba,
-        celeba_places=celeba_places,
-    )
-
-
-def findings(machine: Machine) -> Iterator[Finding]:
-    """Each fact, with how to mend what is missing."""
-    yield "ok", "Python", f"{platform.python_version()}, {sys.executable}"
-    for name, found in machine.packages.items():
-        yield _finding(name, found, "not installed; `make repro` installs it into .venv", "!!")
-    capable = ", ".join(machine.instructions) or "neither AVX2 nor AVX-512 nor bf16"
-    slow = "" if "bf16" in machine.instructions else "; without bf16 `precision: auto` computes in fp32"
-    yield "ok", "processor", f"{machine.processor}: {capable}{slow}"
-    yield (
-        "ok",
-        "cores",
-        f"{machine.cores} that may be used{'' if machine.cores > 1 else '; the demo was measured on two'}",
-    )
-    for title, amount, least, mend in (
-        ("memory", machine.memory, LEAST_MEMORY, "take a machine with more"),
-        ("free disk", machine.free, LEAST_FREE, "make room, or link data, models and .unveil to another disk"),
-    ):
-        words = f"{amount / GIB:.1f} GiB"
-        yield _finding(title, words if amount >= least else None, f"{words}, expected {least / GIB:.0f}; {mend}", "!!")
-    gpus = "; ".join(f"{name}, {memory / GIB:.0f} GiB" for name, memory in machine.gpus)
-    yield _finding("GPU", gpus, "none that PyTorch sees; recipes marked `for a GPU` need one")
-    project = machine.project and str(machine.project)
-    yield _finding("DVC project", project, "none around this folder; go to the clone, or `dvc init` there", "!!")
-    yield _finding("Git", machine.git, "no checkout; `git init`, which experiments need")
-    if machine.project:
-        yield _finding("params.yaml", not machine.params_problem and "right", machine.params_problem or "", "!!")
-    wrong = f"{machine.store}: {machine.store_problem}; or set UNVEIL_TRACKING=off"
-    yield _finding("MLflow store", not machine.store_problem and machine.store, wrong)
-    yield "ok", "weights", "efficientnet-lite0, which the demo uses, is installed with the project"
-    for name, path in machine.weights.items():
-        fetched = f"{name}: not in {machine.weights_places}; fetched at first use, or set UNVEIL_WEIGHTS"
-        yield _finding("weights", path and f"{name}: {path}", fetched)
-    celeba = f"not in {machine.celeba_places}; set CELEBA_ROOT to its folder, or download fetches it"
-    yield _finding("CelebA", machine.celeba and str(machine.celeba), celeba)
+    levels = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX-512")}
+    instructions = levels.get(torch.backends.cpu.get_cpu_capability(), ())
+    bf16 = ("bf16",) if has_bf16(torch.device("cpu")) else ()
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = tuple(f"{card.name}, {card.total_memory / GIB:.0f} GiB" for card in cards)
+    return Machine(instructions + bf16, gpus, free, celeba)
 
 
 def _finding(title: str, found: object, lacking: str, state: State = "--") -> Finding:
     return ("ok", title, str(found)) if found else (state, title, lacking)
+
+
+def _software() -> Iterator[Finding]:
+    yield "ok", "Python", f"{platform.python_version()}, {sys.executable}"
+    for name in PACKAGES:
+        found = version(name) if find_spec(name) else None
+        yield _finding(name, found, "not installed; `make repro` installs it into .venv", "!!")
+
+
+def _hardware(machine: Machine) -> Iterator[Finding]:
+    import psutil
+
+    from unveil.run.checkout import machine_tags
+
+    capable = ", ".join(machine.instructions) or "neither AVX2 nor AVX-512 nor bf16"
+    slow = "" if "bf16" in machine.instructions else "; without bf16 `precision: auto` computes in fp32"
+    yield "ok", "processor", f"{machine_tags()['unveil.cpu']}: {capable}{slow}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield "ok", "cores", f"{cores} that may be used{'' if cores > 1 else '; the demo was measured on two'}"
+    for title, amount, least, mend in (
+        ("memory", psutil.virtual_memory().total, LEAST_MEMORY, "take a machine with more"),
+        ("free disk", machine.free, LEAST_FREE, "make room, or link data, models and .unveil to another disk"),
+    ):
+        words = f"{amount / GIB:.1f} GiB"
+        yield _finding(title, amount >= least and words, f"{words}, expected {least / GIB:.0f}; {mend}", "!!")
+    yield _finding("GPU", "; ".join(machine.gpus), "none that PyTorch sees; recipes marked `for a GPU` need one")
+
+
+def _project(wrong: str | None) -> Iterator[Finding]:
+    """Of the folder, its parameters, of which ``wrong`` says why they cannot be used, and its store."""
+    project = project_root()
+    yield _finding("DVC project", project, "none around this folder; go to the clone, or `dvc init` there", "!!")
+    yield _finding("Git", _git(), "no checkout; `git init`, which experiments need")
+    if project:
+        yield _finding("params.yaml", not wrong and "right", wrong or "", "!!")
+    state, store = _store()
+    yield state, "MLflow store", store if state == "ok" else f"{store}; or set UNVEIL_TRACKING=off"
+
+
+def _files(settings: Params | None) -> Iterator[Finding]:
+    yield "ok", "weights", "efficientnet-lite0, which the demo uses, is installed with the project"
+    if find_spec("torch") is not None:
+        yield from _weights(settings)
+    celeba, place = _celeba(settings)
+    yield _finding("CelebA", celeba, f"not in {place}; set CELEBA_ROOT to its folder, or download fetches it")
 
 
 def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> Finding:
@@ -183,81 +156,11 @@ def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> Finding:
     return "ok", recipe.name, f"can run; {time}"
 
 
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _torch_facts() -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
-    """Instructions of the processor, and name and memory of each GPU."""
-    import torch
-
-    from unveil.precision import has_bf16
-
-    level = torch.backends.cpu.get_cpu_capability()
-    levels = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX-512")}
-    bf16 = ("bf16",) if has_bf16(torch.device("cpu")) else ()
-    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return levels.get(level, ()) + bf16, tuple((card.name, card.total_memory) for card in cards)
-
-
-def _store() -> tuple[str, str | None]:
-    """Where MLflow's store is, and why it does not open. One that is not there yet is not made."""
-    from unveil.run.store import Store
-
-    try:
-        store = Store.locate(Path.cwd())
-        if store.database is not None and not store.database.exists():
-            return f"{store.shown}: none yet, the first run makes it", None
-        store.open()
-    except (UnveilError, OSError) as error:
-        return "it does not open", str(error)
-    return store.shown, None
-
-
 def _params() -> tuple[Params | None, str | None]:
     try:
         return load_params(Path("params.yaml")), None
     except (UnveilError, OSError) as error:
         return None, f"{error}; `git checkout params.yaml` brings the shipped one back"
-
-
-def _weights(settings: Params | None) -> tuple[dict[str, Path | None], str]:
-    """The file of each feature network, and the places that were asked."""
-    import torch
-
-    from unveil.evaluation.features.extraction import FEATURE_SETS
-    from unveil.evaluation.features.weights import ENVIRONMENT, INCEPTION_ENVIRONMENT
-
-    own = settings.evaluate.weights if settings else None
-    variables = {name: Path(value) for name in (ENVIRONMENT, INCEPTION_ENVIRONMENT) if (value := os.environ.get(name))}
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    found: dict[str, Path | None] = {}
-    for features in FEATURE_SETS.values():
-        if features.weights is None:
-            continue
-        named = [
-            path for path in (own, variables.get(features.weights.environment), variables.get(ENVIRONMENT)) if path
-        ]
-        files = [folder / name for folder in (*named, cache) for name in features.weights.names]
-        found[features.name] = next((path for path in (*named, *files) if path.is_file()), None)
-    return found, ", ".join(str(place) for place in (*([own] if own else []), *variables.values(), cache))
-
-
-def _celeba(settings: Params | None) -> tuple[Path | None, str]:
-    """Where CelebA's images lie, and the places that were asked."""
-    from unveil.data.celeba import IMAGE_FOLDER, ZIP_NAME
-    from unveil.data.sources.celeba import BASES, ROOT_VARIABLE
-
-    named = settings.download.celeba.path if settings else None
-    place = named or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
-    if place is None:
-        return None, f"params.yaml's download.celeba.path or {ROOT_VARIABLE}, which name no place"
-    holders = [place, *(place / base / name for base in BASES for name in (ZIP_NAME, IMAGE_FOLDER))]
-    found = next((path for path in holders if path.is_file() or (path.name == IMAGE_FOLDER and path.is_dir())), None)
-    return found, str(place)
 
 
 def _git() -> str | None:
@@ -270,3 +173,53 @@ def _git() -> str | None:
         return None
     changed = len(said) - 1
     return f"{said[0].removeprefix('## ')}, {changed or 'no'} changed file{'s'[: changed != 1]}"
+
+
+def _store() -> tuple[State, str]:
+    """Where MLflow's store is, or why it does not open. One that is not there yet is not made."""
+    if find_spec("mlflow") is None:
+        return "--", "mlflow is not installed"
+    from unveil.run.store import Store
+
+    try:
+        store = Store.locate(Path.cwd())
+        if store.database is not None and not store.database.exists():
+            return "ok", f"{store.shown}: none yet, the first run makes it"
+        store.open()
+    except (UnveilError, OSError) as error:
+        return "--", f"it does not open: {error}"
+    return "ok", store.shown
+
+
+def _weights(settings: Params | None) -> Iterator[Finding]:
+    """The file of each feature network: named in params.yaml or the environment, or in torch.hub's cache."""
+    import torch
+
+    from unveil.evaluation.features.extraction import FEATURE_SETS
+    from unveil.evaluation.features.weights import ENVIRONMENT, INCEPTION_ENVIRONMENT
+
+    own = settings.evaluate.weights if settings else None
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    variables = {name: Path(value) for name in (ENVIRONMENT, INCEPTION_ENVIRONMENT) if (value := os.environ.get(name))}
+    places = ", ".join(str(place) for place in (own, *variables.values(), cache) if place)
+    for features in FEATURE_SETS.values():
+        if (weights := features.weights) is None:
+            continue
+        named = [path for path in (own, variables.get(weights.environment), variables.get(ENVIRONMENT)) if path]
+        files = [folder / name for folder in (*named, cache) for name in weights.names]
+        path = next((path for path in (*named, *files) if path.is_file()), None)
+        fetched = f"{features.name}: not in {places}; fetched at first use, or set UNVEIL_WEIGHTS"
+        yield _finding("weights", path and f"{features.name}: {path}", fetched)
+
+
+def _celeba(settings: Params | None) -> tuple[Path | None, str]:
+    """Where CelebA's images lie, and the place that was asked."""
+    from unveil.data.celeba import IMAGE_FOLDER, ZIP_NAME
+    from unveil.data.sources.celeba import BASES, ROOT_VARIABLE
+
+    place = (settings and settings.download.celeba.path) or os.environ.get(ROOT_VARIABLE)
+    if not place:
+        return None, f"params.yaml's download.celeba.path or {ROOT_VARIABLE}, which name no place"
+    holders = [Path(place), *(Path(place) / base / name for base in BASES for name in (ZIP_NAME, IMAGE_FOLDER))]
+    found = (path for path in holders if path.is_file() or (path.name == IMAGE_FOLDER and path.is_dir()))
+    return next(found, None), str(place)
