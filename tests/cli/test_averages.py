@@ -143,7 +143,7 @@ def test_a_point_is_what_the_stages_would_measure(project: Path) -> None:
 def test_the_candidates_are_what_the_snapshots_reach(project: Path) -> None:
     said: list[str] = []
     params = study_params(project)
-    search = study.Search(Path("models"), Path("data/shards"), project / "out", params, say=said.append)
+    search = study.Search(Path("models"), Path("data/shards"), project / "out", params, 8, 0, said.append)
     found = [str(choice) for choice in search.candidates()]
     assert found[:2] == ["ema", "half-life:90"]
     assert {"power:0.05", "power:0.1", "power:0.04", "power:0.16"} <= set(found)

@@ -45,7 +45,10 @@ def search(
     from unveil.progress import say
 
     choices = choices_of(weights) if weights is not None else None
-    found = Search(models, shards, out, load_params(params), images, seed, say=say)
+    settings = load_params(params)
+    images = settings.evaluate.num_images if images is None else images
+    seed = settings.sample.seed if seed is None else seed
+    found = Search(models, shards, out, settings, images, seed, say)
     found.run(found.candidates() if choices is None else choices)
     say(write_report(found))
 

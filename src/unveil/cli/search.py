@@ -6,8 +6,8 @@ search that was stopped goes on.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class SearchPoint:
     seconds: float
 
 
+@dataclass
 class Search:
     """A model, its averages, real images, and the points measured so far, which live in ``out/points.json``.
 
@@ -64,44 +65,43 @@ class Search:
         shards: folder of the shards that it was trained on.
         out: folder of the results.
         params: of the stages sample and evaluate.
-        images: samples of each point, >= 2; None = as evaluate has it.
-        seed: of the samples; None = as sample has it.
+        images: samples of each point, >= 2.
+        seed: of the samples.
         say: takes lines for the user.
 
     Raises:
         UnveilError: if the model, its averages or the shards are missing or do not belong together.
     """
 
-    def __init__(
-        self,
-        models: Path,
-        shards: Path,
-        out: Path,
-        params: Params,
-        images: int | None = None,
-        seed: int | None = None,
-        *,
-        say: Say,
-    ) -> None:
-        self.models, self.shards, self.out, self.say = models, shards, out, say
+    models: Path
+    shards: Path
+    out: Path
+    params: InitVar[Params]
+    images: int
+    seed: int
+    say: Say
+
+    def __post_init__(self, params: Params) -> None:
         self.sample, self.evaluate = params.sample, params.evaluate
-        self.images = images or self.evaluate.num_images
-        self.seed = self.sample.seed if seed is None else seed
         self.sampler = self.sample.only(Sampler)
         self.features = self.evaluate.features[0]
-        self.model = ModelConfig.load(models)
-        self.averages = Averages.beside(models / WEIGHTS_FILE)
-        self.index = ShardIndex.load(shards)
+        self.metric = FEATURE_SETS[self.features].frechet
+        self.model = ModelConfig.load(self.models)
+        self.averages = Averages.beside(self.models / WEIGHTS_FILE)
+        self.stored = [choice for choice in self.averages.choices() if choice.kind == "half-life"]
+        self.index = ShardIndex.load(self.shards)
+        self.split = self.evaluate.reference_split
+        self.reference_images = self.evaluate.reference_images or self.index.num_images(self.split)
         if self.model.data.get("shards") != self.index.digest():
             raise UnveilError(
-                f"{models}/config.json: trained on shards {str(self.model.data.get('shards'))[:12]}, but "
-                f"{shards}/index.json has {self.index.digest()[:12]}; a distance between the two means nothing"
+                f"{self.models}/config.json: trained on shards {str(self.model.data.get('shards'))[:12]}, but "
+                f"{self.shards}/index.json has {self.index.digest()[:12]}; a distance between the two means nothing"
             )
         self.device = resolve_device(self.sample.device)
         set_tf32(False, self.device)
         self.precision = resolve_precision(self.sample.precision, self.device)
         facts = {
-            "model": file_digest(models / WEIGHTS_FILE),
+            "model": file_digest(self.models / WEIGHTS_FILE),
             "averages": self.averages.digest(),
             "shards": self.index.digest(),
             "precision": self.precision,
@@ -109,16 +109,11 @@ class Search:
             "images": self.images,
             "seed": self.seed,
             "features": self.features,
-            "reference_split": self.evaluate.reference_split,
+            "reference_split": self.split,
             "reference_images": self.evaluate.reference_images,
         }
-        self.ledger = Ledger(out / "points.json", facts, SearchPoint)
+        self.ledger = Ledger(self.out / "points.json", facts, SearchPoint)
         self.points = self.ledger.points
-
-    @property
-    def metric(self) -> str:
-        """The name of the distance."""
-        return FEATURE_SETS[self.features].frechet
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -126,16 +121,11 @@ class Search:
         return load_extractor(self.features, self.evaluate.weights)
 
     @cached_property
-    def reference_images(self) -> int:
-        """How many real images the samples are compared with."""
-        return self.evaluate.reference_images or self.index.num_images(self.evaluate.reference_split)
-
-    @cached_property
     def real(self) -> Statistics:
         """Of the real images' features."""
-        split, count = self.evaluate.reference_split, self.reference_images
-        self.say(f"features of {count:,} real images of the {split} split")
-        return self._statistics(real_parts(self.shards, self.index, split, count), count)
+        self.say(f"features of {self.reference_images:,} real images of the {self.split} split")
+        parts = real_parts(self.shards, self.index, self.split, self.reference_images)
+        return self._statistics(parts, self.reference_images)
 
     def candidates(self) -> list[WeightsChoice]:
         """The model's own average, the stored half-lives, and the profiles that the snapshots reach, in that order.
@@ -143,14 +133,13 @@ class Search:
         Raises:
             UnveilError: if there is none but the model's own.
         """
-        stored = self._stored()
-        powers = list(self._reached(DEVIATIONS)) if self.averages.snapshots else []
-        if not stored and not powers:
+        powers = self._reached() if self.averages.snapshots else []
+        if not self.stored and not powers:
             raise UnveilError(
                 f"{self.models / FOLDER}: found no averages, expected some beside the model's own; train with "
                 "train.ema_profiles or train.ema_more_half_lives"
             )
-        return [OWN, *stored, *powers]
+        return [OWN, *self.stored, *powers]
 
     def run(self, choices: Sequence[WeightsChoice]) -> None:
         """Measure what is not known yet.
@@ -204,21 +193,18 @@ class Search:
         layers = extract_layers(parts, extractor, size, self.device, count, self.say)
         return statistics(layers[extractor.features.layer])
 
-    def _stored(self) -> list[WeightsChoice]:
-        return [choice for choice in self.averages.choices() if choice.kind == "half-life"]
-
-    def _reached(self, deviations: Sequence[float]) -> Iterator[WeightsChoice]:
+    def _reached(self) -> list[WeightsChoice]:
         least, greatest = self.averages.deviations()
-        values = sorted({*deviations, *self.averages.profiles})
-        yield from (WeightsChoice("power", value) for value in values if least <= value <= greatest)
-        if beyond := [value for value in deviations if not least <= value <= greatest]:
+        if beyond := [value for value in DEVIATIONS if not least <= value <= greatest]:
             names = ", ".join(str(WeightsChoice("power", value)) for value in beyond)
             self.say(f"left out, beyond what the snapshots reach ({least:.3g} to {greatest:.3g}): {names}")
+        values = sorted({*DEVIATIONS, *self.averages.profiles})
+        return [WeightsChoice("power", value) for value in values if least <= value <= greatest]
 
     def _error(self, choice: WeightsChoice) -> float:
         """Of the reconstruction. Raises UnveilError if it is too large, or there is nothing to make it from."""
         own = WeightsChoice("half-life", self.model.training.get("ema_half_life_images", 0))
-        if choice in (OWN, own, *self._stored()):
+        if choice in (OWN, own, *self.stored):
             return 0.0
         return significant(self.averages.reconstruction(choice).error)
 
@@ -247,10 +233,10 @@ def choices_of(text: str) -> list[WeightsChoice]:
     Raises:
         UnveilError: if one is no name of weights.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    choices = [choice for name in names if (choice := parse_weights(name)) is not None]
-    if not names or len(choices) < len(names):
-        wrong = next((name for name in names if parse_weights(name) is None), text)
+    found = {name: parse_weights(name) for part in text.split(",") if (name := part.strip())}
+    choices = [choice for choice in found.values() if choice is not None]
+    if not found or len(choices) < len(found):
+        wrong = next((name for name, choice in found.items() if choice is None), text)
         raise UnveilError(f"--weights: found {wrong!r}, expected {WEIGHTS}, with commas between several")
     return list(dict.fromkeys(choices))
 
@@ -287,17 +273,11 @@ def table(points: Sequence[SearchPoint]) -> str:
 
 
 def write_report(search: Search) -> str:
-    """Write ``averages.md``, ``averages.png`` and ``best.json`` beside the points; return the text.
-
-    Raises:
-        UnveilError: if nothing was measured.
-    """
+    """Write ``averages.md``, ``averages.png`` and ``best.json`` beside the points; return the text."""
     points, name, sampler = search.points, search.metric, search.sampler
-    if not points:
-        raise UnveilError(f"{search.out}: found no points, expected some; measure first")
     facts = (
         f"`{name}` of {search.images:,} samples against {search.reference_images:,} real images of the "
-        f"{search.evaluate.reference_split} split, by the average of the weights that they are drawn with; "
+        f"{search.split} split, by the average of the weights that they are drawn with; "
         f"{sampler.sampler}, {sampler.steps} steps, seed {search.seed}, {search.precision}; "
         f"{search.averages.images:,} images of training, {len(search.averages.snapshots)} snapshots."
     )
