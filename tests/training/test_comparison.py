@@ -144,7 +144,7 @@ def test_rounding_that_grows_agrees_and_says_where_it_began() -> None:
     growth = 1e-8 * np.exp(np.arange(100) / 9)
     growth[:7] = 0
     result = compare(_curve(one), _curve(one * (1 + growth)))
-    assert (result.verdict, result.agrees, result.parted_at) == ("agree", True, 8 * 640)
+    assert (result.verdict, result.parted_at) == ("agree", 8 * 640)
     assert result.largest == pytest.approx(growth[-1], rel=1e-6) and result.largest_at == 100 * 640
 
 
@@ -222,7 +222,7 @@ def test_other_intervals_of_one_run_are_the_same_curve(points: int, every: int, 
     result = compare(curve(every), curve(other))
     assert result.points == length // math.lcm(every, other)
     assert abs(result.largest) < 1e-12
-    assert result.agrees
+    assert result.verdict != "differ"
 
 
 def test_points_between_shared_ones_count_by_their_images() -> None:
@@ -441,5 +441,5 @@ def test_runs_of_the_store_are_compared(project: Path) -> None:
 
 
 def test_a_curve_needs_a_loss_for_every_point() -> None:
-    with pytest.raises(UnveilError, match="found 2 images and 1 losses"):
+    with pytest.raises(ValueError, match="shorter"):
         LossCurve("run", (1, 2), (0.5,))

@@ -29,7 +29,7 @@ def compare(
     result = compare_curves(find_curve(first), find_curve(second))
     for line in describe(result):
         typer.echo(line)
-    if not result.agrees:
+    if result.verdict == "differ":
         raise typer.Exit(1)
 
 
@@ -40,38 +40,25 @@ def find_curve(name: str) -> "LossCurve":
         UnveilError: if it means none.
         OSError: if its file cannot be read.
     """
-    from unveil.cli.find import RUN_ID, find_file
+    from unveil.cli.find import RUN_ID, find_file, tracked
     from unveil.errors import UnveilError
-    from unveil.training.comparison import read_curve
+    from unveil.training.comparison import LossCurve, read_curve
 
     if (path := find_file(name, PLACES, "train")) is not None:
         return read_curve(path)
-    if RUN_ID.fullmatch(name):
-        return tracked_curve(name)
-    raise UnveilError(
-        f"{name}: found no such file or folder, expected a curves.csv of the train stage, a folder with one, or the "
-        "id of a run in MLflow (32 hexadecimal digits); give another"
-    )
-
-
-def tracked_curve(run_id: str) -> "LossCurve":
-    """The loss curve of a train run in the store of the project around the working folder.
-
-    Raises:
-        UnveilError: if there is no such store, run or curve.
-    """
-    from unveil.cli.find import tracked
-    from unveil.errors import UnveilError
-    from unveil.training.comparison import LossCurve
-
-    with tracked(run_id) as client:
-        client.get_run(run_id)  # asked for a run that it does not have, the history is only empty
-        history = client.get_metric_history(run_id, "loss")
+    if not RUN_ID.fullmatch(name):
+        raise UnveilError(
+            f"{name}: found no such file or folder, expected a curves.csv of the train stage, a folder with one, or "
+            "the id of a run in MLflow (32 hexadecimal digits); give another"
+        )
+    with tracked(name) as client:
+        client.get_run(name)  # asked for a run that it does not have, the history is only empty
+        history = client.get_metric_history(name, "loss")
     if not history:
-        raise UnveilError(f"{run_id}: found no metric loss, expected a run of the train stage; give another")
+        raise UnveilError(f"{name}: found no metric loss, expected a run of the train stage; give another")
     # A run that was taken up again has some points twice; the later ones are those that it went on with.
     latest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
-    return LossCurve.of(f"run {run_id}", sorted(latest.items()))
+    return LossCurve.of(f"run {name}", sorted(latest.items()))
 
 
 def describe(result: "CurveComparison") -> list[str]:
@@ -89,7 +76,7 @@ def describe(result: "CurveComparison") -> list[str]:
         f"noise of a point in the second half: {one:.2%} in A, {other:.2%} in B",
         *(_stretch_line(stretch) for stretch in result.stretches),
     ]
-    if result.agrees:
+    if result.verdict == "agree":
         return [*lines, "agree: no difference beyond noise"]
     apart = ", ".join(stretch.name for stretch in result.stretches if stretch.differs)
     rarely = f"two seeds of one program: in 1 of {1 / FALSE_ALARMS:,.0f} comparisons"

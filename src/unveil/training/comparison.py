@@ -24,9 +24,9 @@ scatter. A spike that passes is in ``largest``, and in no verdict.
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -64,6 +64,7 @@ class LossCurve:
 
     Raises:
         UnveilError: if they are not.
+        ValueError: if there is not a loss for each.
     """
 
     name: str
@@ -71,15 +72,10 @@ class LossCurve:
     losses: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.losses):
-            raise UnveilError(
-                f"{self.name}: found {len(self.images)} images and {len(self.losses)} losses, expected a loss a point"
-            )
-        previous = 0
-        for images, loss in zip(self.images, self.losses, strict=True):
-            if images <= previous:
+        for (before, images), loss in zip(pairwise((0, *self.images)), self.losses, strict=True):
+            if images <= before:
                 raise UnveilError(
-                    f"{self.name}: found {images} images after {previous}, expected numbers of images that rise from "
+                    f"{self.name}: found {images} images after {before}, expected numbers of images that rise from "
                     "point to point; give the curve of one run as it was written"
                 )
             if not (math.isfinite(loss) and loss > 0):
@@ -87,19 +83,14 @@ class LossCurve:
                     f"{self.name}: found a loss of {loss} at {images} images, expected a finite number above 0; "
                     "a run that broke cannot be compared"
                 )
-            previous = images
 
     @classmethod
     def of(cls, name: str, points: Iterable[tuple[int, float]]) -> "LossCurve":
         """From (images, loss); points of the same number of images, as rounding makes them, become their mean."""
         merged = [
-            (images, [loss for _, loss in group]) for images, group in groupby(points, key=lambda point: point[0])
+            (images, fmean(loss for _, loss in group)) for images, group in groupby(points, key=lambda point: point[0])
         ]
-        return cls(
-            name,
-            tuple(images for images, _ in merged),
-            tuple(losses[0] if len(losses) == 1 else fmean(losses) for _, losses in merged),
-        )
+        return cls(name, tuple(images for images, _ in merged), tuple(loss for _, loss in merged))
 
 
 @dataclass(frozen=True)
@@ -155,11 +146,6 @@ class CurveComparison:
             return "identical"
         return "differ" if any(stretch.differs for stretch in self.stretches) else "agree"
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the curves are the same within noise, or entirely."""
-        return self.verdict != "differ"
-
 
 def read_curve(path: Path) -> LossCurve:
     """The loss curve in a curves.csv of the train stage, with six digits a number as that has them.
@@ -175,21 +161,19 @@ def read_curve(path: Path) -> LossCurve:
         raise UnveilError(f"{path}: found something other than a table in text, {how}; give another file") from None
     if not rows:
         raise UnveilError(f"{path}: found no points, {how}; let training run to its end")
-    missing = [name for name in ("images", "loss") if name not in rows[0]]
-    if missing:
-        found = ", ".join(str(name) for name in rows[0])[:100]
+    if not {"images", "loss"} <= rows[0].keys():
+        found = ", ".join(map(str, rows[0]))[:100]
         raise UnveilError(f"{path}: found the columns {found}, {how}; give another file")
-    return LossCurve.of(str(path), (_point(path, number, row) for number, row in enumerate(rows, start=2)))
-
-
-def _point(path: Path, line: int, row: dict[str, str]) -> tuple[int, float]:
-    try:
-        return int(float(row["images"])), float(row["loss"])
-    except (TypeError, ValueError, OverflowError):  # a short line, a word, an infinity
-        raise UnveilError(
-            f"{path}, line {line}: found images {row['images']!r} and loss {row['loss']!r}, expected two numbers; "
-            "write the file anew with `dvc repro train`"
-        ) from None
+    points = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            points.append((int(float(row["images"])), float(row["loss"])))
+        except (TypeError, ValueError, OverflowError):  # a short line, a word, an infinity
+            raise UnveilError(
+                f"{path}, line {line}: found images {row['images']!r} and loss {row['loss']!r}, expected two numbers; "
+                "write the file anew with `dvc repro train`"
+            ) from None
+    return LossCurve.of(str(path), points)
 
 
 def compare(first: LossCurve, second: LossCurve) -> CurveComparison:
@@ -209,19 +193,19 @@ def compare(first: LossCurve, second: LossCurve) -> CurveComparison:
             f"({len(first.images)} and {len(second.images)} in all), expected {FEWEST_SHARED} or more; train longer, "
             "or set train.batch_size and train.log_every_images so that points fall together"
         )
-    a, b = _means(first, shared), _means(second, shared)
-    relative = np.expm1(np.log(b) - np.log(a))
+    a, b = (np.log(_means(curve, shared)) for curve in (first, second))
+    relative = np.expm1(b - a)
     largest = int(np.argmax(np.abs(relative)))
-    half = slice(len(shared) // 2, None) if len(shared) >= FEWEST_FOR_HALF else slice(None)
+    half = slice(len(shared) // 2 if len(shared) >= FEWEST_FOR_HALF else 0, None)
     x = np.asarray(shared, dtype=np.float64)
     return CurveComparison(
         points=len(shared),
         images=(shared[0], shared[-1]),
-        noise=(_noise(x[half], np.log(a[half])), _noise(x[half], np.log(b[half]))),
+        noise=(_noise(x[half], a[half]), _noise(x[half], b[half])),
         parted_at=next((images for images in shared if one[images] != other[images]), None),
         largest=float(relative[largest]),
         largest_at=shared[largest],
-        stretches=_stretches(x, np.log(a), np.log(b)),
+        stretches=tuple(_stretches(x, a, b)),
     )
 
 
@@ -240,34 +224,26 @@ def _means(curve: LossCurve, ends: Sequence[int]) -> _Vector:
     )
 
 
-def _stretches(x: _Vector, a: _Vector, b: _Vector) -> tuple[Stretch, ...]:
-    """The whole and its parts; images and log losses, each [N]."""
-    count = len(x)
-    half, end = count // 2, count - count // 5
-    parts = [("whole", slice(None), slice(None))]
-    if count >= FEWEST_FOR_HALF:
-        parts.append(("second half", slice(half, None), slice(half, None)))
-    if count >= FEWEST_FOR_END:
-        parts.append(("last fifth", slice(end, None), slice(half, end)))
-    return tuple(_stretch(name, x, a, b, part, judge, FALSE_ALARMS / len(parts)) for name, part, judge in parts)
-
-
-def _stretch(name: str, x: _Vector, a: _Vector, b: _Vector, part: slice, judge: slice, false_alarms: float) -> Stretch:
-    """The mean difference over ``part``, judged by the noise of the points of ``judge``."""
-    difference = (b - a)[part]
-    variances = [_noise(x[judge], curve[judge]) ** 2 for curve in (a, b)]
-    long_run, long_run_freedom = _long_run_variance(x[judge], (b - a)[judge])
-    errors = [
-        (math.sqrt(variance / len(difference)), freedom)
-        for variance, freedom in ((sum(variances), _freedom(variances, len(x[judge]))), (long_run, long_run_freedom))
+def _stretches(x: _Vector, a: _Vector, b: _Vector) -> Iterator[Stretch]:
+    """The whole and its parts, each judged by the noise of some points; images and log losses, each [N]."""
+    half, end, everything = len(x) // 2, len(x) - len(x) // 5, slice(None)
+    parts = [
+        ("whole", FEWEST_SHARED, everything, everything),
+        ("second half", FEWEST_FOR_HALF, slice(half, None), slice(half, None)),
+        ("last fifth", FEWEST_FOR_END, slice(end, None), slice(half, end)),
     ]
-    return Stretch(
-        name,
-        points=len(difference),
-        mean=float(difference.mean()),
-        standard_error=max(error for error, _ in errors),
-        limit=LUCK + max(error * float(stdtrit(freedom, 1 - false_alarms / 2)) for error, freedom in errors),
-    )
+    long_enough = [part for part in parts if len(x) >= part[1]]
+    for name, _, part, judge in long_enough:
+        difference, judged = (b - a)[part], x[judge]
+        variances = [_noise(judged, curve[judge]) ** 2 for curve in (a, b)]
+        estimates = [
+            (sum(variances), _freedom(variances, len(judged))),
+            _long_run_variance(judged, (b - a)[judge]),
+        ]
+        errors = [(math.sqrt(variance / len(difference)), freedom) for variance, freedom in estimates]
+        quantile = 1 - FALSE_ALARMS / len(long_enough) / 2
+        limit = LUCK + max(error * float(stdtrit(freedom, quantile)) for error, freedom in errors)
+        yield Stretch(name, len(difference), float(difference.mean()), max(error for error, _ in errors), limit)
 
 
 def _noise(x: _Vector, y: _Vector) -> float:
