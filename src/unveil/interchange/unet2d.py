@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -90,16 +91,11 @@ NAMES = (  # patterns of ours, and theirs
     (r"\.embedding$", ".time_emb_proj"),
     (r"\.skip$", ".conv_shortcut"),
 )
-QKV = ("to_q", "to_k", "to_v")
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def to_config(theirs: UNet2D, name: str) -> UNetConfig:
-    """Our configuration of a ``UNet2DModel``'s.
-
-    Args:
-        theirs: its config.json.
-        name: of the file, for messages.
+    """Our configuration of a ``UNet2DModel``'s, whose file messages call ``name``.
 
     Raises:
         UnveilError: if it has what our network has not; the line names the key.
@@ -113,30 +109,41 @@ def to_config(theirs: UNet2D, name: str) -> UNetConfig:
 
 def _config(theirs: UNet2D) -> dict[str, Any]:
     side, widths, groups = theirs.sample_size, theirs.block_out_channels, theirs.norm_num_groups
-    if theirs.in_channels != theirs.out_channels:
-        raise ValueError(
-            f"out_channels: found {theirs.out_channels}, expected in_channels, {theirs.in_channels}: "
-            "learned variances and conditioning images are not there"
-        )
-    attends = _attends(theirs)
-    if any(width % widths[0] for width in widths):
-        raise ValueError(f"block_out_channels: found {list(widths)}, expected multiples of the first")
-    if groups > widths[0] // 2:
-        raise ValueError(f"norm_num_groups: found {groups}, expected two channels a group at least")
+    attends = [kind.startswith("Attn") for kind in theirs.down_block_types]
     waves = (theirs.flip_sin_to_cos, theirs.freq_shift)
-    if waves not in WAVES.values():
-        raise ValueError(
-            f"flip_sin_to_cos, freq_shift: found {waves[0]}, {waves[1]}, expected False, 1 (DDPM) or True, 0 (ADM)"
-        )
     scale_shift = theirs.resnet_time_scale_shift == "scale_shift"
-    attention_groups = theirs.attn_norm_num_groups
-    if attention_groups is None and not scale_shift:
-        attention_groups = groups
-    if theirs.add_attention and attention_groups != groups:
-        raise ValueError(
+    attention_groups = theirs.attn_norm_num_groups or (None if scale_shift else groups)
+    for wrong, message in (
+        (
+            theirs.in_channels != theirs.out_channels,
+            f"out_channels: found {theirs.out_channels}, expected in_channels, {theirs.in_channels}: "
+            "learned variances and conditioning images are not there",
+        ),
+        (
+            not len(attends) == len(theirs.up_block_types) == len(widths),
+            "down_block_types: expected as many as up_block_types and block_out_channels",
+        ),
+        (
+            attends != [kind.startswith("Attn") for kind in reversed(theirs.up_block_types)],
+            "up_block_types: expected attention at the resolutions at which down_block_types has it",
+        ),
+        (
+            any(width % widths[0] for width in widths),
+            f"block_out_channels: found {list(widths)}, expected multiples of the first",
+        ),
+        (groups > widths[0] // 2, f"norm_num_groups: found {groups}, expected two channels a group at least"),
+        (
+            waves not in WAVES.values(),
+            f"flip_sin_to_cos, freq_shift: found {waves[0]}, {waves[1]}, expected False, 1 (DDPM) or True, 0 (ADM)",
+        ),
+        (
+            theirs.add_attention and attention_groups != groups,
             f"attn_norm_num_groups: found {attention_groups}, expected norm_num_groups, {groups}: "
-            "the middle attends to normalised features"
-        )
+            "the middle attends to normalised features",
+        ),
+    ):
+        if wrong:
+            raise ValueError(message)
     return {
         "image_size": side,
         "image_channels": theirs.in_channels,
@@ -155,20 +162,15 @@ def _config(theirs: UNet2D) -> dict[str, Any]:
     }
 
 
-def _attends(theirs: UNet2D) -> list[bool]:
-    """Which resolutions attend, the highest first."""
-    down, up = theirs.down_block_types, theirs.up_block_types
-    if not len(down) == len(up) == len(theirs.block_out_channels):
-        raise ValueError("down_block_types: expected as many as up_block_types and block_out_channels")
-    attends = [kind.startswith("Attn") for kind in down]
-    if attends != [kind.startswith("Attn") for kind in reversed(up)]:
-        raise ValueError("up_block_types: expected attention at the resolutions at which down_block_types has it")
-    return attends
-
-
 def _resampling(theirs: UNet2D) -> Literal["conv", "conv-symmetric", "residual"]:
-    kinds = {_kind(name, theirs.downsample_type) for name in theirs.down_block_types[:-1]}
-    kinds |= {_kind(name, theirs.upsample_type) for name in theirs.up_block_types[:-1]}
+    kinds = set()
+    for names, of_attention in (
+        (theirs.down_block_types[:-1], theirs.downsample_type),
+        (theirs.up_block_types[:-1], theirs.upsample_type),
+    ):
+        for name in names:
+            kind = "resnet" if name.startswith("Resnet") else "conv"
+            kinds.add(of_attention if name.startswith("Attn") else kind)
     if len(kinds) > 1:
         raise ValueError(
             "down_block_types, up_block_types: expected one way of resampling, conv or resnet, at all resolutions"
@@ -176,10 +178,6 @@ def _resampling(theirs: UNet2D) -> Literal["conv", "conv-symmetric", "residual"]
     if kinds == {"resnet"}:
         return "residual"
     return "conv-symmetric" if theirs.downsample_padding else "conv"
-
-
-def _kind(block_type: str, of_attention: str) -> str:
-    return of_attention if block_type.startswith("Attn") else "resnet" if block_type.startswith("Resnet") else "conv"
 
 
 def from_config(config: UNetConfig) -> dict[str, Any]:
@@ -262,29 +260,25 @@ def to_weights(theirs: Mapping[str, Tensor], config: UNetConfig, name: str) -> d
         UnveilError: if some are missing or too many.
         ValueError: if ``config`` describes no network.
     """
+    given = {_new_name(each): tensor.float() for each, tensor in theirs.items()}
     with torch.device("meta"):
-        names = list(build_network(config).state_dict())
+        names = {ours: _their_names(ours) for ours in build_network(config).state_dict()}
+    expected = list(chain.from_iterable(names.values()))
     try:
-        return _to_weights(theirs, names)
+        if lacking := [each for each in expected if each not in given]:
+            raise ValueError(f"found no {lacking[0]}, expected one")
+        if more := sorted(given.keys() - expected):
+            others = f" and {len(more) - 1} more" if len(more) > 1 else ""
+            raise ValueError(f"found {more[0]}{others}, expected no such weights")
+        weights = {ours: torch.cat([given[each] for each in parts]) for ours, parts in names.items()}
     except (ValueError, RuntimeError) as error:  # RuntimeError: the parts of attention do not go together
         raise UnveilError(
             f"{name}: {error}, by the config.json beside it; take both files from one source, or save the pipeline "
             "again with diffusers"
         ) from None
-
-
-def _to_weights(theirs: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    given = {_new_name(name): tensor.float() for name, tensor in theirs.items()}
-    weights = {}
-    for ours in names:
-        module, part = _their_name(ours)
-        tensor = torch.cat([_take(given, f"{each}.{part}") for each in _projections(module)])
-        # Attention's linear layers are 1 x 1 convolutions here.
-        linear = "attentions." in module and tensor.ndim == 2
-        weights[ours] = tensor[:, :, None, None] if linear else tensor
-    if given:
-        more = f" and {len(given) - 1} more" if len(given) > 1 else ""
-        raise ValueError(f"found {min(given)}{more}, expected no such weights")
+    for ours, tensor in weights.items():
+        if "attention" in ours and tensor.ndim == 2:  # its linear layers are 1 x 1 convolutions here
+            weights[ours] = tensor[:, :, None, None]
     return weights
 
 
@@ -292,33 +286,21 @@ def from_weights(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights under their names; the inverse of :func:`to_weights`."""
     weights = {}
     for name, tensor in ours.items():
-        module, part = _their_name(name)
-        if module.endswith((".qkv", ".to_out.0")):
-            tensor = tensor.squeeze()
-        into = _projections(module)
-        for each, piece in zip(into, tensor.chunk(len(into)), strict=True):
-            weights[f"{each}.{part}"] = piece.clone(memory_format=torch.contiguous_format)
+        parts = _their_names(name)
+        linear = tensor[:, :, 0, 0] if "attention" in name and tensor.ndim == 4 else tensor
+        for part, piece in zip(parts, linear.chunk(len(parts)), strict=True):
+            weights[part] = piece.clone(memory_format=torch.contiguous_format)
     return weights
 
 
-def _their_name(ours: str) -> tuple[str, str]:
-    """Their name of a layer, which of the joint projections of attention is none yet, and weight or bias."""
+def _their_names(ours: str) -> list[str]:
+    """Their name of a tensor; of attention's joint projection three."""
     module, _, part = ours.rpartition(".")
     for pattern, theirs in NAMES:
         module = re.sub(pattern, theirs, module)
-    return module, part
-
-
-def _projections(module: str) -> list[str]:
-    """The layers that are one of ours: of attention's joint projection three."""
-    return [module.removesuffix("qkv") + each for each in QKV] if module.endswith(".qkv") else [module]
-
-
-def _take(given: dict[str, Tensor], name: str) -> Tensor:
-    try:
-        return given.pop(name)
-    except KeyError:
-        raise ValueError(f"found no {name}, expected one") from None
+    if not module.endswith(".qkv"):
+        return [f"{module}.{part}"]
+    return [f"{module.removesuffix('qkv')}{each}.{part}" for each in ("to_q", "to_k", "to_v")]
 
 
 def _new_name(name: str) -> str:
