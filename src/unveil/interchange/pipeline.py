@@ -65,20 +65,23 @@ def read_pipeline(folder: Path) -> Pipeline:
     if not folder.is_dir():
         raise UnveilError(f"{folder}: no such folder, expected one with diffusers' {INDEX}")
     read_json(folder / INDEX, Index, MEND)
-    unet_folder, scheduler_folder = _part(folder, "unet"), _part(folder, "scheduler")
-    network_file = unet_folder / "config.json"
+    unet_folder, scheduler_folder = (
+        part if (part := folder / name).is_dir() else folder for name in ("unet", "scheduler")
+    )
+    network_file, scheduler_file = unet_folder / "config.json", scheduler_folder / "scheduler_config.json"
     network = unet2d.to_config(read_json(network_file, UNet2D, MEND), str(network_file))
     if network.image_channels != 3:
         raise UnveilError(
             f"{network_file}: in_channels: found {network.image_channels}, expected 3: the images here are RGB"
         )
-    scheduler_file = scheduler_folder / "scheduler_config.json"
     scheduler = read_json(scheduler_file, Scheduler, MEND)
-    diffusion = schedulers.to_diffusion(scheduler, str(scheduler_file))
-    sampling = schedulers.to_sampling(scheduler)
-    weights = _load_weights(unet_folder, network)
-    digest = file_digest(unet_folder / WEIGHTS)
-    return Pipeline(network, diffusion, weights, sampling, digest)
+    return Pipeline(
+        network=network,
+        diffusion=schedulers.to_diffusion(scheduler, str(scheduler_file)),
+        sampling=schedulers.to_sampling(scheduler),
+        weights=_load_weights(unet_folder, network),
+        weights_sha256=file_digest(unet_folder / WEIGHTS),
+    )
 
 
 def import_pipeline(folder: Path, models: Path, shards: Path, *, force: bool = False) -> Pipeline:
@@ -103,12 +106,7 @@ def import_pipeline(folder: Path, models: Path, shards: Path, *, force: bool = F
             f"{shards}: images of {index.image_size} pixels, expected {pipeline.network.image_size}, the model's; "
             f"set preprocess.image_size to {pipeline.network.image_size} and run `dvc repro preprocess`"
         )
-    data = {
-        "source": index.source,
-        "protocol": index.protocol,
-        "image_size": index.image_size,
-        "shards": index.digest(),
-    }
+    data = {key: getattr(index, key) for key in ("source", "protocol", "image_size")} | {"shards": index.digest()}
     origin = {"imported_from": folder.name, "weights_sha256": pipeline.weights_sha256}
     network = build_network(pipeline.network)
     network.load_state_dict(pipeline.weights)
@@ -170,31 +168,22 @@ def export_pipeline(
         raise UnveilError(f"{folder}: already there, expected a folder to be made; give another, or remove it")
     model = ModelConfig.load(models)
     denoiser = load_denoiser(models)  # and if it can, its configuration is that of a network
-    unet_config = unet2d.from_config(model.network)
-    scheduler_config = schedulers.from_diffusion(model.diffusion, scheduler, threshold=threshold, variance=variance)
-    weights = unet2d.from_weights(denoiser.network.state_dict())
     version = {"_diffusers_version": WRITTEN_FOR}
-    pipeline_class = schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline")
+    unet_config = unet2d.from_config(model.network) | version
+    scheduler_config = schedulers.from_diffusion(model.diffusion, scheduler, threshold=threshold, variance=variance)
+    index = {
+        "_class_name": schedulers.CLASSES[scheduler].replace("Scheduler", "Pipeline"),
+        **version,
+        "scheduler": ["diffusers", schedulers.CLASSES[scheduler]],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    weights = unet2d.from_weights(denoiser.network.state_dict())
     with atomic_directory(folder) as temporary:
-        (temporary / "unet").mkdir()
-        (temporary / "scheduler").mkdir()
-        write_json(
-            temporary / INDEX,
-            {
-                "_class_name": pipeline_class,
-                **version,
-                "scheduler": ["diffusers", scheduler_config["_class_name"]],
-                "unet": ["diffusers", "UNet2DModel"],
-            },
-        )
-        write_json(temporary / "unet" / "config.json", unet_config | version)
+        write_json(temporary / INDEX, index)
+        write_json(temporary / "unet" / "config.json", unet_config)
         save_tensors(temporary / "unet" / WEIGHTS, weights, {"format": "pt"})
         write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config | version)
     return model
-
-
-def _part(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_dir() else folder
 
 
 def _load_weights(folder: Path, config: UNetConfig) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """diffusers' ``DDPMScheduler`` and ``DDIMScheduler``: what of them is the model's, and our names for it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -58,11 +57,7 @@ class Sampling:
 
 
 def to_diffusion(theirs: Scheduler, name: str) -> Diffusion:
-    """Our path and parameterization of a scheduler's.
-
-    Args:
-        theirs: its scheduler_config.json.
-        name: of the file, for messages.
+    """Our path and parameterization of a scheduler's, whose file messages call ``name``.
 
     Raises:
         UnveilError: if its noise levels are none.
@@ -81,52 +76,48 @@ def to_diffusion(theirs: Scheduler, name: str) -> Diffusion:
 
 def to_sampling(theirs: Scheduler) -> Sampling:
     """How this scheduler samples, in our terms. Its settings do not change the model, only the images."""
-    kind: SchedulerName = "ddim" if theirs.class_name == CLASSES["ddim"] else "ddpm"
-    threshold = _threshold(theirs)
-    settings = {
-        "sampler": kind,
+    ddim = theirs.class_name == CLASSES["ddim"]
+    # Their dynamic threshold lies between 1 and sample_max_value: at 1, its default, it is clipping.
+    dynamic = theirs.thresholding and theirs.sample_max_value > 1
+    clipped = theirs.thresholding or theirs.clip_sample
+    settings: dict[str, Any] = {
+        "sampler": "ddim" if ddim else "ddpm",
         "grid": f"ddim-{theirs.timestep_spacing}",
-        "threshold": threshold,
-        **({"threshold_percentile": theirs.dynamic_thresholding_ratio} if threshold == "dynamic" else {}),
-        **({"variance": VARIANCES.get(theirs.variance_type, "small")} if kind == "ddpm" else {}),
+        "threshold": "dynamic" if dynamic else "clip" if clipped else "none",
     }
-    return Sampling(settings, tuple(_not_represented(theirs, kind)))
-
-
-def _threshold(theirs: Scheduler) -> str:
-    """Their dynamic threshold lies between 1 and sample_max_value: at 1, its default, it is clipping."""
-    if theirs.thresholding:
-        return "dynamic" if theirs.sample_max_value > 1 else "clip"
-    return "clip" if theirs.clip_sample else "none"
-
-
-def _not_represented(theirs: Scheduler, kind: SchedulerName) -> Iterator[str]:
-    if theirs.thresholding and theirs.sample_max_value > 1:
-        yield f"sample_max_value {theirs.sample_max_value}: the dynamic threshold here has no upper limit"
-    if theirs.clip_sample and not theirs.thresholding and theirs.clip_sample_range != 1:
-        yield f"clip_sample_range {theirs.clip_sample_range}: clipping here is to [-1, 1]"
-    if theirs.timestep_spacing == "leading" and theirs.steps_offset:
-        yield f"steps_offset {theirs.steps_offset}: the timesteps here are not shifted"
-    if kind == "ddpm" and theirs.variance_type not in VARIANCES:
-        yield f"variance_type {theirs.variance_type!r}: expected {', '.join(VARIANCES)}; small is nearest"
-    if kind == "ddim" and not theirs.set_alpha_to_one:
-        yield "set_alpha_to_one false: the last step here leads to no noise, theirs to that of timestep 0"
-    if kind == "ddim" and _threshold(theirs) != "none":
-        key = "thresholding" if theirs.thresholding else "clip_sample"
-        yield (
-            f"{key} true: diffusers' DDIM limits the image but keeps the network's noise; here the noise follows "
-            "from the limited image, as theirs with use_clipped_model_output=True"
-        )
+    if dynamic:
+        settings["threshold_percentile"] = theirs.dynamic_thresholding_ratio
+    if not ddim:
+        settings["variance"] = VARIANCES.get(theirs.variance_type, "small")
+    differences = {
+        f"sample_max_value {theirs.sample_max_value}: the dynamic threshold here has no upper limit": dynamic,
+        f"clip_sample_range {theirs.clip_sample_range}: clipping here is to [-1, 1]": (
+            theirs.clip_sample and not theirs.thresholding and theirs.clip_sample_range != 1
+        ),
+        f"steps_offset {theirs.steps_offset}: the timesteps here are not shifted": (
+            theirs.timestep_spacing == "leading" and theirs.steps_offset
+        ),
+        f"variance_type {theirs.variance_type!r}: expected {', '.join(VARIANCES)}; small is nearest": (
+            not ddim and theirs.variance_type not in VARIANCES
+        ),
+        "set_alpha_to_one false: the last step here leads to no noise, theirs to that of timestep 0": (
+            ddim and not theirs.set_alpha_to_one
+        ),
+        f"{'thresholding' if theirs.thresholding else 'clip_sample'} true: diffusers' DDIM limits the image but keeps "
+        "the network's noise; here the noise follows from the limited image, as theirs with "
+        "use_clipped_model_output=True": ddim and clipped,
+    }
+    return Sampling(settings, tuple(line for line, there in differences.items() if there))
 
 
 def from_diffusion(
     config: Diffusion, scheduler: SchedulerName, *, threshold: Clipping, variance: Variance
 ) -> dict[str, Any]:
-    """The scheduler_config.json of a model.
+    """The scheduler_config.json of a model of this path and parameterization.
 
     Args:
-        config: path and parameterization.
-        scheduler: ddpm or ddim.
+        config: of the model.
+        scheduler: which of the two.
         threshold: whether it is to clip the denoised image in every step; ddpm alone.
         variance: of ddpm.
 
