@@ -12,24 +12,30 @@ from unveil.progress import ProgressLine, duration, images, megabytes
 
 
 class Clock:
+    """Seconds that the test moves."""
+
     def __init__(self) -> None:
         self.now = 100.0
 
-    def __call__(self) -> float:
-        return self.now
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("unveil.progress.time.monotonic", lambda: clock.now)
+    return clock
 
 
-def test_the_time_left_follows_from_the_speed() -> None:
-    clock, said = Clock(), list[str]()
-    progress = ProgressLine("x.zip", 1000, said.append, describe=str, done=400, every_s=10, clock=clock)
+def test_the_time_left_follows_from_the_speed(clock: Clock) -> None:
+    said = list[str]()
+    progress = ProgressLine("x.zip", 1000, said.append, describe=str, done=400)
     clock.now += 20
     progress.add(100)  # 5 a second since the start, 500 left; the 400 before do not count
     assert said == ["x.zip: 500 of 1000, 5/s, about 1 min 40 s left"]
 
 
-def test_lines_come_no_closer_than_asked_and_not_at_the_end() -> None:
-    clock, said = Clock(), list[str]()
-    progress = ProgressLine("x", 100, said.append, describe=str, every_s=10, clock=clock)
+def test_lines_come_no_closer_than_ten_seconds_and_not_at_the_end(clock: Clock) -> None:
+    said = list[str]()
+    progress = ProgressLine("x", 100, said.append, describe=str)
     for _ in range(100):
         clock.now += 1
         progress.add(1)
@@ -37,9 +43,9 @@ def test_lines_come_no_closer_than_asked_and_not_at_the_end() -> None:
     assert progress.done == 100
 
 
-def test_what_is_quick_is_silent() -> None:
+def test_what_is_quick_is_silent(clock: Clock) -> None:
     said: list[str] = []
-    progress = ProgressLine("x", 3, said.append, describe=str, clock=Clock())
+    progress = ProgressLine("x", 3, said.append, describe=str)
     for _ in range(3):
         progress.add(1)
     assert said == []

@@ -51,16 +51,15 @@ def give_way(end: str = "\r\x1b[K") -> None:
 
 
 class ProgressLine:
-    """Says how far a piece of work is, at most every ``every_s`` seconds, and nothing if it is done before.
+    """Says how far a piece of work is, in passing lines: every 10 s, or 0.2 s where they renew themselves.
 
-    The lines are passing ones: seconds apart, or several a second where they renew themselves.
+    Work that is done before says nothing.
 
     Args:
         name: what is worked on, the start of each line.
         total: amount of work.
         describe: an amount of work in words.
         done: amount that was there at the start; it does not count for the speed.
-        clock: seconds that never go back.
     """
 
     def __init__(
@@ -71,19 +70,17 @@ class ProgressLine:
         *,
         describe: Callable[[int], str],
         done: int = 0,
-        every_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.total, self.done = name, total, done
-        self._say, self._describe, self._clock = say, describe, clock
-        self._every_s = (0.2 if renews() else 10.0) if every_s is None else every_s
-        self._start = self._last = clock()
+        self._say, self._describe = say, describe
+        self._every_s = 0.2 if renews() else 10.0
+        self._start = self._last = time.monotonic()
         self._done_at_start = done
 
     def add(self, amount: int) -> None:
         """Count ``amount`` as done, and say so if it is time."""
         self.done += amount
-        now = self._clock()
+        now = time.monotonic()
         if now - self._last < self._every_s or self.done >= self.total:
             return
         self._last = now

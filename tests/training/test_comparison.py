@@ -22,7 +22,6 @@ from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import FlowMatching
 from unveil.diffusion.parameterizations import X0
 from unveil.diffusion.paths import Flow
-from unveil.errors import UnveilError
 from unveil.run.store import Store
 from unveil.run.tracked import TrackedRun
 from unveil.training import comparison

@@ -5,12 +5,12 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unveil.cli.find import RUN_ID, find_file, project_root, tracked
-from unveil.errors import UnveilError
+from unveil.errors import UnveilError, one_line
 
 if TYPE_CHECKING:
     from unveil.evaluation.card.card import Card
@@ -72,20 +72,17 @@ def find_card(name: str) -> "Card":
     Raises:
         UnveilError: if it means none, or its card cannot be had or read.
     """
-    from unveil.evaluation.card.card import read_card
+    from unveil.evaluation.card.card import parse_card, read_card
 
     if (path := find_file(name, (CARD, ARTIFACT), "evaluate")) is not None:
         return read_card(path)
-    return tracked_card(name) if RUN_ID.fullmatch(name) else revision_card(name)
+    if RUN_ID.fullmatch(name):
+        return parse_card(_tracked_card(name), f"run {name}")
+    return parse_card(_revision_card(name), f"{CARD} of {name}")
 
 
-def tracked_card(run_id: str) -> "Card":
-    """The card of an evaluate run in the store of the project around the working folder.
-
-    Raises:
-        UnveilError: if there is no such store, run or card.
-    """
-    from unveil.evaluation.card.card import parse_card
+def _tracked_card(run_id: str) -> str:
+    """The text of the card of an evaluate run in the project's store."""
     from unveil.files import read_text
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -96,16 +93,11 @@ def tracked_card(run_id: str) -> "Card":
                 f"{run_id}: found no {ARTIFACT} in this run of the {stage} stage, expected a run of the evaluate "
                 "stage; give another"
             )
-        text = read_text(Path(client.download_artifacts(run_id, ARTIFACT, folder)))
-    return parse_card(text, f"run {run_id}")
+        return read_text(Path(client.download_artifacts(run_id, ARTIFACT, folder)))
 
 
-def revision_card(name: str) -> "Card":
-    """The card of a Git revision or a DVC experiment, from DVC's cache.
-
-    Raises:
-        UnveilError: if there is no such revision, or it or the cache has no card.
-    """
+def _revision_card(name: str) -> bytes:
+    """The bytes of the card of a Git revision or a DVC experiment, from DVC's cache."""
     root = project_root()
     expected = "expected a card.json, a folder with one, a Git revision, a DVC experiment or the id of an MLflow run"
     if root is None:
@@ -114,10 +106,8 @@ def revision_card(name: str) -> "Card":
     from dvc.exceptions import DvcException, FileMissingError, OutputNotFoundError, PathMissingError
     from dvc.scm import RevError
 
-    from unveil.evaluation.card.card import parse_card
-
     try:
-        text: Any = dvc.api.read(CARD, repo=str(root), rev=name, mode="rb")
+        content: bytes = dvc.api.read(CARD, repo=str(root), rev=name, mode="rb")
     except RevError:
         raise UnveilError(f"{name}: found no such file, folder or revision; {expected}; give another") from None
     except (FileMissingError, OutputNotFoundError, PathMissingError):
@@ -126,6 +116,6 @@ def revision_card(name: str) -> "Card":
             "brings it from a remote, if the evaluate stage of that revision wrote one"
         ) from None
     except (DvcException, OSError) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
+        line = one_line(error)
         raise UnveilError(f"{name}: DVC cannot give its {CARD} ({line}); {expected}; give another") from None
-    return parse_card(text, f"{CARD} of {name}")
+    return content

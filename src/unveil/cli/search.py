@@ -64,10 +64,7 @@ class Search:
         models: folder of the trained model.
         shards: folder of the shards that it was trained on.
         out: folder of the results.
-        params: of the stages sample and evaluate.
         images: samples of each point, >= 2.
-        seed: of the samples.
-        say: takes lines for the user.
 
     Raises:
         UnveilError: if the model, its averages or the shards are missing or do not belong together.

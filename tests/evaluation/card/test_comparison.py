@@ -15,7 +15,7 @@ from tests.evaluation.card.cards import FLAT, NAMES, TRAIN, card
 from tests.evaluation.card.cards import metric as metric_of
 from typer.testing import CliRunner, Result
 
-from unveil.cli.cards import find_card, revision_card
+from unveil.cli.cards import find_card
 from unveil.cli.main import app
 from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
@@ -348,9 +348,9 @@ def test_a_revision_or_an_experiment_gives_its_card_from_dvcs_cache(
     assert find_card("HEAD~1") == find_card(base) == cards[0]
     assert find_card("fewer-steps") == find_card("main") == cards[1]
     with pytest.raises(UnveilError, match="nowhere: found no such file, folder or revision"):
-        revision_card("nowhere")
+        find_card("nowhere")
     with pytest.raises(UnveilError, match=r"before: found no reports/card.json of this revision"):
-        revision_card("before")
+        find_card("before")
     (root / ".dvc" / "cache").rename(tmp_path / "lost")
     with pytest.raises(UnveilError, match=r"HEAD: found no reports/card.json of this revision here"):
-        revision_card("HEAD")
+        find_card("HEAD")
