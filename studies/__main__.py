@@ -7,7 +7,7 @@ import typer
 
 from unveil.diffusion.config import SamplerName
 from unveil.errors import UnveilError
-from unveil.run.commands import Frame, one_line_errors
+from unveil.run.commands import Frame
 
 app = typer.Typer(cls=Frame, add_completion=False, no_args_is_help=True, help="Studies behind REPORT.md.")
 
@@ -39,16 +39,15 @@ def nfe(
     """Distance against network evaluations, for every sampler, on one trained model."""
     from studies import nfe as study_of
 
-    with one_line_errors():
-        settings = study_of.Settings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
-        study = study_of.Study(models, shards, out, settings, say=typer.echo)
-        configs = list(
-            study_of.cases(_names(samplers), _names(grids), study.sigma_min, study.sigma_max, _numbers(evaluations))
-        )
-        if reference:
-            configs.append(study_of.reference_case(study.sigma_min, study.sigma_max))
-        study.run(configs, 60 * budget)
-        typer.echo(study_of.write_report(study))
+    settings = study_of.Settings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
+    study = study_of.Study(models, shards, out, settings, say=typer.echo)
+    configs = list(
+        study_of.cases(_names(samplers), _names(grids), study.sigma_min, study.sigma_max, _numbers(evaluations))
+    )
+    if reference:
+        configs.append(study_of.reference_case(study.sigma_min, study.sigma_max))
+    study.run(configs, 60 * budget)
+    typer.echo(study_of.write_report(study))
 
 
 @app.command()
@@ -70,15 +69,14 @@ def tutorials(
     """Why tutorials fail: each classic mistake alone, against the same run without it."""
     from studies import tutorials as study_of
 
-    with one_line_errors():
-        cases = study_of.chosen(only or [])
-        budget = study_of.Budget(images=images, samples=samples)
-        study = study_of.Study(shards, out, budget, say=typer.echo)
-        results = study.run(cases, 60 * minutes, jobs)
-        table = study_of.write_report(study, results, figures or out / "figures")
-        typer.echo(table)
-        if report is not None:
-            study_of.fill_report(report, table)
+    cases = study_of.chosen(only or [])
+    budget = study_of.Budget(images=images, samples=samples)
+    study = study_of.Study(shards, out, budget, say=typer.echo)
+    results = study.run(cases, 60 * minutes, jobs)
+    table = study_of.write_report(study, results, figures or out / "figures")
+    typer.echo(table)
+    if report is not None:
+        study_of.fill_report(report, table)
 
 
 @app.command()
@@ -98,11 +96,10 @@ def distances(
     """What moves a Fréchet distance, and by how much: real images against real images, changed on purpose."""
     from studies import distances as study_of
 
-    with one_line_errors():
-        settings = study_of.Settings(images, held_out, seed, features, weights, batch_size)
-        study = study_of.Study(shards, raw, out, settings, say=typer.echo)
-        study.run()
-        typer.echo(study_of.write_report(study))
+    settings = study_of.Settings(images, held_out, seed, features, weights, batch_size)
+    study = study_of.Study(shards, raw, out, settings, say=typer.echo)
+    study.run()
+    typer.echo(study_of.write_report(study))
 
 
 def _names(text: str) -> list[str]:
