@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from tests.evaluation.card.cards import card
 from unveil.averages import FOLDER, Averages, save_snapshot, write_averages
-from unveil.cli.averages import describe as describe_averages
+from unveil.cli.averages import list_averages
 from unveil.data.shards import Shard, ShardIndex, load_tensor, verify, write_shard
 from unveil.data.sources.facts import FileFacts, SourceRecord
 from unveil.diffusion.config import Diffusion
@@ -171,7 +171,7 @@ def _use_shards(folder: Path) -> None:
 def _use_model(folder: Path) -> None:
     config = ModelConfig.load(folder)
     config.to_dict()
-    describe_averages(Averages.beside(folder / WEIGHTS_FILE), config.training.get("ema_half_life_images"))
+    list_averages(folder)
     denoiser = load_denoiser(folder)
     denoiser.path.sigma_range()
     with torch.no_grad():
@@ -182,7 +182,7 @@ def _use_model(folder: Path) -> None:
 
 def _use_averages(folder: Path) -> None:
     averages = Averages.beside(folder / WEIGHTS_FILE)
-    describe_averages(averages, 50)
+    list_averages(folder)
     for choice in (*averages.choices(), WeightsChoice("power", 0.08), WeightsChoice("half-life", 60)):
         load_denoiser(folder, weights=choice)
 

@@ -1,14 +1,11 @@
 """``unveil averages``: which averages of the weights a model has, and which of them gives the best samples."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from unveil.run.commands import examples
-
-if TYPE_CHECKING:
-    from unveil.averages import Averages
 
 app = typer.Typer(no_args_is_help=True, help="Averages of a trained model's weights.")
 Models = Annotated[Path, typer.Option(help="Folder of the model.")]
@@ -21,8 +18,19 @@ def list_averages(models: Models = Path("models")) -> None:
     from unveil.model import WEIGHTS_FILE, ModelConfig
 
     half_life = ModelConfig.load(models).training.get("ema_half_life_images")
-    for line in describe(Averages.beside(models / WEIGHTS_FILE), half_life):
-        typer.echo(line)
+    stored = Averages.beside(models / WEIGHTS_FILE)
+    if half_life is None or not stored.images:
+        typer.echo("ema: the model's own weights; no others were kept")
+    else:
+        typer.echo(f"ema: the model's own, half-life {half_life:,} images, after {stored.images:,} images of training")
+    for entry in stored.half_lives:
+        typer.echo(f"half-life:{entry.half_life_images}: stored in {entry.file}")
+    if stored.snapshots:
+        profiles = ", ".join(str(choice) for choice in stored.choices() if choice.kind == "power")
+        first, last = stored.snapshots[0].images, stored.snapshots[-1].images
+        least, greatest = stored.deviations()
+        typer.echo(f"{profiles}: {len(stored.snapshots)} snapshots, {first:,} to {last:,} images")
+        typer.echo(f"power:S with S from {least:.3g} to {greatest:.3g}: can be made from them")
 
 
 @app.command(epilog=examples("unveil averages search --weights ema,power:0.05,power:0.1 --images 1000"))
@@ -51,19 +59,3 @@ def search(
     found = Search(models, shards, out, settings, images, seed, say)
     found.run(found.candidates() if choices is None else choices)
     say(write_report(found))
-
-
-def describe(stored: "Averages", half_life: float | None) -> list[str]:
-    """The lines that are printed of the averages of a model, whose own has that half-life; None if it is unknown."""
-    if half_life is None or not stored.images:
-        lines = ["ema: the model's own weights; no others were kept"]
-    else:
-        lines = [f"ema: the model's own, half-life {half_life:,} images, after {stored.images:,} images of training"]
-    lines += [f"half-life:{entry.half_life_images}: stored in {entry.file}" for entry in stored.half_lives]
-    if stored.snapshots:
-        profiles = ", ".join(str(choice) for choice in stored.choices() if choice.kind == "power")
-        first, last = stored.snapshots[0].images, stored.snapshots[-1].images
-        least, greatest = stored.deviations()
-        lines.append(f"{profiles}: {len(stored.snapshots)} snapshots, {first:,} to {last:,} images")
-        lines.append(f"power:S with S from {least:.3g} to {greatest:.3g}: can be made from them")
-    return lines
