@@ -12,8 +12,8 @@ TAKEN = {
     "data/sources/cartoon.py: files(__package__).joinpath('cartoon.yaml').read_text('utf-8')",
     "data/sources/cartoon.py: files('dicebear_styles').joinpath('avataaars.json').read_text('utf-8')",
     "rank.py: path.read_text(encoding='utf-8')",
-    "recipes/__init__.py: (files(__name__) / f'{name}.yaml').read_text(encoding='utf-8')",
     "run/checkout.py: Path('/proc/cpuinfo').read_text(encoding='utf-8')",
+    "yaml.py: files(package).joinpath(name).read_text(encoding='utf-8')",
 }
 RECEIVERS = {"Image", "archive", "store", "files", "os", "self._archive"}  # whose `open` opens no path
 

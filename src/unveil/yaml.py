@@ -1,6 +1,7 @@
 """YAML 1.2 with a mapping at its top: read with the line of every key, and written a value a line."""
 
 import json
+from importlib.resources import files
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -49,6 +50,11 @@ def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[Ma
         raise UnveilError(printable(f"{place}: not valid YAML: {error.problem or error.context}")) from None
     except (YAMLError, ValueError, RecursionError) as error:  # such as !!int followed by a word
         raise UnveilError(printable(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
+
+
+def package_data(package: str, name: str) -> dict[Any, Any]:
+    """What a YAML file of a package of ours holds. Raises UnveilError as ``parse_mapping`` does."""
+    return parse_mapping(files(package).joinpath(name).read_text(encoding="utf-8"), name)[1]
 
 
 def line_of(root: MappingNode, key: Key) -> int:

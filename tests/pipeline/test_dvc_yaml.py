@@ -59,6 +59,13 @@ ASIDE = {
 EVERY = (*STAGES, "card")
 
 
+def named_data(file: Path) -> Iterator[str]:
+    """Package data beside a module, which the module names."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and str(node.value).endswith((".yaml", ".j2")):
+            yield str(node.value)
+
+
 def imported_modules(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -77,10 +84,10 @@ def code_of(root: Path, start: str, left_out: set[str]) -> set[str]:
         if name in seen | left_out:
             continue
         seen.add(name)
-        if (table := (root / name).with_suffix(".yaml")).exists():  # the module's data, beside it
-            seen.add(table.relative_to(root).as_posix())
-        if name in NOT_FOLLOWED:
+        if name in NOT_FOLLOWED or not name.endswith(".py"):
             continue
+        beside = [str(Path(name).with_name(data)) for data in named_data(root / name)]
+        waiting += [path for path in beside if (root / path).exists()]
         for module in imported_modules(root / name):
             path = f"src/{module.replace('.', '/')}"
             waiting += [file for file in (f"{path}.py", f"{path}/__init__.py") if (root / file).exists()]
@@ -111,8 +118,8 @@ def test_tools_beside_the_training_do_not_retrain(repository: Path) -> None:
 
 def test_other_words_on_the_page_evaluate_nothing_again(repository: Path) -> None:
     _, declared, _ = declared_paths(repository / "dvc.yaml", "evaluate")
-    for name in ("markdown", "meanings", "comparison"):
-        assert not any(covers(path, f"src/unveil/evaluation/card/{name}.py") for path in declared)
+    for name in ("markdown.py", "page.md.j2", "meanings.yaml", "comparison.py"):
+        assert not any(covers(path, f"src/unveil/evaluation/card/{name}") for path in declared)
 
 
 def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:

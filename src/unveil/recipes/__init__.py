@@ -17,7 +17,7 @@ from unveil.files import write_text
 from unveil.messages import nearest
 from unveil.params import SECTIONS, Params, check_params, parse_params, read_text, render
 from unveil.section import flatten
-from unveil.yaml import Key, parse_mapping
+from unveil.yaml import Key, package_data, parse_mapping
 
 BASE = "demo"
 
@@ -100,8 +100,7 @@ def apply_recipe(name: str, path: Path) -> list[str]:
 @cache
 def _read(name: str) -> dict[Any, Any]:
     """What a recipe's file holds."""
-    text = (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_mapping(text, f"{name}.yaml")[1]
+    return package_data(__name__, f"{name}.yaml")
 
 
 def _replaced(values: dict[Any, Any], section: Key, own: dict[Any, Any]) -> dict[Any, Any]:

@@ -7,8 +7,7 @@ from tests.evaluation.card.cards import NAMES, TRAIN, card, choices, metrics
 
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card.card import AtSize, BySize, Card, parse_card
-from unveil.evaluation.card.markdown import render
-from unveil.evaluation.card.meanings import MEANINGS
+from unveil.evaluation.card.markdown import MEANINGS, render
 from unveil.evaluation.metrics.registry import kind_of
 
 

@@ -6,8 +6,8 @@ import pytest
 from tests.evaluation.card.cards import FLAT, TRAIN, card
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card.card import Card
-from unveil.evaluation.card.published import PUBLISHED, comparable, share, why_not_comparable
+from unveil.evaluation.card.card import Card, Split
+from unveil.evaluation.card.published import PUBLISHED, comparable, why_not_comparable
 
 ALL = {"protocol": "adm-ip", "reference": {"name": "train", "images": 202_599, "taken": 202_599}}
 
@@ -69,4 +69,5 @@ def test_all_differences_are_named() -> None:
 
 
 def test_share() -> None:
-    assert (share(40, 40), share(1200, 5000)) == ("all 40", "1,200 of 5,000")
+    splits = (Split(name="train", images=images, taken=taken) for taken, images in ((40, 40), (1200, 5000)))
+    assert [split.share for split in splits] == ["all 40", "1,200 of 5,000"]

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from unveil.evaluation.card.meanings import MEANINGS
+from unveil.evaluation.card.markdown import MEANINGS
 from unveil.evaluation.metrics.registry import KINDS, METRICS, MetricName, kind_of
 
 

@@ -55,6 +55,11 @@ class Split(_Part):
     images: Count
     taken: Count
 
+    @property
+    def share(self) -> str:
+        """How many were taken, in words: ``all 40`` or ``24 of 40``."""
+        return f"all {self.images:,}" if self.taken == self.images else f"{self.taken:,} of {self.images:,}"
+
 
 class DataChoices(_Part):
     """The real images. What is stated beyond these names is kept and compared as well.

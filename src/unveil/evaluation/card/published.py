@@ -7,6 +7,8 @@ as clean-fid does.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unveil.yaml import package_data
+
 if TYPE_CHECKING:
     from unveil.evaluation.card.card import Card
 
@@ -47,23 +49,7 @@ class PublishedValue:
     note: str = ""
 
 
-_DDIM = ("ddim", "2010.02502", "table 1")
-_MEASURED_AGAIN = "the paper's checkpoint was measured at 5.88 by a reader (github.com/ermongroup/ddim, issue 17)"
-_WHICH = "the paper says all training images, its repository 50,000 of them (github.com/forever208/DDPM-IP, issue 28)"
-_CURVES = ("adm-ip", "github.com/forever208/DDPM-IP", "curves")
-
-PUBLISHED = (
-    PublishedValue("DDPM", "ancestral, large variance", 1000, 3.26, *_DDIM, note=_MEASURED_AGAIN),
-    PublishedValue("DDPM", "ancestral, small variance", 1000, 5.98, *_DDIM),
-    PublishedValue("DDIM", "ddim, eta 0", 1000, 3.51, *_DDIM),
-    PublishedValue("DDIM", "ddim, eta 0", 100, 6.53, *_DDIM),
-    PublishedValue("DDIM", "ddim, eta 0", 50, 9.17, *_DDIM),
-    PublishedValue("DDIM", "ddim, eta 0", 20, 13.73, *_DDIM),
-    PublishedValue("DDIM", "ddim, eta 0", 10, 17.33, *_DDIM),
-    PublishedValue("ADM-IP", "", None, 1.27, "adm-ip", "2301.11706", "abstract", note=_WHICH),
-    PublishedValue("ADM-IP", "", None, 1.31, *_CURVES, reference_images=50_000, note=_WHICH),
-    PublishedValue("ADM", "", None, 1.60, *_CURVES, reference_images=50_000, note=_WHICH),
-)
+PUBLISHED = tuple(PublishedValue(**value) for value in package_data(__package__, "published.yaml")["values"])
 PROTOCOLS_WITH_VALUES = tuple(dict.fromkeys(value.protocol for value in PUBLISHED))
 
 
@@ -85,7 +71,7 @@ def why_not_comparable(card: "Card") -> str | None:
         references = " or ".join("all training images" if count is None else f"{count:,} of them" for count in counts)
         reasons.append(
             f"they are of {PUBLISHED_SAMPLES:,} samples against {references}, and this is of "
-            f"{card.comparable.n:,} against {share(data.reference.taken, data.reference.images)}"
+            f"{card.comparable.n:,} against {data.reference.share}"
         )
     return "; ".join(reasons)
 
@@ -111,8 +97,3 @@ def _same_images(value: PublishedValue, card: "Card") -> bool:
     reference = card.choices.data.reference
     expected = reference.images if value.reference_images is None else value.reference_images
     return value.samples == card.comparable.n and expected == reference.taken
-
-
-def share(taken: int, total: int) -> str:
-    """How many of a set, in words: ``all 40`` or ``24 of 40``."""
-    return f"all {total:,}" if taken == total else f"{taken:,} of {total:,}"
