@@ -1,36 +1,21 @@
 """An evaluation, whole: images, features, metrics, card. It returns values; the stage says, logs and writes them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from unveil.data.shards import ShardIndex, verify
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card
-from unveil.evaluation.card.figures import (
-    for_figure,
-    neighbours_figure,
-    write_by_nfe,
-    write_by_size,
-    write_comparison,
-    write_distances,
-    write_precision_recall,
-)
+from unveil.evaluation.card.figures import TABLES, neighbours_figure, save_figure, write_comparison
 from unveil.evaluation.card.sentences import notes_on, on_limit, unknown_of
-from unveil.evaluation.card.statement import (
-    by_size_of,
-    data_choices,
-    evaluation_choices,
-    feature_choices,
-    memorization_of,
-    model_choices,
-    sampling_choices,
-)
+from unveil.evaluation.card.statement import by_size_of, choices_of, memorization_of
 from unveil.evaluation.config import Evaluation
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, load_extractor
@@ -48,7 +33,6 @@ from unveil.evaluation.metrics.copies import Copies, to_show
 from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, extract_sets, measure
 from unveil.evaluation.metrics.metric import Found, flat_metrics
 from unveil.evaluation.metrics.registry import METRICS, kind_of
-from unveil.files import atomic_path
 
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
 
@@ -99,19 +83,16 @@ class Evaluated:
 
     def write_plots(self, folder: Path) -> list[Path]:
         """Write the figures and the data of DVC's plots, each whole; their paths."""
-        card, real, samples = self.card, self.inputs.real, self.inputs.samples.images
-        names = ("distances.json", "by_nfe.csv", "by_size.csv", "precision_recall.csv", "real-and-samples.png")
-        written = [folder / name for name in names]
-        write_distances(written[0], card)
-        write_by_nfe(written[1], card)
-        write_by_size(written[2], card.by_size[0] if card.by_size else None)
-        write_precision_recall(written[3], card)
-        write_comparison(written[4], for_figure(real.held_out), for_figure(samples), card)
-        neighbours = folder / "neighbours.png"
+        for name, write in TABLES.items():
+            write(folder / name, self.card)
+        comparison, neighbours = folder / "real-and-samples.png", folder / "neighbours.png"
+        samples, real = self.inputs.samples.images, self.inputs.real
+        write_comparison(comparison, real.held_out, samples, self.card)
+        written = [*(folder / name for name in TABLES), comparison]
         neighbours.unlink(missing_ok=True)  # of an earlier run, if this one has none
         if self.copies is None:
             return written
-        _write_neighbours(neighbours, self.copies, samples, real)
+        save_figure(neighbours, _neighbours_figure(self.copies, samples, real))
         return [*written, neighbours]
 
 
@@ -203,17 +184,9 @@ def evaluate(
             found[extractor.features.name] = measure(layers, extractor.features, asked)
     if not processes.is_main:
         return None
-    choices = {
-        "data": data_choices(real.index, real.splits, real.sizes),
-        "features": {extractor.features.name: feature_choices(extractor, device) for extractor in extractors},
-        "model": model_choices(inputs.samples),
-        "sampling": sampling_choices(inputs.samples, settings.num_images),
-        "evaluation": evaluation_choices(asked, damaged.words),
-        "code": dict(code),
-    }
-    return Evaluated(
-        _flat(found, real), _card(found, choices, notes, inputs.samples), inputs, found[settings.features[0]].copies
-    )
+    choices = choices_of(inputs.samples, real, extractors, asked, damaged.words, device) | {"code": dict(code)}
+    card, copies = _card(found, choices, notes, inputs.samples), found[settings.features[0]].copies
+    return Evaluated(_flat(found, real), card, inputs, copies)
 
 
 def _flat(found: Mapping[str, Found], real: RealImages) -> dict[str, float | int]:
@@ -235,25 +208,20 @@ def _card(found: Mapping[str, Found], choices: Mapping[str, Any], notes: list[st
     )
 
 
-def _write_neighbours(path: Path, copies: Copies, samples: Tensor, real: RealImages) -> None:
+def _neighbours_figure(copies: Copies, samples: Tensor, real: RealImages) -> Figure:
     """The samples nearest to training images and some drawn evenly, each beside its nearest training images."""
     rows = to_show(copies.neighbours, SHOWN_SAMPLES).tolist()
     indices = torch.from_numpy(copies.neighbours.indices[rows])
     training = _rows(real_parts(real.folder, real.index, real.splits[0], real.sizes.reference), indices)
-    with atomic_path(path) as temporary:
-        figure = neighbours_figure(samples[rows], training, copies.neighbours.distances[rows])
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return neighbours_figure(samples[rows], training, copies.neighbours.distances[rows])
 
 
-def _rows(parts: Iterator[Tensor], indices: Tensor) -> Tensor:
+def _rows(parts: Iterable[Tensor], indices: Tensor) -> Tensor:
     """The images at these places of the parts in a row: uint8 [..., 3, H, W], without all of them at once."""
-    found: Tensor | None = None
-    start = 0
+    wanted, places = indices.unique(return_inverse=True)
+    found, start = [], 0
     for part in parts:
-        if found is None:
-            found = torch.empty(*indices.shape, *part.shape[1:], dtype=part.dtype)
-        here = (indices >= start) & (indices < start + len(part))
-        found[here] = part[indices[here] - start]
+        here = wanted[(wanted >= start) & (wanted < start + len(part))]
+        found.append(part[here - start])
         start += len(part)
-    assert found is not None  # a split has images
-    return found
+    return torch.cat(found)[places]

@@ -12,9 +12,7 @@ from tests.evaluation.card.cards import card, choices, metric, metrics
 from unveil.evaluation.card.card import Card
 from unveil.evaluation.card.figures import (
     COLUMNS,
-    ROWS,
     TITLE_HEIGHT,
-    for_figure,
     neighbours_figure,
     summary,
     write_by_nfe,
@@ -47,10 +45,12 @@ def test_distances_without_a_kernel_distance_or_controls(tmp_path: Path) -> None
 
 def test_by_size_has_a_row_for_each_number_of_samples(tmp_path: Path) -> None:
     (part,) = card().by_size
-    write_by_size(tmp_path / "a.csv", part)
+    write_by_size(tmp_path / "a.csv", card())
     assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n5000,16.1,11.9\n50000,12.3181,11.9\n"
-    write_by_size(tmp_path / "a.csv", part.model_copy(update={"extrapolation": None}))
+    write_by_size(tmp_path / "a.csv", card(by_size=[part.model_copy(update={"extrapolation": None})]))
     assert (tmp_path / "a.csv").read_text().endswith("\n50000,12.3181,nan\n")
+    write_by_size(tmp_path / "a.csv", card(by_size=[]))
+    assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n"
 
 
 def test_by_nfe_has_one_point_or_none(tmp_path: Path) -> None:
@@ -98,6 +98,14 @@ def test_comparison_shows_real_above_samples_in_order(tmp_path: Path, count: int
             np.testing.assert_array_equal(centre, expected)
 
 
+def test_comparison_takes_no_more_than_it_shows_spread_over_all(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "a.png", _coloured(72, 0), _coloured(36, 0), card())
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    side = 96
+    shown = picture[TITLE_HEIGHT + side // 2, side // 2 :: side, 0]
+    np.testing.assert_array_equal(shown, (14 * np.arange(COLUMNS)) % 256)
+
+
 def test_comparison_has_the_same_bytes_twice(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         write_comparison(tmp_path / name, _coloured(30, 0), _coloured(30, 1), card())
@@ -109,12 +117,6 @@ def test_comparison_does_without_a_fraction(tmp_path: Path) -> None:
     write_comparison(tmp_path / "a.png", _coloured(3, 0), _coloured(3, 1), bare)
     assert (tmp_path / "a.png").exists()
     assert "of the way" not in summary(bare)
-
-
-def test_for_figure_takes_no_more_than_it_shows() -> None:
-    assert len(for_figure(_coloured(5, 0))) == 5
-    chosen = for_figure(torch.arange(2000))
-    assert len(chosen) == ROWS * COLUMNS and chosen[0] == 0 and chosen[-1] > 1900
 
 
 def test_summary_is_a_small_aligned_table() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.order import spread
-from unveil.evaluation.card.card import BySize, Card, aligned
+from unveil.evaluation.card.card import Card, aligned
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import atomic_path, write_json, write_text
 
@@ -22,8 +22,6 @@ ZOOMED = 96  # pixels of an image's side in the figure, at least
 TITLE_HEIGHT = 36  # pixels
 DPI = 100
 PRECISION_RECALL = ("precision", "recall", "density", "coverage")
-SETS = {"": "samples", "_floor": "real, held out", "_noise": "uniform noise"}
-"""The suffix of a metric's name, and the set of images whose distance it is."""
 
 
 def write_distances(path: Path, card: Card) -> None:
@@ -31,31 +29,32 @@ def write_distances(path: Path, card: Card) -> None:
 
     The kernel distance is null where the card has none of a set.
     """
-    distances, kernel = _by_set(card.headline), _by_set(_kernel(card))
+    kernel = next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
+    kernels = {} if kernel is None else _by_set(kernel)
     rows = [
-        {"set": name, "distance": distance, "kernel_distance": kernel.get(name)} for name, distance in distances.items()
+        {"set": name, "distance": distance, "kernel_distance": kernels.get(name)}
+        for name, distance in _by_set(card.headline).items()
+        if distance is not None
     ]
     write_json(path, rows)
 
 
-def _by_set(metric: Metric | None) -> dict[str, float]:
+def _by_set(metric: Metric) -> dict[str, float | None]:
     """The values of a metric, by the set of images that each is of."""
-    if metric is None:
-        return {}
-    ends = zip(SETS.values(), (metric.value, metric.floor, metric.noise), strict=True)
-    return {name: value for name, value in (*ends, *metric.controls.items()) if value is not None}
+    return {
+        "samples": metric.value,
+        "real, held out": metric.floor,
+        "uniform noise": metric.noise,
+        **metric.controls,
+    }
 
 
-def _kernel(card: Card) -> Metric | None:
-    return next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
-
-
-def write_by_size(path: Path, part: BySize | None) -> None:
+def write_by_size(path: Path, card: Card) -> None:
     """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
 
-    Without ``part`` a header alone, so that the plot is there.
+    Of a card without several sizes a header alone, so that the plot is there.
     """
-    rows = [] if part is None else [(point.images, point.distance, part.extrapolation) for point in part.points]
+    rows = [(point.images, point.distance, part.extrapolation) for part in card.by_size[:1] for point in part.points]
     _write_csv(path, ("images", "distance", "extrapolated"), rows)
 
 
@@ -85,11 +84,18 @@ def write_precision_recall(path: Path, card: Card) -> None:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    # An empty cell would be drawn at 0.
-    writer.writerows(["nan" if value is None else value for value in row] for row in rows)
+    filled = (["nan" if value is None else value for value in row] for row in rows)  # an empty cell is drawn at 0
+    csv.writer(text, lineterminator="\n").writerows([header, *filled])
     write_text(path, text.getvalue())
+
+
+TABLES = {
+    "distances.json": write_distances,
+    "by_nfe.csv": write_by_nfe,
+    "by_size.csv": write_by_size,
+    "precision_recall.csv": write_precision_recall,
+}
+"""What writes the data of each of DVC's plots, by the name of its file."""
 
 
 def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> None:
@@ -112,13 +118,13 @@ def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> N
         axes.imshow(grid, interpolation="nearest", aspect="auto")
         axes.set_title(title, fontsize=14, loc="left", x=0.008, pad=8)
         axes.set_axis_off()
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG atomically; equal figures give equal bytes."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def for_figure(images: Tensor) -> Tensor:
-    """The images of a set that the figure shows, spread evenly over it, so that the rest can be let go."""
-    return images[torch.from_numpy(spread(len(images), min(len(images), ROWS * COLUMNS)))]
 
 
 def summary(card: Card) -> str:
@@ -145,8 +151,8 @@ def _said(value: float | None) -> str:
 
 
 def _grid(images: Tensor) -> NDArray[np.uint8]:
-    """Tile up to ROWS x COLUMNS images into one, uint8 [height, width, 3], each pixel a square of pixels."""
-    chosen = for_figure(images)
+    """Tile ROWS x COLUMNS images, or all, into one, uint8 [height, width, 3], each pixel a square of pixels."""
+    chosen = images[torch.from_numpy(spread(len(images), min(len(images), ROWS * COLUMNS)))]
     columns = min(len(chosen), COLUMNS)
     rows = len(chosen) // columns
     size, zoom = images.shape[-1], max(1, -(-ZOOMED // images.shape[-1]))

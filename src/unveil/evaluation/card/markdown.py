@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unveil.data.protocols import PROTOCOLS
-from unveil.evaluation.card.card import BySize, Card, flatten
+from unveil.evaluation.card.card import Card, flatten
 from unveil.evaluation.card.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE
 from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.metrics.metric import Kind, Metric
@@ -32,13 +32,13 @@ def render(card: Card) -> str:
     )
     pages.filters.update(
         better=_better,
-        by_size=_by_size,
         cell=_cell,
         line=lambda text: " ".join(text.split()) + "\n",
         number=_number,
         percent=_percent,
         spread=_spread,
         table=_table,
+        text=_text,
         values=_values,
     )
     damaged = [metric for metric in card.metrics if metric.controls]
@@ -58,7 +58,6 @@ def render(card: Card) -> str:
         undamaged=UNDAMAGED,
         subset=subset if isinstance(subset, int) else None,
         controls=_controls(card, damaged),
-        published=_published(card),
         published_size=PUBLISHED_SIZE,
         published_samples=PUBLISHED_SAMPLES,
         made_by=_made_by(card),
@@ -108,26 +107,6 @@ def _controls(card: Card, metrics: Sequence[Metric]) -> Rows:
     return rows
 
 
-def _by_size(part: BySize) -> Rows:
-    rows: Rows = [("samples", f"`{part.metric}`"), *((point.images, point.distance) for point in part.points)]
-    if part.extrapolation is not None:
-        rows.append(("endlessly many (extrapolated, 1911.07023)", part.extrapolation))
-    return rows
-
-
-def _published(card: Card) -> Rows:
-    metric, sampling = card.comparable, card.choices.sampling
-    sampler, nfe = (_text(sampling.get(key, "")) for key in ("sampler", "nfe"))
-    return [
-        ("model", "sampler", "evaluations", "FID", "source", "note"),
-        ("**this model**", sampler, nfe, f"**{metric.value:.2f}**{_spread(metric)}", "this card", ""),
-        *(
-            (one.model, one.sampler, str(one.steps or ""), f"{one.fid:.2f}", f"{one.source}, {one.where}", one.note)
-            for one in card.published.values
-        ),
-    ]
-
-
 def _made_by(card: Card) -> dict[str, Mapping[str, Any]]:
     """Everything that made the number: sections by title."""
     choices, data = card.choices, card.choices.data
@@ -149,14 +128,15 @@ def _made_by(card: Card) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _values(values: Mapping[str, Any]) -> str:
+def _values(values: Mapping[str, Any]) -> Rows:
+    """Nested values, a row each; none without values."""
     rows = [(key, _text(value)) for key, value in flatten(values).items()]
-    return _table([("what", "value"), *rows]) if rows else ""
+    return [("what", "value"), *rows] if rows else []
 
 
 def _table(rows: Rows) -> str:
-    """The first row is the title of each column."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    """The first row is the title of each column; without rows nothing."""
+    lines = [*rows[:1], *(["---"] * len(row) for row in rows[:1]), *rows[1:]]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 

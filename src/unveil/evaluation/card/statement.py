@@ -1,7 +1,7 @@
 """What an evaluation card states, from what an evaluation used and found."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 import unveil
 from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
-from unveil.data.shards import ShardIndex
 from unveil.evaluation.card.card import AtSize, BySize
 from unveil.evaluation.card.sentences import on_duplicates, on_training
 from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor
-from unveil.evaluation.images.sets import SampleFile, SetSizes
+from unveil.evaluation.images.chosen import RealImages
+from unveil.evaluation.images.sets import SampleFile
 from unveil.evaluation.metrics.distances import INCEPTION_SCORE_SPLITS
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from unveil.evaluation.metrics.measurement import Asked
@@ -48,34 +48,54 @@ def memorization_of(found: Mapping[str, Found]) -> dict[str, Any] | None:
     return {"sentences": sentences, "numbers": numbers} if sentences else None
 
 
-def data_choices(index: ShardIndex, splits: tuple[str, str], sizes: SetSizes) -> dict[str, Any]:
-    """The real images; ``splits`` of the reference and of the held-out ones."""
+def choices_of(
+    samples: SampleFile,
+    real: RealImages,
+    extractors: Iterable[Extractor],
+    asked: Asked,
+    controls: Mapping[str, str],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that made the numbers, but for the code, as ``Choices`` has it; ``controls`` are words on each."""
+    return {
+        "data": _data(real),
+        "features": {extractor.features.name: _features(extractor, device) for extractor in extractors},
+        "model": model_choices(samples),
+        "sampling": sampling_choices(samples, real.sizes.samples),
+        "evaluation": {
+            "seed": asked.seed,
+            "kid_subsets": asked.kid_subsets,
+            "kid_subset_size": asked.kid_subset_size,
+            "interval_splits": asked.interval_splits,
+            "neighbours": {"precision_recall": PRECISION_NEIGHBOURS, "density_coverage": DENSITY_NEIGHBOURS},
+            "inception_score_splits": INCEPTION_SCORE_SPLITS,
+            "controls": dict(controls),
+        },
+    }
 
-    def split(name: str, taken: int) -> dict[str, str | int]:
-        return {"name": name, "images": index.num_images(name), "taken": taken}
 
+def _data(real: RealImages) -> dict[str, Any]:
+    index, taken = real.index, (real.sizes.reference, real.sizes.held_out)
+    reference, held_out = (
+        {"name": name, "images": index.num_images(name), "taken": count}
+        for name, count in zip(real.splits, taken, strict=True)
+    )
     return {
         "source": index.source,
         "protocol": index.protocol,
         "decoder": PROTOCOLS[index.protocol].decoder,
         "image_size": index.image_size,
-        "reference": split(splits[0], sizes.reference),
-        "held_out": split(splits[1], sizes.held_out),
+        "reference": reference,
+        "held_out": held_out,
         "shards": index.digest(),
-        "shard_hashes": {shard.file: shard.sha256 for name in splits for shard in index.shards(name)},
+        "shard_hashes": {shard.file: shard.sha256 for name in real.splits for shard in index.shards(name)},
         "order": "evenly spaced over the split in the order of ids: place floor(i images / taken)",
     }
 
 
-def feature_choices(extractor: Extractor, device: torch.device) -> dict[str, Any]:
-    """The feature network."""
-    features = extractor.features
-    return {
-        "extractor": features.extractor,
-        "title": features.title,
-        "layer": features.layer,
-        "dimension": features.dimension,
-        "preprocessing": features.preprocessing,
+def _features(extractor: Extractor, device: torch.device) -> dict[str, Any]:
+    stated = ("extractor", "title", "layer", "dimension", "preprocessing")
+    return {key: getattr(extractor.features, key) for key in stated} | {
         "weights_file": extractor.weights_file,
         "weights_sha256": extractor.weights_sha256,
         "weights_hash_published": extractor.weights_published,
@@ -94,22 +114,11 @@ def sampling_choices(samples: SampleFile, count: int) -> dict[str, Any]:
     """How the samples were made, and which ``count`` of them are used."""
     rest = {key: value for key, value in samples.facts.items() if key not in OTHER_SECTIONS}
     if samples.foreign:
-        return {"images": f"the first {count} of {samples.total}", **rest, "images_sha256": samples.images_sha256}
-    used = f"{count} of {samples.total}, those with the smallest ids"
-    return {"images": used, **rest, "guidance": "none", "rounding": ROUNDING, "images_sha256": samples.images_sha256}
-
-
-def evaluation_choices(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]:
-    """How the metrics were computed; ``words`` on each control."""
-    return {
-        "seed": asked.seed,
-        "kid_subsets": asked.kid_subsets,
-        "kid_subset_size": asked.kid_subset_size,
-        "interval_splits": asked.interval_splits,
-        "neighbours": {"precision_recall": PRECISION_NEIGHBOURS, "density_coverage": DENSITY_NEIGHBOURS},
-        "inception_score_splits": INCEPTION_SCORE_SPLITS,
-        "controls": dict(words),
-    }
+        used = f"the first {count} of {samples.total}"
+    else:
+        used = f"{count} of {samples.total}, those with the smallest ids"
+        rest |= {"guidance": "none", "rounding": ROUNDING}
+    return {"images": used, **rest, "images_sha256": samples.images_sha256}
 
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
