@@ -39,19 +39,12 @@ SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn even
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is evaluated, and against what.
-
-    Attributes:
-        samples: of the model.
-        real: the images that they are compared with.
-        shared: held-out images that the reference has too.
-        unchecked: what the samples do not say, and what therefore could not be compared with the shards.
-    """
+    """What is evaluated, and against what."""
 
     samples: SampleFile
     real: RealImages
-    shared: int
-    unchecked: tuple[str, ...]
+    shared: int  # held-out images that the reference has too
+    unchecked: tuple[str, ...]  # what the samples do not say, and what therefore could not be compared with the shards
 
     def notes(self, settings: Evaluation, damaged: Damaged) -> list[str]:
         """What a reader of the distances should be warned of, before they are measured."""
@@ -67,19 +60,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        metrics: flat, as metrics/evaluate.json has them.
-        card: with everything that made them, without environment and cost.
-        inputs: what was evaluated.
-        copies: of training images, on the first network; None if nobody looked for them.
-    """
-
-    metrics: dict[str, float | int]
-    card: Card
+    metrics: dict[str, float | int]  # flat, as metrics/evaluate.json has them
+    card: Card  # with everything that made them, without environment and cost
     inputs: Inputs
-    copies: Copies | None
+    copies: Copies | None  # of training images, on the first network; None if nobody looked for them
 
     def write_plots(self, folder: Path) -> list[Path]:
         """Write the figures and the data of DVC's plots, each whole; their paths."""

@@ -62,75 +62,48 @@ class Split(_Part):
 
 
 class DataChoices(_Part):
-    """The real images. What is stated beyond these names is kept and compared as well.
-
-    Attributes:
-        source: where they are from: ``celeba``, ``cartoon``, ``folder``.
-        protocol: crop and resize, a key of ``PROTOCOLS``.
-        image_size: side in pixels.
-        reference: what the samples are compared with.
-        held_out: what the floor is measured on.
-        shards: sha256 of all shards together.
-        shard_hashes: sha256 of each, by its file name.
-    """
+    """The real images. What is stated beyond these names is kept and compared as well."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
-    source: str
-    protocol: str
-    image_size: Count
-    reference: Split
-    held_out: Split
-    shards: str
-    shard_hashes: dict[str, str] = {}
+    source: str  # where they are from: celeba, cartoon, folder
+    protocol: str  # crop and resize, a key of PROTOCOLS
+    image_size: Count  # side in pixels
+    reference: Split  # what the samples are compared with
+    held_out: Split  # what the floor is measured on
+    shards: str  # sha256 of all shards together
+    shard_hashes: dict[str, str] = {}  # sha256 of each, by its file name
 
 
 class FeatureChoices(_Part):
-    """The feature network of the distances. What is stated beyond these names is kept and compared as well.
-
-    Attributes:
-        extractor: its name in params.yaml.
-        layer: of which the numbers are.
-        dimension: how many they are.
-        preprocessing: from uint8 pixels to its input, in words.
-        weights_file: name of the file of its weights.
-        weights_sha256: their hash.
-        device: that computed the features.
-        dtype: of the arithmetic.
-    """
+    """The feature network of the distances. What is stated beyond these names is kept and compared as well."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
-    extractor: str
+    extractor: str  # its name in params.yaml
     layer: str
     dimension: Count
-    preprocessing: str
+    preprocessing: str  # from uint8 pixels to its input, in words
     weights_file: str
     weights_sha256: str
-    device: str
-    dtype: str
+    device: str  # that computed the features
+    dtype: str  # of the arithmetic
 
 
 class Choices(_Part):
     """Everything that made the numbers, so that two cards that differ can say in what.
 
-    Attributes:
-        data: the real images.
-        features: the feature networks, by name.
-        model: ``weights_sha256``, ``parameters``, ``ema``, ``network``, ``diffusion``, ``training`` ...
-        sampling: ``sampler``, ``grid``, ``steps``, ``nfe``, ``guidance``, ``seed``, ``precision``, ``threshold`` ...
-        evaluation: ``seed``, ``kid_subsets``, ``neighbours``, ``controls`` (name to words) ...
-        code: ``commit``. What names a run and is none of its inputs (a DVC experiment) belongs to ``environment``.
+    What names a run and is none of its inputs (a DVC experiment) belongs to ``environment``.
     """
 
     data: DataChoices
-    features: dict[str, FeatureChoices]
-    model: dict[str, JsonValue] = {}
-    sampling: dict[str, JsonValue] = {}
-    evaluation: dict[str, JsonValue] = {}
-    code: dict[str, JsonValue] = {}
+    features: dict[str, FeatureChoices]  # by the network's name
+    model: dict[str, JsonValue] = {}  # weights_sha256, parameters, ema, network, diffusion, training ...
+    sampling: dict[str, JsonValue] = {}  # sampler, grid, steps, nfe, guidance, seed, precision, threshold ...
+    evaluation: dict[str, JsonValue] = {}  # seed, kid_subsets, neighbours, controls (name to words) ...
+    code: dict[str, JsonValue] = {}  # commit
 
 
 class Published(_Part):
@@ -141,31 +114,18 @@ class Published(_Part):
 
 
 class Card(_Part):
-    """An evaluation, whole.
+    """An evaluation, whole. ``environment`` and ``cost`` are not compared."""
 
-    Attributes:
-        format: of this document.
-        metrics: the first is the one that the card is about.
-        by_size: distances at several N.
-        memorization: None if it was not looked for.
-        lossy: what was lost before the samples came here (JPEG), one sentence each.
-        notes: warnings, one sentence each.
-        published: values of the literature.
-        choices: everything that made the numbers.
-        environment: versions and hardware; not compared.
-        cost: seconds of training, sampling and evaluation, images per second ..., where known; not compared.
-    """
-
-    format: Literal[2] = FORMAT
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-    by_size: tuple[BySize, ...] = ()
-    memorization: Memorization | None = None
-    lossy: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    format: Literal[2] = FORMAT  # of this document
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]  # the first is the one that the card is about
+    by_size: tuple[BySize, ...] = ()  # distances at several N
+    memorization: Memorization | None = None  # None if it was not looked for
+    lossy: tuple[str, ...] = ()  # what was lost before the samples came here (JPEG), one sentence each
+    notes: tuple[str, ...] = ()  # warnings, one sentence each
     published: Published
     choices: Choices
-    environment: dict[str, JsonValue] = {}
-    cost: dict[str, JsonValue] = {}
+    environment: dict[str, JsonValue] = {}  # versions and hardware
+    cost: dict[str, JsonValue] = {}  # seconds of training, sampling and evaluation, images per second ..., where known
 
     @model_validator(mode="after")
     def _each_metric_once(self) -> Self:

@@ -33,39 +33,26 @@ class Difference:
 class Movement:
     """A metric in two cards.
 
-    Attributes:
-        name: of the metric.
-        a: value in A; None if A has none.
-        b: value in B; None if B has none.
-        z: ``b - a`` in standard errors of a difference; None where these are not known, or 0.
-        verdict: ``better`` and ``worse`` say how B is, beyond noise; ``unknown`` is a difference whose noise is not
-            known; ``not comparable`` are numbers on different things; ``missing`` is a metric of one card alone.
-        reason: why it is unknown, not comparable or missing, as a clause; else empty.
+    ``better`` and ``worse`` say how B is, beyond noise; ``unknown`` is a difference whose noise is not known;
+    ``not comparable`` are numbers on different things; ``missing`` is a metric of one card alone.
     """
 
     name: str
-    a: float | None
+    a: float | None  # value in A; None if A has none
     b: float | None
-    z: float | None
+    z: float | None  # b - a in standard errors of a difference; None where these are not known, or 0
     verdict: Verdict
-    reason: str = ""
+    reason: str = ""  # why it is unknown, not comparable or missing, as a clause
 
 
 @dataclass(frozen=True)
 class CardDifference:
-    """What ``compare_cards`` finds.
+    """What ``compare_cards`` finds."""
 
-    Attributes:
-        differences: of the choices.
-        movements: one for each metric of either card.
-        others: other sections that are not the same.
-        not_compared: differences of hardware, versions and cost, which are shown and decide nothing.
-    """
-
-    differences: tuple[Difference, ...]
-    movements: tuple[Movement, ...]
-    others: tuple[str, ...]
-    not_compared: tuple[Difference, ...]
+    differences: tuple[Difference, ...]  # of the choices
+    movements: tuple[Movement, ...]  # one for each metric of either card
+    others: tuple[str, ...]  # other sections that are not the same
+    not_compared: tuple[Difference, ...]  # of hardware, versions and cost, which decide nothing
 
     @property
     def equal(self) -> bool:

@@ -20,33 +20,19 @@ FID = "fid"
 
 @dataclass(frozen=True)
 class PublishedValue:
-    """A FID in the literature: 50,000 samples as PNG or in memory, Inception-v3 of 2015-12-05, the training images.
+    """A FID in the literature: 50,000 samples as PNG or in memory, Inception-v3 of 2015-12-05, the training images."""
 
-    Attributes:
-        model: as its authors call it.
-        sampler: what drew the samples; empty where the source does not say.
-        steps: network evaluations a sample; None where the source does not say.
-        fid: the value.
-        protocol: the images' crop and resize, by the authors' code; a key of ``PROTOCOLS``.
-        source: arXiv number, or address.
-        where: place in the source.
-        reference_images: training images that were compared with; None = all.
-        image_size: side in pixels.
-        samples: N.
-        note: what a reader should know before comparing.
-    """
-
-    model: str
-    sampler: str
-    steps: int | None
+    model: str  # as its authors call it
+    sampler: str  # what drew the samples; empty where the source does not say
+    steps: int | None  # network evaluations a sample; None where the source does not say
     fid: float
-    protocol: str
-    source: str
-    where: str
-    reference_images: int | None = None
-    image_size: int = PUBLISHED_SIZE
+    protocol: str  # the images' crop and resize, by the authors' code; a key of PROTOCOLS
+    source: str  # arXiv number, or address
+    where: str  # place in the source
+    reference_images: int | None = None  # training images that were compared with; None = all
+    image_size: int = PUBLISHED_SIZE  # side in pixels
     samples: int = PUBLISHED_SAMPLES
-    note: str = ""
+    note: str = ""  # what a reader should know before comparing
 
 
 PUBLISHED = tuple(PublishedValue(**value) for value in package_data(__package__, "published.yaml")["values"])
@@ -55,9 +41,11 @@ PROTOCOLS_WITH_VALUES = tuple(dict.fromkeys(value.protocol for value in PUBLISHE
 
 def comparable(card: "Card") -> tuple[PublishedValue, ...]:
     """The published values that are of the same measurement as the card's ``comparable`` metric, best first."""
+    if _general_differences(card):
+        return ()
     protocol = card.choices.data.protocol
-    fitting = [value for value in PUBLISHED if value.protocol == protocol and _same_images(value, card)]
-    return () if _general_differences(card) else tuple(sorted(fitting, key=lambda value: value.fid))
+    fitting = (value for value in PUBLISHED if value.protocol == protocol and _same_images(value, card))
+    return tuple(sorted(fitting, key=lambda value: value.fid))
 
 
 def why_not_comparable(card: "Card") -> str | None:
