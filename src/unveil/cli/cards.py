@@ -5,19 +5,20 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from unveil.cli.find import RUN_ID, find_file, project_root, tracked
 from unveil.errors import UnveilError, one_line
-
-if TYPE_CHECKING:
-    from unveil.evaluation.card.card import Card
+from unveil.evaluation.card.card import Card, parse_card, read_card
+from unveil.evaluation.card.comparison import compare_cards, describe_difference
+from unveil.files import read_text
 
 CARD = "reports/card.json"  # in a project
 ARTIFACT = "card.json"  # of an evaluate run
 STAGE = Path("stages/evaluate.py")
+MEANT = "A card.json, a folder with one, a Git revision, a DVC experiment, or an MLflow run"
 
 
 def evaluate(
@@ -38,12 +39,7 @@ def evaluate(
 
 
 def compare(
-    first: Annotated[
-        str,
-        typer.Argument(
-            help="A card.json, a folder with one, a Git revision, a DVC experiment, or an MLflow run.", metavar="A"
-        ),
-    ],
+    first: Annotated[str, typer.Argument(help=f"{MEANT}.", metavar="A")],
     others: Annotated[list[str], typer.Argument(help="What to compare it with, in the same ways.", metavar="B")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a document each, instead of sentences.")] = False,
 ) -> None:
@@ -52,8 +48,6 @@ def compare(
     Exits with 0: equal, or no metric differs by more than noise; 1: one does, or cannot be compared, or its noise
     is not known; 2: bad input.
     """
-    from unveil.evaluation.card.comparison import compare_cards, describe_difference
-
     card, within_noise = find_card(first), True
     for number, (name, other) in enumerate([(name, find_card(name)) for name in others]):
         found = compare_cards(card, other)
@@ -66,14 +60,11 @@ def compare(
         raise typer.Exit(1)
 
 
-def find_card(name: str) -> "Card":
+def find_card(name: str) -> Card:
     """The card that a name on the command line means: what exists as a path, else an MLflow run, else a revision.
 
-    Raises:
-        UnveilError: if it means none, or its card cannot be had or read.
+    Raises UnveilError if it means none, or its card cannot be had or read.
     """
-    from unveil.evaluation.card.card import parse_card, read_card
-
     if (path := find_file(name, (CARD, ARTIFACT), "evaluate")) is not None:
         return read_card(path)
     if RUN_ID.fullmatch(name):
@@ -83,8 +74,6 @@ def find_card(name: str) -> "Card":
 
 def _tracked_card(run_id: str) -> str:
     """The text of the card of an evaluate run in the project's store."""
-    from unveil.files import read_text
-
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tracked(run_id) as client, tempfile.TemporaryDirectory() as folder:
         stage = client.get_run(run_id).data.tags.get("unveil.stage", "no")

@@ -97,12 +97,11 @@ def measure(
     parts: list[BitsPerDim] = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
+        done = start + len(batch)
         try:
             parts.append(bits_per_dim(denoiser, denoiser.path, batch, config, start, device))
         except ArithmeticError as error:
-            raise UnveilError(
-                f"likelihood of the images {start} to {start + len(batch) - 1}: {error}; train a model whose loss is "
-                "finite"
-            ) from None
-        say(Passing(f"likelihood of {start + len(batch)} of {len(images)} images"))
+            where = f"likelihood of the images {start} to {done - 1}"
+            raise UnveilError(f"{where}: {error}; train a model whose loss is finite") from None
+        say(Passing(f"likelihood of {done} of {len(images)} images"))
     return BitsPerDim(torch.cat([part.values for part in parts]), torch.cat([part.nfe for part in parts]))

@@ -83,16 +83,10 @@ class Evaluated:
 
 
 def read_inputs(settings: Evaluation, shards: Path, path: Path, protocol: str | None = None) -> Inputs:
-    """The samples at ``path``, and which real images of the shards they are compared with.
+    """The samples of any generator at ``path``, and which real images of the shards they are compared with.
 
-    Args:
-        settings: which sets, and how many images.
-        shards: folder that preprocess wrote.
-        path: samples of the sample stage or of any generator.
-        protocol: which the user states for samples that do not say it themselves.
-
-    Raises:
-        UnveilError: for what is missing, damaged, too little, or does not belong together.
+    ``protocol`` is what the user states for samples that do not say it themselves. Raises UnveilError for what is
+    missing, damaged, too little, or does not belong together.
     """
     index = ShardIndex.load(shards)
     samples = load_samples(path, settings.num_images, protocol)
@@ -133,19 +127,10 @@ def evaluate(
 ) -> Evaluated | None:
     """Extract, measure, and state what made the numbers; None elsewhere than at rank 0.
 
-    Args:
-        settings: what is measured.
-        inputs: on which images.
-        extractors: on which features, those of the headline first.
-        raw: folder that download wrote, for the control by another protocol.
-        cache: of features.
-        device: of the networks.
-        processes: that extract together.
-        say: is told warnings, and how far it is.
-        code: what the card says of the code.
+    Of the ``extractors`` the first has the headline. ``raw`` is the folder that download wrote, for the control by
+    another protocol; ``say`` is told warnings, and how far it is; ``code`` is what the card says of the code.
 
-    Raises:
-        UnveilError: for sets that are too small, or features that are not finite.
+    Raises UnveilError for sets that are too small, or features that are not finite.
     """
     real = inputs.real
     damaged = damaged_sets(real, raw, settings.controls, settings.control_images, settings.seed)
@@ -172,14 +157,9 @@ def evaluate(
         return None
     choices = choices_of(inputs.samples, real, extractors, asked, damaged.words, device) | {"code": dict(code)}
     card, copies = _card(found, choices, notes, inputs.samples), found[settings.features[0]].copies
-    return Evaluated(_flat(found, real), card, inputs, copies)
-
-
-def _flat(found: Mapping[str, Found], real: RealImages) -> dict[str, float | int]:
-    sizes = real.sizes
-    counts = {"num_samples": sizes.samples, "num_reference": sizes.reference, "num_held_out": sizes.held_out}
-    values = {name: value for part in found.values() for name, value in flat_metrics(part.metrics).items()}
-    return {**values, **counts}
+    flat = {name: value for part in found.values() for name, value in flat_metrics(part.metrics).items()}
+    counts = {f"num_{name}": getattr(real.sizes, name) for name in ("samples", "reference", "held_out")}
+    return Evaluated(flat | counts, card, inputs, copies)
 
 
 def _card(found: Mapping[str, Found], choices: Mapping[str, Any], notes: list[str], samples: SampleFile) -> Card:

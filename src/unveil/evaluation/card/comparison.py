@@ -175,12 +175,8 @@ def describe_difference(found: CardDifference, a: str, b: str) -> list[str]:
 
 def conclusion(found: CardDifference) -> str:
     """One sentence on whether the cards differ by more than noise."""
-    groups: dict[str, list[str]] = {}
-    for move in found.movements:
-        groups.setdefault(move.verdict, []).append(move.name)
-    return "; ".join(
-        text.format(", ".join(groups[verdict])) for verdict, (_, text) in WORDS.items() if verdict in groups
-    )
+    groups = {verdict: [move.name for move in found.movements if move.verdict == verdict] for verdict in WORDS}
+    return "; ".join(WORDS[verdict][1].format(", ".join(names)) for verdict, names in groups.items() if names)
 
 
 def _difference_lines(title: str, differences: Iterable[Difference]) -> list[str]:

@@ -37,6 +37,7 @@ def render(card: Card) -> str:
         number=_number,
         percent=_percent,
         spread=_spread,
+        row=_row,
         table=_table,
         text=_text,
         values=_values,
@@ -54,7 +55,6 @@ def render(card: Card) -> str:
         kinds=kinds.values(),
         meanings=MEANINGS,
         damaged=damaged,
-        damages={name for metric in damaged for name in metric.controls},
         undamaged=UNDAMAGED,
         subset=subset if isinstance(subset, int) else None,
         controls=_controls(card, damaged),
@@ -86,25 +86,16 @@ def _metrics(card: Card) -> Rows:
     return list(zip(*filled, strict=True))
 
 
-def _controls(card: Card, metrics: Sequence[Metric]) -> Rows:
-    """Metrics by damage, best first, below the samples and the floor, which have another N."""
+def _controls(card: Card, metrics: Sequence[Metric]) -> list[tuple[str, str, list[float | None]]]:
+    """Each damage, best first: its name, what was done, and the value of each metric."""
     if not metrics:
         return []
     first, words = metrics[0], card.choices.evaluation.get("controls")
     said = {UNDAMAGED: "nothing: the floor of the controls"} | (dict(words) if isinstance(words, Mapping) else {})
     names = dict.fromkeys(name for metric in metrics for name in metric.controls)
     sign = 1 if first.lower_is_better else -1
-    rows: Rows = [
-        ("images", "what was done to them", "N", *(f"`{metric.name}`" for metric in metrics)),
-        ("**the samples**", "", first.n, *(metric.value for metric in metrics)),
-    ]
-    if any(metric.floor is not None for metric in metrics):
-        taken = card.choices.data.held_out.taken
-        rows.append(("held-out real images, as they are", "the floor", taken, *(metric.floor for metric in metrics)))
-    for name in sorted(names, key=lambda name: sign * first.controls.get(name, sign * float("inf"))):
-        values = (metric.controls.get(name) for metric in metrics)
-        rows.append((f"`{name}`", str(said.get(name, "")), first.n_controls, *values))
-    return rows
+    ordered = sorted(names, key=lambda name: sign * first.controls.get(name, sign * float("inf")))
+    return [(name, str(said.get(name, "")), [metric.controls.get(name) for metric in metrics]) for name in ordered]
 
 
 def _made_by(card: Card) -> dict[str, Mapping[str, Any]]:
@@ -137,7 +128,11 @@ def _values(values: Mapping[str, Any]) -> Rows:
 def _table(rows: Rows) -> str:
     """The first row is the title of each column; without rows nothing."""
     lines = [*rows[:1], *(["---"] * len(row) for row in rows[:1]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    return "\n".join(map(_row, lines))
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
 
 
 # ----------------------------------------------------------------------------------------- single values

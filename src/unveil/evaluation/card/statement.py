@@ -123,21 +123,26 @@ def sampling_choices(samples: SampleFile, count: int) -> dict[str, Any]:
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Versions and hardware; ``record`` is that of the stage's run."""
-    found: dict[str, Any] = {"unveil": unveil.__version__, "python": platform.python_version()}
-    found |= {package: version(package) for package in ("torch", "torch-fidelity", "numpy", "scipy")}
+    packages = {package: version(package) for package in ("torch", "torch-fidelity", "numpy", "scipy")}
     machine = {key.removeprefix("unveil."): value for key, value in record["machine"].items()}
-    found |= {key: value for key, value in machine.items() if not key.startswith("version.")}
-    return found | {key: record[key] for key in ("git_commit", "git_dirty", "dvc_exp_name") if record[key] is not None}
+    return {
+        "unveil": unveil.__version__,
+        "python": platform.python_version(),
+        **packages,
+        **{key: value for key, value in machine.items() if not key.startswith("version.")},
+        **{key: record[key] for key in ("git_commit", "git_dirty", "dvc_exp_name") if record[key] is not None},
+    }
 
 
 def cost_of(upstream: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, Any]:
     """Seconds of each stage, and of training what its curve says, which holds the time before an interruption."""
     found: dict[str, Any] = {}
     for name, record in upstream.items():
-        if record.get("seconds"):
-            found[f"{name}_seconds"] = record["seconds"]
-        if name == "train" and "minutes" in record["metrics"]:
-            found["train_loop_minutes"] = record["metrics"]["minutes"]
-        if name in ("train", "sample") and "images_per_second" in record["metrics"]:
-            found[f"{name}_images_per_second"] = record["metrics"]["images_per_second"]
+        rate, minutes = (record["metrics"].get(key) for key in ("images_per_second", "minutes"))
+        stated = {
+            f"{name}_seconds": record.get("seconds") or None,
+            "train_loop_minutes": minutes if name == "train" else None,
+            f"{name}_images_per_second": rate if name in ("train", "sample") else None,
+        }
+        found |= {key: value for key, value in stated.items() if value is not None}
     return found | {"evaluate_seconds": round(seconds, 1)}
