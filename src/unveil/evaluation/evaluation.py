@@ -13,7 +13,7 @@ from unveil.data.shards import ShardIndex, verify
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card
-from unveil.evaluation.card.figures import TABLES, neighbours_figure, save_figure, write_comparison
+from unveil.evaluation.card.figures import neighbours_figure, plot_data, save_figure, write_comparison
 from unveil.evaluation.card.sentences import notes_on, on_limit, unknown_of
 from unveil.evaluation.card.statement import by_size_of, choices_of, memorization_of
 from unveil.evaluation.config import Evaluation
@@ -33,6 +33,7 @@ from unveil.evaluation.metrics.copies import Copies, to_show
 from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, extract_sets, measure
 from unveil.evaluation.metrics.metric import Found, flat_metrics
 from unveil.evaluation.metrics.registry import METRICS, kind_of
+from unveil.files import write_text
 
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
 
@@ -69,12 +70,13 @@ class Evaluated:
 
     def write_plots(self, folder: Path) -> list[Path]:
         """Write the figures and the data of DVC's plots, each whole; their paths."""
-        for name, write in TABLES.items():
-            write(folder / name, self.card)
+        data = plot_data(self.card)
+        for name, text in data.items():
+            write_text(folder / name, text)
         comparison, neighbours = folder / "real-and-samples.png", folder / "neighbours.png"
         samples, real = self.inputs.samples.images, self.inputs.real
         write_comparison(comparison, real.held_out, samples, self.card)
-        written = [*(folder / name for name in TABLES), comparison]
+        written = [*(folder / name for name in data), comparison]
         neighbours.unlink(missing_ok=True)  # of an earlier run, if this one has none
         if self.copies is None:
             return written

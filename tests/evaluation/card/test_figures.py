@@ -14,19 +14,14 @@ from unveil.evaluation.card.figures import (
     COLUMNS,
     TITLE_HEIGHT,
     neighbours_figure,
+    plot_data,
     summary,
-    write_by_nfe,
-    write_by_size,
     write_comparison,
-    write_distances,
-    write_precision_recall,
 )
 
 
-def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "distances.json"
-    write_distances(path, card())
-    assert json.loads(path.read_text()) == [
+def test_distances_has_a_row_for_the_samples_and_each_control() -> None:
+    assert json.loads(plot_data(card())["distances.json"]) == [
         {"set": "samples", "distance": 12.3181, "kernel_distance": 0.0083727},
         {"set": "real, held out", "distance": 1.9, "kernel_distance": -1.25e-05},
         {"set": "uniform noise", "distance": 400.1, "kernel_distance": 0.41},
@@ -36,42 +31,37 @@ def test_distances_has_a_row_for_the_samples_and_each_control(tmp_path: Path) ->
     ]
 
 
-def test_distances_without_a_kernel_distance_or_controls(tmp_path: Path) -> None:
-    write_distances(tmp_path / "a.json", card({"fid": 3.5}))
-    rows = json.loads((tmp_path / "a.json").read_text())
+def test_distances_without_a_kernel_distance_or_controls() -> None:
+    rows = json.loads(plot_data(card({"fid": 3.5}))["distances.json"])
     assert rows[0] == {"set": "samples", "distance": 3.5, "kernel_distance": None}
     assert [row["set"] for row in rows] == ["samples", "jpeg-75", "blur-1", "undamaged"]
 
 
-def test_by_size_has_a_row_for_each_number_of_samples(tmp_path: Path) -> None:
+def test_by_size_has_a_row_for_each_number_of_samples() -> None:
     (part,) = card().by_size
-    write_by_size(tmp_path / "a.csv", card())
-    assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n5000,16.1,11.9\n50000,12.3181,11.9\n"
-    write_by_size(tmp_path / "a.csv", card(by_size=[part.model_copy(update={"extrapolation": None})]))
-    assert (tmp_path / "a.csv").read_text().endswith("\n50000,12.3181,nan\n")
-    write_by_size(tmp_path / "a.csv", card(by_size=[]))
-    assert (tmp_path / "a.csv").read_text() == "images,distance,extrapolated\n"
+    lines = "images,distance,extrapolated\n5000,16.1,11.9\n50000,12.3181,11.9\n"
+    assert plot_data(card())["by_size.csv"] == lines
+    bare = card(by_size=[part.model_copy(update={"extrapolation": None})])
+    assert plot_data(bare)["by_size.csv"] == lines.replace("11.9", "nan")
+    assert plot_data(card(by_size=[]))["by_size.csv"] == "images,distance,extrapolated\n"
 
 
-def test_by_nfe_has_one_point_or_none(tmp_path: Path) -> None:
-    write_by_nfe(tmp_path / "a.csv", card())
-    assert (tmp_path / "a.csv").read_text() == "nfe,distance\n35,12.3181\n"
-    write_by_nfe(tmp_path / "a.csv", Card.of(metrics(), choices() | {"sampling": {}}))
-    assert (tmp_path / "a.csv").read_text() == "nfe,distance\n"
+def test_by_nfe_has_one_point_or_none() -> None:
+    assert plot_data(card())["by_nfe.csv"] == "nfe,distance\n35,12.3181\n"
+    unsaid = Card.of(metrics(), choices() | {"sampling": {}})
+    assert plot_data(unsaid)["by_nfe.csv"] == "nfe,distance\n"
 
 
-def test_precision_recall_has_a_row_for_each_features(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_precision_recall(path, card())
-    assert path.read_text() == "features,precision,recall,density,coverage\ninception,0.71,0.52,0.9,0.81\n"
+def test_precision_recall_has_a_row_for_each_features() -> None:
+    header = "features,precision,recall,density,coverage\n"
+    assert plot_data(card())["precision_recall.csv"] == f"{header}inception,0.71,0.52,0.9,0.81\n"
     names = {"fid": "inception", "precision": "inception", "recall_dinov2": "dinov2"}
     more = [metric(name, {name: 0.5}, n=9, n_reference=9, features=on) for name, on in names.items()]
     both = choices()
     both["features"]["dinov2"] = both["features"]["inception"] | {"extractor": "dinov2"}
-    write_precision_recall(path, Card.of(more, both))
-    assert path.read_text().splitlines()[1:] == ["inception,0.5,nan,nan,nan", "dinov2,nan,0.5,nan,nan"]
-    write_precision_recall(path, card({"fid": 3.5}))
-    assert path.read_text() == "features,precision,recall,density,coverage\n"
+    rows = plot_data(Card.of(more, both))["precision_recall.csv"].splitlines()[1:]
+    assert rows == ["inception,0.5,nan,nan,nan", "dinov2,nan,0.5,nan,nan"]
+    assert plot_data(card({"fid": 3.5}))["precision_recall.csv"] == header
 
 
 def _coloured(count: int, channel: int) -> torch.Tensor:

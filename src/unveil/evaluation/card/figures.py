@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from unveil.data.order import spread
 from unveil.evaluation.card.card import Card, aligned
 from unveil.evaluation.metrics.metric import Metric
-from unveil.files import atomic_path, write_json, write_text
+from unveil.files import atomic_path
 
 ROWS = 3
 COLUMNS = 12
@@ -24,78 +25,49 @@ DPI = 100
 PRECISION_RECALL = ("precision", "recall", "density", "coverage")
 
 
-def write_distances(path: Path, card: Card) -> None:
-    """JSON for ``dvc plots``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control.
+def plot_data(card: Card) -> dict[str, str]:
+    """The data of DVC's plots, by the name of its file; a table without rows has its header, so that the plot is there.
 
-    The kernel distance is null where the card has none of a set.
+    - ``distances.json``: ``set``, ``distance`` and ``kernel_distance`` of the samples and each control, the latter null
+      where the card has none of a set.
+    - ``by_nfe.csv``, for ``dvc plots diff``: one row, ``nfe`` of the samples and their ``distance``, or none if they do
+      not say it. Each experiment has one point, and all of them together make the curve of quality for compute.
+    - ``by_size.csv``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
+    - ``precision_recall.csv``: one row for each feature network; what the card does not have is ``nan``.
     """
     kernel = next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
     kernels = {} if kernel is None else _by_set(kernel)
-    rows = [
+    distances = [
         {"set": name, "distance": distance, "kernel_distance": kernels.get(name)}
         for name, distance in _by_set(card.headline).items()
         if distance is not None
     ]
-    write_json(path, rows)
+    nfe = card.choices.sampling.get("nfe")
+    sizes = [(point.images, point.distance, part.extrapolation) for part in card.by_size[:1] for point in part.points]
+    shares: dict[str, dict[str, float]] = {}
+    for metric in card.metrics:
+        name = metric.name.partition("_")[0]
+        if name in PRECISION_RECALL and metric.features is not None:
+            shares.setdefault(metric.features, {})[name] = metric.value
+    rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in shares.items()]
+    return {
+        "distances.json": json.dumps(distances, indent=2, ensure_ascii=False) + "\n",
+        "by_nfe.csv": _csv(("nfe", "distance"), [] if nfe is None else [(nfe, card.headline.value)]),
+        "by_size.csv": _csv(("images", "distance", "extrapolated"), sizes),
+        "precision_recall.csv": _csv(("features", *PRECISION_RECALL), rows),
+    }
 
 
 def _by_set(metric: Metric) -> dict[str, float | None]:
     """The values of a metric, by the set of images that each is of."""
-    return {
-        "samples": metric.value,
-        "real, held out": metric.floor,
-        "uniform noise": metric.noise,
-        **metric.controls,
-    }
+    return {"samples": metric.value, "real, held out": metric.floor, "uniform noise": metric.noise, **metric.controls}
 
 
-def write_by_size(path: Path, card: Card) -> None:
-    """CSV for ``dvc plots``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
-
-    Of a card without several sizes a header alone, so that the plot is there.
-    """
-    rows = [(point.images, point.distance, part.extrapolation) for part in card.by_size[:1] for point in part.points]
-    _write_csv(path, ("images", "distance", "extrapolated"), rows)
-
-
-def write_by_nfe(path: Path, card: Card) -> None:
-    """CSV for ``dvc plots diff``: one row, ``nfe`` of the samples and their ``distance``.
-
-    Each experiment has one point, and all of them together make the curve of quality for compute. Samples that do
-    not say their ``nfe`` give a file with a header alone.
-    """
-    nfe = card.choices.sampling.get("nfe")
-    _write_csv(path, ("nfe", "distance"), [] if nfe is None else [(nfe, card.headline.value)])
-
-
-def write_precision_recall(path: Path, card: Card) -> None:
-    """CSV for ``dvc plots``: ``features``, ``precision``, ``recall``, ``density``, ``coverage``.
-
-    One row for each feature network; what the card does not have is ``nan``.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for metric in card.metrics:
-        name = metric.name.partition("_")[0]
-        if name in PRECISION_RECALL and metric.features is not None:
-            found.setdefault(metric.features, {})[name] = metric.value
-    rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in found.items()]
-    _write_csv(path, ("features", *PRECISION_RECALL), rows)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     filled = (["nan" if value is None else value for value in row] for row in rows)  # an empty cell is drawn at 0
     csv.writer(text, lineterminator="\n").writerows([header, *filled])
-    write_text(path, text.getvalue())
-
-
-TABLES = {
-    "distances.json": write_distances,
-    "by_nfe.csv": write_by_nfe,
-    "by_size.csv": write_by_size,
-    "precision_recall.csv": write_precision_recall,
-}
-"""What writes the data of each of DVC's plots, by the name of its file."""
+    return text.getvalue()
 
 
 def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> None:

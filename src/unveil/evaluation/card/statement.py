@@ -138,11 +138,11 @@ def cost_of(upstream: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[s
     """Seconds of each stage, and of training what its curve says, which holds the time before an interruption."""
     found: dict[str, Any] = {}
     for name, record in upstream.items():
-        rate, minutes = (record["metrics"].get(key) for key in ("images_per_second", "minutes"))
+        metrics = record.get("metrics", {})
         stated = {
             f"{name}_seconds": record.get("seconds") or None,
-            "train_loop_minutes": minutes if name == "train" else None,
-            f"{name}_images_per_second": rate if name in ("train", "sample") else None,
+            "train_loop_minutes": metrics.get("minutes") if name == "train" else None,
+            f"{name}_images_per_second": metrics.get("images_per_second") if name in ("train", "sample") else None,
         }
         found |= {key: value for key, value in stated.items() if value is not None}
     return found | {"evaluate_seconds": round(seconds, 1)}
