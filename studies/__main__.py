@@ -39,8 +39,8 @@ def nfe(
     """Distance against network evaluations, for every sampler, on one trained model."""
     from studies import nfe as study_of
 
-    settings = study_of.Settings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
-    study = study_of.Study(models, shards, out, settings, say=typer.echo)
+    settings = study_of.NfeSettings(images, reference_images, seed, sigma_min, sigma_max, batch_size)
+    study = study_of.NfeStudy(models, shards, out, settings, say=typer.echo)
     configs = list(
         study_of.cases(_names(samplers), _names(grids), study.sigma_min, study.sigma_max, _numbers(evaluations))
     )
@@ -71,7 +71,7 @@ def tutorials(
 
     cases = study_of.chosen(only or [])
     budget = study_of.Budget(images=images, samples=samples)
-    study = study_of.Study(shards, out, budget, say=typer.echo)
+    study = study_of.TutorialStudy(shards, out, budget, say=typer.echo)
     results = study.run(cases, 60 * minutes, jobs)
     table = study_of.write_report(study, results, figures or out / "figures")
     typer.echo(table)
@@ -96,8 +96,8 @@ def distances(
     """What moves a Fréchet distance, and by how much: real images against real images, changed on purpose."""
     from studies import distances as study_of
 
-    settings = study_of.Settings(images, held_out, seed, features, weights, batch_size)
-    study = study_of.Study(shards, raw, out, settings, say=typer.echo)
+    settings = study_of.DistanceSettings(images, held_out, seed, features, weights, batch_size)
+    study = study_of.DistanceStudy(shards, raw, out, settings, say=typer.echo)
     study.run()
     typer.echo(study_of.write_report(study))
 

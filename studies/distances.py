@@ -111,7 +111,7 @@ def bias_rate(covariance: NDArray[np.float64]) -> float:
 
 
 @dataclass(frozen=True)
-class Settings:
+class DistanceSettings:
     """What all distances of a study share.
 
     Attributes:
@@ -157,7 +157,7 @@ class Distance:
 
 
 @dataclass
-class Study:
+class DistanceStudy:
     """Shards, the archive that they were made of, and the distances measured so far, in ``out/distances.json``.
 
     Args:
@@ -174,7 +174,7 @@ class Study:
     shards: Path
     raw: Path
     out: Path
-    settings: Settings
+    settings: DistanceSettings
     say: Say
 
     def __post_init__(self) -> None:
@@ -454,7 +454,7 @@ def splits_table(measured: Mapping[str, float]) -> str:
     return _markdown(["splits", "mean", f"range of {DRAWS} draws"], rows)
 
 
-def report(study: Study) -> str:
+def report(study: DistanceStudy) -> str:
     """All tables, in Markdown, with what made them."""
     measured, index, settings = study.measured, study.index, study.settings
     name = study.extractor.features.frechet
@@ -487,7 +487,7 @@ def report(study: Study) -> str:
     )
 
 
-def draw(study: Study) -> Figure:
+def draw(study: DistanceStudy) -> Figure:
     """What each change costs, and the distance by the number of images."""
     figure = Figure(figsize=(10, 5.2), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -505,7 +505,7 @@ def draw(study: Study) -> Figure:
     return figure
 
 
-def _draw_changes(axes: Axes, study: Study) -> None:
+def _draw_changes(axes: Axes, study: DistanceStudy) -> None:
     own, measured = study.index.protocol, study.measured
     changes = {change: measured[f"changes/{change}/reference"] for change in study.changes}
     protocols = {f"protocol {other}": measured[f"protocols/{other}/{own}"] for other in study.others}
@@ -520,7 +520,7 @@ def _draw_changes(axes: Axes, study: Study) -> None:
     axes.set_title(f"held-out images changed; dashed: the floor, {_short(study.floor)}", fontsize=9)
 
 
-def _draw_sizes(axes: Axes, study: Study) -> None:
+def _draw_sizes(axes: Axes, study: DistanceStudy) -> None:
     sizes = study.curve()
     for what, color, marker in (("held out", "#0072b2", "o"), ("train", "#009e73", "s")):
         values = [study.measured[f"sizes/{size}/{what}"] for size in sizes]
@@ -547,7 +547,7 @@ PICTURED = (
 """The changes beside the protocols in the picture."""
 
 
-def faces(study: Study) -> dict[str, Tensor]:
+def faces(study: DistanceStudy) -> dict[str, Tensor]:
     """The same few held-out faces by every protocol, and through some of the changes."""
     rows = torch.from_numpy(spread(study.settings.images, min(FACES, study.settings.images)))
     ids, images = study.held_out_ids[rows], study.held_out[rows]
@@ -582,7 +582,7 @@ def picture(columns: Mapping[str, Tensor], a_row: int) -> Image.Image:
     return page
 
 
-def write_report(study: Study) -> str:
+def write_report(study: DistanceStudy) -> str:
     """Write ``distances.md``, ``distances.png`` and ``protocols.png`` into the study's folder; return the text."""
     text = report(study)
     write_text(study.out / "distances.md", text + "\n")

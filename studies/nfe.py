@@ -43,7 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 @dataclass(frozen=True)
-class Settings:
+class NfeSettings:
     """What all points of a study share.
 
     Attributes:
@@ -129,7 +129,7 @@ def reference_case(sigma_min: float, sigma_max: float) -> Sampler:
 
 
 @dataclass
-class Study:
+class NfeStudy:
     """A model, real images, and the points measured so far, which live in ``out/points.json``.
 
     Args:
@@ -146,7 +146,7 @@ class Study:
     models: Path
     shards: Path
     out: Path
-    settings: Settings
+    settings: NfeSettings
     say: Say
 
     def __post_init__(self) -> None:
@@ -314,7 +314,7 @@ def table(points: Sequence[Point]) -> str:
     return text + (f"\n\nrk45 takes as many as it needs. {found}." if found else "")
 
 
-def write_report(study: Study) -> str:
+def write_report(study: NfeStudy) -> str:
     """Write ``nfe.md`` and ``nfe.png`` beside the points; return the text."""
     features, settings = study.extractor.features, study.settings
     text = "\n\n".join(

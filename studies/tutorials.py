@@ -435,7 +435,7 @@ class Judge:
         return load_extractor(FEATURES)
 
 
-class Study:
+class TutorialStudy:
     """A folder of finished runs, and what is needed to make the others.
 
     Args:
@@ -641,7 +641,7 @@ class Clock:
 
 def _make(shards: Path, out: Path, budget: Budget, cases: Sequence[Case], say: Say) -> list[Result]:
     """Make some cases of a study in another process."""
-    return list(Study(shards, out, budget, say).make(cases))
+    return list(TutorialStudy(shards, out, budget, say).make(cases))
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
@@ -710,7 +710,7 @@ def table(results: Sequence[Result], controls: Mapping[str, float], budget: Budg
     return "\n".join(lines) + "\n"
 
 
-def write_report(study: Study, results: Sequence[Result], figures: Path) -> str:
+def write_report(study: TutorialStudy, results: Sequence[Result], figures: Path) -> str:
     """Write ``results.json`` and ``table.md`` into the study's folder and the pictures into ``figures``.
 
     Returns:
@@ -755,7 +755,9 @@ def fill_report(path: Path, text: str) -> None:
     write_text(path, f"{head}{before}\n\n{text}\n{after}{tail}")
 
 
-def write_pictures(study: Study, results: Sequence[Result], controls: Mapping[str, float], figures: Path) -> None:
+def write_pictures(
+    study: TutorialStudy, results: Sequence[Result], controls: Mapping[str, float], figures: Path
+) -> None:
     """Write ``overview.png``, a row a run, and ``<name>.png``: the run without the mistake above the run with it."""
     cases = {case.name: case for case in CASES}
     pictures = {result.name: study.pictures(cases[result.name]) for result in results}

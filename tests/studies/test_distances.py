@@ -69,9 +69,11 @@ def measured(folder: Path) -> dict[str, float]:
     return {point["key"]: point["distance"] for point in points}
 
 
-def study(folder: Path) -> distances.Study:
+def study(folder: Path) -> distances.DistanceStudy:
     data = folder / "data"
-    return distances.Study(data / "shards", data / "raw", folder / "out", distances.Settings(IMAGES), lambda line: None)
+    return distances.DistanceStudy(
+        data / "shards", data / "raw", folder / "out", distances.DistanceSettings(IMAGES), lambda line: None
+    )
 
 
 def test_it_measures_writes_and_says(project: Path) -> None:

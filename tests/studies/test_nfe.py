@@ -82,13 +82,13 @@ def test_it_measures_writes_and_goes_on(project: Path, monkeypatch: pytest.Monke
     with Image.open(project / "reports" / "nfe" / "nfe.png") as picture:
         assert picture.width > 500
     measured: list[Sampler] = []
-    original = nfe.Study.measure
+    original = nfe.NfeStudy.measure
 
-    def watched(study: nfe.Study, config: Sampler) -> Point:
+    def watched(study: nfe.NfeStudy, config: Sampler) -> Point:
         measured.append(config)
         return original(study, config)
 
-    monkeypatch.setattr(nfe.Study, "measure", watched)
+    monkeypatch.setattr(nfe.NfeStudy, "measure", watched)
     assert run("--samplers", "ddim,heun,dpmpp-2m").exit_code == 0
     assert [config.sampler for config in measured] == ["dpmpp-2m", "dpmpp-2m"]
     assert points(project)[:4] == found

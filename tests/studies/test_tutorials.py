@@ -25,8 +25,8 @@ from studies.tutorials import (
     Result,
     ScaledBatches,
     Setup,
-    Study,
     ToldPlace,
+    TutorialStudy,
     chosen,
     fill_report,
     iterate,
@@ -114,8 +114,10 @@ def _use_small_features(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tutorials, "load_extractor", lambda name: name)
 
 
-def _study(shards: Path, out: Path, budget: Budget = TINY, say: Callable[[str], None] = lambda line: None) -> Study:
-    return Study(shards, out, budget, say)
+def _study(
+    shards: Path, out: Path, budget: Budget = TINY, say: Callable[[str], None] = lambda line: None
+) -> TutorialStudy:
+    return TutorialStudy(shards, out, budget, say)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
