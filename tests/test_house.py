@@ -21,6 +21,7 @@ GROUND = {
     "layout",
     "messages",
     "ledger",
+    "parameter_file",
     "posthoc",
     "precision",
     "printing",
@@ -31,7 +32,6 @@ GROUND = {
     "tensors",
     "weights",
     "workers",
-    "yaml",
 }
 FLOORS: tuple[set[str], ...] = (
     GROUND,

@@ -24,6 +24,7 @@ from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
 from unveil.messages import comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
+from unveil.parameter_file import Key, line_of, parse_mapping, written
 from unveil.posthoc import STEEPEST_RAMP
 from unveil.section import (
     GREATEST_DEVIATION,
@@ -38,7 +39,6 @@ from unveil.section import (
 )
 from unveil.training.config import Training
 from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
-from unveil.yaml import Key, line_of, parse_mapping, written
 
 MOST_BYTES = 1 << 20  # of a params.yaml
 COMMENT_COLUMN = 31  # of the comments behind the values

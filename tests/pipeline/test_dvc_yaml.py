@@ -22,6 +22,7 @@ FRAME = {
         "files",
         "layout",
         "messages",
+        "parameter_file",
         "params",
         "printing",
         "progress",
@@ -38,7 +39,6 @@ FRAME = {
         "run/tracked",
         "section",
         "tensors",
-        "yaml",
     )
 }
 # A range, a default (params.yaml has every key) or a sentence decides no result either; what the rules compute does.

@@ -21,10 +21,10 @@ from unveil.cli.main import app
 from unveil.errors import UnveilError
 from unveil.networks.config import UNetConfig
 from unveil.networks.unet import UNet
+from unveil.parameter_file import parse_mapping
 from unveil.params import Params, load_params, parse_params, render
 from unveil.recipes import apply_recipe, load_recipe, names
 from unveil.section import flatten
-from unveil.yaml import parse_mapping
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 # Those that the documentation names.

@@ -15,9 +15,9 @@ from typing import Any
 from unveil.errors import UnveilError
 from unveil.files import write_text
 from unveil.messages import nearest
+from unveil.parameter_file import Key, package_data, parse_mapping
 from unveil.params import SECTIONS, Params, check_params, parse_params, read_text, render
 from unveil.section import flatten
-from unveil.yaml import Key, package_data, parse_mapping
 
 BASE = "demo"
 

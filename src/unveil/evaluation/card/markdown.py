@@ -15,7 +15,7 @@ from unveil.evaluation.card.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE
 from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.metrics.metric import Kind, Metric
 from unveil.evaluation.metrics.registry import kind_of
-from unveil.yaml import package_data
+from unveil.parameter_file import package_data
 
 HASH = re.compile(r"[0-9a-f]{32,}")
 MEANINGS: dict[str, str] = package_data(__package__, "meanings.yaml")

@@ -7,7 +7,7 @@ as clean-fid does.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unveil.yaml import package_data
+from unveil.parameter_file import package_data
 
 if TYPE_CHECKING:
     from unveil.evaluation.card.card import Card

@@ -10,7 +10,7 @@ from unveil.evaluation.features.extraction import FeatureSet
 from unveil.evaluation.images.sets import SampleFile, SetSizes
 from unveil.evaluation.metrics.copies import CopiesOfTraining, Duplicates, Share
 from unveil.evaluation.metrics.uncertainty import LINE_FROM, FrechetBySize, least_for_limit
-from unveil.yaml import package_data
+from unveil.parameter_file import package_data
 
 WORDS: dict[str, dict[str, str]] = package_data(__package__, "sentences.yaml")
 

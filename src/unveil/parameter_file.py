@@ -1,21 +1,28 @@
-"""YAML 1.2 with a mapping at its top: read with the line of every key, and written a value a line."""
+"""YAML 1.2 with a mapping at its top, as params.yaml: read with the line of every key, and written a value a line."""
 
 import json
+from collections import deque
 from importlib.resources import files
-from itertools import chain
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from unveil.errors import UnveilError, printable
 
 # What is larger or deeper is none of ours, and would take minutes to read.
 MOST_NODES, MOST_DEPTH = 10_000, 16
+TOO_DEEP = f"found more than {MOST_DEPTH} levels of brackets; write the value plainly"
 Key: TypeAlias = tuple[str, ...]
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2's core types, that is, none for dates: ``2024-05-01`` is text, such as a folder's name."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[MappingNode, dict[Any, Any]]:
@@ -32,23 +39,18 @@ def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[Ma
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        _refuse_depth(text, name)
         root = yaml.compose(text)
-        if root is None:
-            raise UnveilError(f"{name}: empty, expected {expected}")
         if not isinstance(root, MappingNode):
-            raise UnveilError(f"{name}: expected {expected}, found no mapping")
-        if _count(root, {}) > MOST_NODES:
-            raise UnveilError(
-                f"{name}: found more than {MOST_NODES:,} values, each alias replaced by what it stands for; write fewer"
-            )
-        _refuse_duplicates(root, name)
+            raise UnveilError(f"{name}: {'empty' if root is None else 'found no mapping'}, expected {expected}")
+        _refuse_excess(root, name)
         return root, yaml.constructor.construct_document(root)
+    except RecursionError:
+        raise UnveilError(f"{name}: {TOO_DEEP}") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         raise UnveilError(printable(f"{place}: not valid YAML: {error.problem or error.context}")) from None
-    except (YAMLError, ValueError, RecursionError) as error:  # such as !!int followed by a word
+    except (YAMLError, ValueError) as error:  # such as !!int followed by a word
         raise UnveilError(printable(f"{name}: not valid YAML: {' '.join(str(error).split())}")) from None
 
 
@@ -82,44 +84,28 @@ def written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-class _Constructor(SafeConstructor):
-    """YAML 1.2's core types, that is, none for dates: ``2024-05-01`` is text, such as a folder's name."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
-
-def _refuse_depth(text: str, name: str) -> None:
-    """Raise UnveilError if lists or mappings lie deeper in each other than any parameter does."""
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MOST_DEPTH:
-            line = event.start_mark.line + 1
+def _refuse_excess(root: MappingNode, name: str) -> None:
+    """Raise UnveilError for a key that stands twice, and for more values or levels than any parameters have."""
+    found = 0
+    nodes: deque[tuple[Key, Node]] = deque([((), root)])  # an alias comes as all that it stands for
+    while nodes:
+        key, node = nodes.popleft()
+        if (found := found + 1) > MOST_NODES:
             raise UnveilError(
-                f"{name}:{line}: found more than {MOST_DEPTH} levels of brackets; write the value plainly"
+                f"{name}: found more than {MOST_NODES:,} values, each alias replaced by what it stands for; write fewer"
             )
-
-
-def _count(node: Node, counted: dict[int, int]) -> int:
-    """Values in a node, each alias counted as all that it stands for; many for one that holds itself."""
-    if id(node) not in counted:
-        counted[id(node)] = MOST_NODES + 1
-        parts = chain.from_iterable(node.value) if isinstance(node, MappingNode) else node.value
-        nodes = () if isinstance(node, ScalarNode) else parts
-        counted[id(node)] = 1 + sum(_count(part, counted) for part in nodes)
-    return counted[id(node)]
-
-
-def _refuse_duplicates(node: Node, name: str, prefix: tuple[str, ...] = ()) -> None:
-    """Raise UnveilError if a mapping has a key twice."""
-    if not isinstance(node, MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key_node, value in node.value:
-        key, line = str(key_node.value), int(key_node.start_mark.line) + 1
-        if key in seen:
-            dotted = ".".join((*prefix, key))
-            raise UnveilError(printable(f"{name}:{line}: {dotted}: stands here and in line {seen[key]}; keep one"))
-        seen[key] = line
-        _refuse_duplicates(value, name, (*prefix, key))
+        if isinstance(node, ScalarNode):
+            continue
+        if len(key) >= MOST_DEPTH:
+            raise UnveilError(f"{name}:{node.start_mark.line + 1}: {TOO_DEEP}")
+        if not isinstance(node, MappingNode):
+            nodes.extend(((*key, ""), part) for part in node.value)
+            continue
+        lines: dict[str, int] = {}
+        for name_node, value in node.value:
+            inner, line = (*key, str(name_node.value)), int(name_node.start_mark.line) + 1
+            if inner[-1] in lines:
+                twice = f"{'.'.join(inner)}: stands here and in line {lines[inner[-1]]}; keep one"
+                raise UnveilError(printable(f"{name}:{line}: {twice}"))
+            lines[inner[-1]] = line
+            nodes.extend([(inner, name_node), (inner, value)])
