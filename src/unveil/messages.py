@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -15,6 +16,7 @@ from unveil.files import LONGEST_SHOWN
 from unveil.section import Section
 
 Key: TypeAlias = tuple[str, ...]
+NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 Schema: TypeAlias = Mapping[Key, FieldInfo]
 """Every key of the sections, with its field; see :func:`schema_of`."""
 
@@ -25,21 +27,14 @@ def section_at(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def schema_of(section: type[Section]) -> dict[Key, FieldInfo]:
+def schema_of(section: type[Section], prefix: Key = ()) -> dict[Key, FieldInfo]:
     """Every key of a section, also of the sections in it, with its field."""
-    return dict(_keys(section))
-
-
-def _keys(section: type[Section], prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
+    schema: dict[Key, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        yield (*prefix, name), field
+        schema[*prefix, name] = field
         if (inner := section_at(field)) is not None:
-            yield from _keys(inner, (*prefix, name))
-
-
-def _missing(schema: Schema, values: Mapping[Any, Any]) -> set[Key]:
-    """The keys that the values lack; of a section that they lack, that of the section alone."""
-    return {key for key in schema if isinstance(inner := look_up(values, key[:-1]), Mapping) and key[-1] not in inner}
+            schema |= schema_of(inner, (*prefix, name))
+    return schema
 
 
 def findings(
@@ -48,12 +43,13 @@ def findings(
     """What is wrong, by key: pydantic's errors and missing keys, but for those that an unknown one explains.
 
     Args:
-        schema: the keys that must be there.
+        schema: the keys that must be there; of a section that is missing, its own key alone is.
         errors: pydantic's.
         values: what was found.
         fill: whether a missing key is none: its default stands for it.
     """
-    missing = set() if fill else _missing(schema, values)
+    around = {} if fill else {key: look_up(values, key[:-1]) for key in schema}
+    missing = {key for key, inner in around.items() if isinstance(inner, Mapping) and key[-1] not in inner}
     found: dict[Key, str] = {}
     for error in errors:
         key = _known(schema, error["loc"])
@@ -66,17 +62,18 @@ def findings(
             missing.discard(suggestion)
         else:
             found.setdefault(key, _mismatch(schema[key], look_up(values, key)))
-    return found | {key: _absence(field) for key, field in schema.items() if key in missing}
+    for key in missing:
+        field = schema[key]
+        purpose = f" ({text_of(field)})" if section_at(field) is None else ""
+        found[key] = f"missing, expected {allowed(field)}{purpose}"
+    return found
 
 
 def _known(schema: Schema, loc: tuple[int | str, ...]) -> Key:
     """The key that a pydantic location lies in: without the index into a list."""
-    key: Key = ()
-    for part in loc:
-        key = (*key, str(part))
-        if key not in schema or section_at(schema[key]) is None:
-            break
-    return key
+    key = tuple(map(str, loc))
+    starts = (key[:end] for end in range(1, len(key)))
+    return next((start for start in starts if start not in schema or section_at(schema[start]) is None), key)
 
 
 def _unknown(schema: Schema, key: Key, missing: set[Key]) -> tuple[Key, str]:
@@ -90,21 +87,15 @@ def _unknown(schema: Schema, key: Key, missing: set[Key]) -> tuple[Key, str]:
     return everywhere[match], f"unknown key, did you mean {'.'.join(everywhere[match])}?"
 
 
-def _absence(field: FieldInfo) -> str:
-    """What should stand at a key that the file lacks."""
-    purpose = f" ({text_of(field)})" if section_at(field) is None else ""
-    return f"missing, expected {allowed(field)}{purpose}"
-
-
 def _mismatch(field: FieldInfo, value: object) -> str:
     """What was found at a valid key, what is allowed there, and how to mend it where that is plain."""
-    hint = ""
-    if get_origin(field.annotation) is Literal and isinstance(value, str):
-        match = nearest(value, [name for name in get_args(field.annotation) if isinstance(name, str)])
+    kind, hint = field.annotation, ""
+    if isinstance(value, str) and get_origin(kind) is Literal:
+        match = nearest(value, [name for name in get_args(kind) if isinstance(name, str)])
         hint = f"; did you mean {match}?" if match else ""
-    elif field.annotation in (int, float) and isinstance(value, str) and _is_number(value):
+    elif isinstance(value, str) and kind in (int, float) and re.fullmatch(NUMBER, value):
         hint = "; remove the quotes"
-    elif field.annotation is int and isinstance(value, float) and value.is_integer():
+    elif kind is int and isinstance(value, float) and value.is_integer():
         hint = f"; write {int(value)}"
     return f"found {shown(value)}, expected {allowed(field)}{hint}"
 
@@ -163,13 +154,12 @@ def _bounds(metadata: Sequence[Any]) -> str:
     """Bounds as an interval, or as a comparison if there is only one."""
     low = next((part for part in metadata if isinstance(part, Ge | Gt)), None)
     high = next((part for part in metadata if isinstance(part, Le | Lt)), None)
-    if low is not None and high is not None:
-        opening, least = ("[", low.ge) if isinstance(low, Ge) else ("(", low.gt)
-        greatest, closing = (high.le, "]") if isinstance(high, Le) else (high.lt, ")")
-        return f" in {opening}{least}, {greatest}{closing}"
-    if low is not None:
-        return f" >= {low.ge}" if isinstance(low, Ge) else f" > {low.gt}"
-    return ""
+    if low is None:
+        return ""
+    closed, least = (True, low.ge) if isinstance(low, Ge) else (False, low.gt)
+    if high is None:
+        return f" {'>=' if closed else '>'} {least}"
+    return f" in {'[' if closed else '('}{least}, " + (f"{high.le}]" if isinstance(high, Le) else f"{high.lt})")
 
 
 def look_up(values: Any, key: Key) -> Any:
@@ -181,18 +171,8 @@ def look_up(values: Any, key: Key) -> Any:
 
 def shown(value: object) -> str:
     """A value as YAML would have it on one line, shortened."""
-    if isinstance(value, tuple):
-        value = list(value)
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

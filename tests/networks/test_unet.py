@@ -31,14 +31,13 @@ class _Returns(nn.Module):
         return self.answer
 
 
-SMALL = UNetConfig(
-    image_size=16,
-    channels=32,
-    channel_multipliers=(1, 2),
-    blocks=1,
-    attention_resolutions=(8,),
-    attention_head_channels=16,
-)
+def _config(**changes: Any) -> UNetConfig:
+    """Two resolutions, a block each, and attention in the middle alone, but for the changes."""
+    small = {"image_size": 16, "channels": 32, "channel_multipliers": (1, 2), "blocks": 1, "attention_resolutions": ()}
+    return UNetConfig(**{**small, **changes})
+
+
+SMALL = _config(attention_resolutions=(8,), attention_head_channels=16)
 
 
 def _size(network: nn.Module) -> int:
@@ -160,55 +159,15 @@ def test_progressive_input_reaches_every_resolution() -> None:
     "config",
     [
         SMALL,
-        UNetConfig(image_size=16, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=()),
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(2, 1, 3),
-            blocks=2,
-            attention_resolutions=(16, 4),
-            attention_head_channels=32,
-        ),
-        UNetConfig(
-            image_size=16, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(4,), stem=2
-        ),
-        UNetConfig(
-            image_size=16, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(2,), stem=4
-        ),
-        UNetConfig(
-            image_size=24,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(4,),
-            stem=3,
-            image_channels=1,
-        ),
-        UNetConfig(image_size=16, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=(), stem=16),
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(),
-            middle_attention=False,
-        ),
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(8,),
-            noise_conditioning="bottleneck",
-        ),
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(8,),
-            noise_conditioning="none",
-        ),
+        _config(channel_multipliers=(1,)),
+        _config(channel_multipliers=(2, 1, 3), blocks=2, attention_resolutions=(16, 4), attention_head_channels=32),
+        _config(attention_resolutions=(4,), stem=2),
+        _config(attention_resolutions=(2,), stem=4),
+        _config(image_size=24, attention_resolutions=(4,), stem=3, image_channels=1),
+        _config(channel_multipliers=(1,), stem=16),
+        _config(middle_attention=False),
+        _config(attention_resolutions=(8,), noise_conditioning="bottleneck"),
+        _config(attention_resolutions=(8,), noise_conditioning="none"),
     ],
     ids=str,
 )
@@ -223,17 +182,8 @@ def test_the_shape_is_kept_and_the_start_is_zero(config: UNetConfig) -> None:
 
 def test_a_stem_is_the_network_of_the_rearranged_image_and_nothing_else() -> None:
     for p in (2, 4):
-        stemmed = UNetConfig(
-            image_size=16, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(16 // p,), stem=p
-        )
-        plain = UNetConfig(
-            image_size=16 // p,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(16 // p,),
-            image_channels=3 * p**2,
-        )
+        stemmed = _config(attention_resolutions=(16 // p,), stem=p)
+        plain = _config(image_size=16 // p, attention_resolutions=(16 // p,), image_channels=3 * p**2)
         with_stem, without = _awake(stemmed), _unet(plain, seed=1)
         without.load_state_dict(with_stem.state_dict())
         x, c_noise = _input(stemmed)
@@ -244,14 +194,8 @@ def test_a_stem_is_the_network_of_the_rearranged_image_and_nothing_else() -> Non
 
 def test_every_parameter_learns_after_two_steps() -> None:
     """The first step wakes the network's last layer, the second the last layers of its branches, the third all."""
-    config = UNetConfig(
-        image_size=16,
-        channels=32,
-        channel_multipliers=(1, 2, 2),
-        blocks=2,
-        attention_resolutions=(8,),
-        attention_head_channels=16,
-        stem=2,
+    config = _config(
+        channel_multipliers=(1, 2, 2), blocks=2, attention_resolutions=(8,), attention_head_channels=16, stem=2
     )
     network = _unet(config)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -270,7 +214,7 @@ def test_every_parameter_learns_after_two_steps() -> None:
 
 
 def test_the_noise_level_has_an_effect_once_trained() -> None:
-    config = UNetConfig(image_size=8, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=())
+    config = _config(image_size=8, channel_multipliers=(1,))
     network = _unet(config)
     x, _ = _input(config, batch=4)
     c_noise = torch.tensor([0.0, 0.0, 900.0, 900.0])
@@ -300,16 +244,7 @@ def test_noise_conditioning_names_the_blocks_that_are_told(
 
 
 def test_attention_can_be_left_out_altogether() -> None:
-    network = _unet(
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(1, 2),
-            blocks=1,
-            attention_resolutions=(),
-            middle_attention=False,
-        )
-    )
+    network = _unet(_config(middle_attention=False))
     assert not any(isinstance(module, AttentionBlock) for module in network.modules())
 
 
@@ -322,9 +257,7 @@ def test_samples_do_not_see_one_another() -> None:
 
 
 def test_attention_reaches_across_the_image_and_skips_bring_detail() -> None:
-    network = _awake(
-        UNetConfig(image_size=16, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(8,))
-    ).eval()
+    network = _awake(_config(attention_resolutions=(8,))).eval()
     x, c_noise = _input(network.config, batch=1)
     changed = x.clone()
     changed[0, :, 0, 0] += 1
@@ -337,9 +270,7 @@ def test_attention_reaches_across_the_image_and_skips_bring_detail() -> None:
     "config",
     [
         SMALL,
-        UNetConfig(
-            image_size=16, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(2,), stem=4
-        ),
+        _config(attention_resolutions=(2,), stem=4),
     ],
     ids=["stem 1", "stem 4"],
 )
@@ -371,38 +302,16 @@ def test_an_architecture_that_there_is_not_is_refused() -> None:
 
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="image_size: expected a multiple of the downsampling 8, not 20"):
-        UNet(
-            UNetConfig(
-                image_size=20, channels=32, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(), stem=4
-            )
-        )
+        UNet(_config(image_size=20, stem=4))
 
 
 def test_a_number_of_heads_holds_at_every_width() -> None:
     """Improved DDPM's 64 x 64 network (2102.09672) has 4 at every width; channels a head cannot say so."""
-    network = UNet(
-        UNetConfig(
-            image_size=16,
-            channels=32,
-            channel_multipliers=(1, 2, 3),
-            blocks=1,
-            attention_resolutions=(16, 8),
-            attention_heads=4,
-        )
-    )
+    network = UNet(_config(channel_multipliers=(1, 2, 3), attention_resolutions=(16, 8), attention_heads=4))
     blocks = [module for module in network.modules() if isinstance(module, AttentionBlock)]
     assert {block.qkv.in_channels for block in blocks} == {32, 64, 96} and {block.heads for block in blocks} == {4}
     with pytest.raises(ValueError, match="32 channels cannot be divided into 5 heads"):
-        UNet(
-            UNetConfig(
-                image_size=16,
-                channels=32,
-                channel_multipliers=(1,),
-                blocks=1,
-                attention_resolutions=(16,),
-                attention_heads=5,
-            )
-        )
+        UNet(_config(channel_multipliers=(1,), attention_resolutions=(16,), attention_heads=5))
 
 
 def test_a_configuration_from_before_there_were_numbers_of_heads_is_the_same_network() -> None:
@@ -443,16 +352,8 @@ def test_float64_weights_are_told_the_noise_level_in_float64(family: str) -> Non
 
 
 def test_a_configuration_survives_json() -> None:
-    config = UNetConfig(
-        image_size=24,
-        channels=32,
-        channel_multipliers=(1, 2),
-        blocks=1,
-        attention_resolutions=(4,),
-        attention_head_channels=16,
-        dropout=0.1,
-        stem=3,
-        image_channels=1,
+    config = _config(
+        image_size=24, attention_resolutions=(4,), attention_head_channels=16, dropout=0.1, stem=3, image_channels=1
     )
     assert UNetConfig(**json.loads(json.dumps(config.read_values()))) == config
     assert config.downsampling == 6

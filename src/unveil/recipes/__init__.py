@@ -14,9 +14,9 @@ from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.files import write_text
-from unveil.messages import nearest
+from unveil.messages import look_up, nearest
 from unveil.parameter_file import Key, package_data, parse_mapping
-from unveil.params import SECTIONS, Params, check_params, parse_params, read_text, render
+from unveil.params import SECTIONS, Params, check_params, read_text, render
 from unveil.section import flatten
 
 BASE = "demo"
@@ -24,14 +24,7 @@ BASE = "demo"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parameter set.
-
-    Attributes:
-        name: of its file.
-        description: one line.
-        params: all parameters; of a partial recipe, its own over those of another.
-        section: that a partial recipe is of; () = it is whole.
-    """
+    """A parameter set; of a partial recipe, its own values over those of another, and the section that it is of."""
 
     name: str
     description: str
@@ -56,12 +49,10 @@ def load_recipe(name: str) -> Recipe:
         hint = f"did you mean {match}?" if match else f"expected {' | '.join(known)}"
         raise UnveilError(f"recipe {name!r}: there is none of this name, {hint}")
     recipe = _read(name)
-    section = tuple(recipe["section"].split(".")) if "section" in recipe else ()
-    values = recipe["params"]
+    values, section = recipe["params"], tuple(recipe["section"].split(".")) if "section" in recipe else ()
     if section:
-        values = _replaced(load_recipe(recipe["over"]).params.model_dump(), section, _at(values, section))
-    params = check_params(values, f"recipe {name}", fill=True)
-    return Recipe(name, recipe["description"], params, section)
+        values = _put(values, section, load_recipe(recipe["over"]).params.model_dump())
+    return Recipe(name, recipe["description"], check_params(values, f"recipe {name}", fill=True), section)
 
 
 def apply_recipe(name: str, path: Path) -> list[str]:
@@ -81,19 +72,19 @@ def apply_recipe(name: str, path: Path) -> list[str]:
     root, values = parse_mapping(text, str(path), SECTIONS)
     if absent := [section for section in Params.model_fields if section not in values]:
         raise UnveilError(f"{path}: found no section {absent[0]}, expected a file of parameters with {SECTIONS}")
-    params = recipe.params
+    params, old = recipe.params, {}
+    try:
+        old = flatten(check_params(values, str(path), root))
+    except UnveilError:
+        if recipe.section:  # which keeps the file's other values
+            raise
     if recipe.section:
-        before: Params | None = parse_params(text, str(path))
-        own = _at(recipe.params.model_dump(), recipe.section)
-        params = check_params(_replaced(values, recipe.section, own), str(path), root)
-    else:
-        before = _if_valid(text)
+        params = check_params(_put(params.model_dump(), recipe.section, values), str(path), root)
     try:
         if (rendered := render(params)) != text:
             write_text(path, rendered)
     except OSError as error:
         raise UnveilError(f"{path}: cannot be written: {error.strerror or error}") from None
-    old = flatten(before) if before is not None else {}
     return [key for key, value in flatten(params).items() if key not in old or old[key] != value]
 
 
@@ -103,20 +94,7 @@ def _read(name: str) -> dict[Any, Any]:
     return package_data(__name__, f"{name}.yaml")
 
 
-def _replaced(values: dict[Any, Any], section: Key, own: dict[Any, Any]) -> dict[Any, Any]:
-    """Nested values with another section in the place of one."""
-    first, *rest = section
-    return values | {first: _replaced(values[first], tuple(rest), own) if rest else own}
-
-
-def _at(values: dict[Any, Any], section: Key) -> dict[Any, Any]:
-    for part in section:
-        values = values[part]
+def _put(own: dict[Any, Any], section: Key, values: dict[Any, Any]) -> dict[Any, Any]:
+    """The values, with the section of others in the place of their own."""
+    look_up(values, section[:-1])[section[-1]] = look_up(own, section)
     return values
-
-
-def _if_valid(text: str) -> Params | None:
-    try:
-        return parse_params(text, "")
-    except UnveilError:
-        return None
