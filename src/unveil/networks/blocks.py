@@ -66,8 +66,6 @@ class ResidualBlock(nn.Module):
     them.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
         embedding_channels: E; 0 = the block is not told the noise level.
         dropout: before the last convolution.
         scale_shift: the embedding scales and shifts the second norm's output (ADM, 2105.05233, sec. 3) instead of
@@ -75,7 +73,6 @@ class ResidualBlock(nn.Module):
         resample: applied to the input and, after the first norm, to the branch (BigGAN's block, 1809.11096).
         project: a 1 x 1 convolution on the way around, which is always there if the width changes.
         skip_scale: the sum is multiplied by it (2011.13456, appendix H: 1 / sqrt 2).
-        norm: makes the normalisation of a width.
     """
 
     def __init__(
@@ -136,11 +133,9 @@ class AttentionBlock(nn.Module):
     """Residual self-attention over the pixels (2006.11239, appendix B): [B, C, H, W] -> the same shape.
 
     Args:
-        channels: C.
         head_channels: channels a head; 0 = one head.
         heads: how many instead (improved DDPM's 64 x 64 network: 4); 0 = as ``head_channels`` says.
         skip_scale: the sum is multiplied by it.
-        norm: makes the normalisation of a width.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -180,10 +175,7 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve height and width by a strided convolution.
 
-    Args:
-        channels: of input and output.
-        symmetric: one row and column of zeros on every side (Improved DDPM, 2102.09672) instead of only at the
-            right and bottom (DDPM).
+    One row and column of zeros is at the right and bottom (DDPM) or, if ``symmetric``, on every side (2102.09672).
     """
 
     def __init__(self, channels: int, symmetric: bool = False) -> None:
@@ -191,8 +183,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
         self.padding = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+    def forward(self, x: Tensor, _: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2], at any noise level."""
         return cast(Tensor, self.conv(F.pad(x, self.padding)))
 
 
@@ -211,8 +203,8 @@ class Upsample(nn.Module):
         pair = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])  # weight i lies under pixels i and i + 1
         self.register_buffer("spread", torch.kron(pair, pair), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, 2H, 2W]."""
+    def forward(self, x: Tensor, _: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W], at any noise level."""
         weight = self.conv.weight.flip(2, 3).flatten(2) @ self.spread
         kernel = weight.unflatten(2, (4, 4)).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
@@ -246,7 +238,6 @@ class Refinement(nn.Module):
         channels: of the network's last features.
         stem: p.
         width: features of each pixel.
-        image_channels: of the image.
     """
 
     def __init__(self, channels: int, stem: int, width: int, image_channels: int) -> None:

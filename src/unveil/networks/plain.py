@@ -57,13 +57,7 @@ class PlainUNet(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """Conv, ReLU, conv, ReLU: [B, in_channels, H, W] -> [B, out_channels, H, W].
-
-    Args:
-        in_channels: of the input.
-        out_channels: of both convolutions.
-        embedding_channels: width of the noise embedding; 0 = the pair is not told the noise level.
-    """
+    """Conv, ReLU, conv, ReLU: [B, in_channels, H, W] -> [B, out_channels, H, W]; 0 embedding_channels = not told."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding_channels: int) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ class UNet(nn.Module):
                 h = block(h, embedding)
                 skips.append(h)
             if level < len(self.downsample):
-                h = _resample(self.downsample[level], h, embedding)
+                h = self.downsample[level](h, embedding)
                 if self.progressive_input:
                     h = image = (h + self.progressive_input[level](image)) * _skip_scale(self.config)
                 skips.append(h)
@@ -128,7 +128,7 @@ class UNet(nn.Module):
             for block in cast(nn.ModuleList, blocks):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level < len(self.upsample):
-                h = _resample(self.upsample[level], h, embedding)
+                h = self.upsample[level](h, embedding)
         h = F.silu(self.norm_out(h))
         out = self.conv_out(h)
         if self.config.stem > 1:
@@ -197,10 +197,6 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.residual(x, embedding)
         return self.attention(h) if self.attention is not None else cast(Tensor, h)
-
-
-def _resample(module: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
-    return cast(Tensor, module(x, embedding) if isinstance(module, ResidualBlock) else module(x))
 
 
 def _skip_scale(config: UNetConfig) -> float:
