@@ -264,10 +264,7 @@ def test_the_first_of_several_is_reported_and_the_others_counted() -> None:
     text = changed(train__lr=-1, sample__sampler="huen", evaluate__num_images=0, download__workers=0)
     message = refusal(text)
     rows = text.splitlines()
-    first = min(
-        range(len(rows)),
-        key=lambda n: (not rows[n].strip().startswith(("lr:", "sampler:", "num_images:")), n),
-    )
+    first = min(range(len(rows)), key=lambda n: (not rows[n].strip().startswith(("lr:", "sampler:", "num_images:")), n))
     assert message.startswith(f"params.yaml:{first + 1}: ")
     assert message.endswith(" (and 2 more)")
 
@@ -348,13 +345,7 @@ def test_split_sizes_are_those_that_the_cartoon_source_draws(faces: int, valid: 
     middle=st.booleans(),
 )
 def test_a_network_is_taken_if_it_can_be_built_and_run(
-    image_size: int,
-    stem: int,
-    channels: int,
-    multipliers: list[int],
-    attention: list[int],
-    head: int,
-    middle: bool,
+    image_size: int, stem: int, channels: int, multipliers: list[int], attention: list[int], head: int, middle: bool
 ) -> None:
     network = VALUES["train"]["network"] | {
         "stem": stem,
@@ -469,12 +460,7 @@ NAMES = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=30
 WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 NUMBERS = st.integers() | st.floats()
 ANYTHING = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    WORDS,
-    st.lists(NUMBERS, max_size=3),
-    st.dictionaries(WORDS, NUMBERS, max_size=2),
+    st.none(), st.booleans(), NUMBERS, WORDS, st.lists(NUMBERS, max_size=3), st.dictionaries(WORDS, NUMBERS, max_size=2)
 )
 
 

@@ -1,7 +1,6 @@
 """YAML 1.2 with a mapping at its top, as params.yaml: read with the line of every key, and written a value a line."""
 
 import json
-from collections import deque
 from importlib.resources import files
 from typing import Any, TypeAlias
 
@@ -16,6 +15,8 @@ from unveil.errors import UnveilError, printable
 MOST_NODES, MOST_DEPTH = 10_000, 16
 TOO_DEEP = f"found more than {MOST_DEPTH} levels of brackets; write the value plainly"
 Key: TypeAlias = tuple[str, ...]
+Lines: TypeAlias = dict[Key, int]
+"""Of each key, the line that it stands in, from 1."""
 
 
 class _Constructor(SafeConstructor):
@@ -25,8 +26,8 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
-def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[MappingNode, dict[Any, Any]]:
-    """Read YAML 1.2 with a mapping at its top; return its nodes, which know their places, and its values.
+def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[Lines, dict[Any, Any]]:
+    """Read YAML 1.2 with a mapping at its top; return the lines of its keys, and its values.
 
     Args:
         text: of the file.
@@ -42,8 +43,7 @@ def parse_mapping(text: str, name: str, expected: str = "a mapping") -> tuple[Ma
         root = yaml.compose(text)
         if not isinstance(root, MappingNode):
             raise UnveilError(f"{name}: {'empty' if root is None else 'found no mapping'}, expected {expected}")
-        _refuse_excess(root, name)
-        return root, yaml.constructor.construct_document(root)
+        return _lines(root, name), yaml.constructor.construct_document(root)
     except RecursionError:
         raise UnveilError(f"{name}: {TOO_DEEP}") from None
     except MarkedYAMLError as error:
@@ -59,19 +59,6 @@ def package_data(package: str, name: str) -> dict[Any, Any]:
     return parse_mapping(files(package).joinpath(name).read_text(encoding="utf-8"), name)[1]
 
 
-def line_of(root: MappingNode, key: Key) -> int:
-    """The line, from 1, of a key, or of the nearest section around it that the file has."""
-    node: Node = root
-    line = int(root.start_mark.line)
-    for part in key:
-        pairs = node.value if isinstance(node, MappingNode) else []
-        match = next(((name, value) for name, value in pairs if name.value == part), None)
-        if match is None:
-            break
-        line, node = int(match[0].start_mark.line), match[1]
-    return line + 1
-
-
 def written(value: object) -> str:
     """A plain value as a YAML file has it: ``[1, 2]``, ``1.0e-06``, ``null``; text in quotes where it needs them."""
     if isinstance(value, float) and "e" in (text := repr(value)):
@@ -84,13 +71,12 @@ def written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse_excess(root: MappingNode, name: str) -> None:
-    """Raise UnveilError for a key that stands twice, and for more values or levels than any parameters have."""
-    found = 0
-    nodes: deque[tuple[Key, Node]] = deque([((), root)])  # an alias comes as all that it stands for
-    while nodes:
-        key, node = nodes.popleft()
-        if (found := found + 1) > MOST_NODES:
+def _lines(root: MappingNode, name: str) -> Lines:
+    """The line of every key. Raises UnveilError if one stands twice, or for more or deeper values than ours."""
+    lines: Lines = {}
+    nodes: list[tuple[Key, Node]] = [((), root)]
+    for key, node in nodes:  # which grows; an alias comes as all that it stands for
+        if len(nodes) > MOST_NODES:
             raise UnveilError(
                 f"{name}: found more than {MOST_NODES:,} values, each alias replaced by what it stands for; write fewer"
             )
@@ -99,13 +85,13 @@ def _refuse_excess(root: MappingNode, name: str) -> None:
         if len(key) >= MOST_DEPTH:
             raise UnveilError(f"{name}:{node.start_mark.line + 1}: {TOO_DEEP}")
         if not isinstance(node, MappingNode):
-            nodes.extend(((*key, ""), part) for part in node.value)
+            nodes += [((*key, str(place)), part) for place, part in enumerate(node.value)]
             continue
-        lines: dict[str, int] = {}
         for name_node, value in node.value:
             inner, line = (*key, str(name_node.value)), int(name_node.start_mark.line) + 1
-            if inner[-1] in lines:
-                twice = f"{'.'.join(inner)}: stands here and in line {lines[inner[-1]]}; keep one"
+            if inner in lines:
+                twice = f"{'.'.join(inner)}: stands here and in line {lines[inner]}; keep one"
                 raise UnveilError(printable(f"{name}:{line}: {twice}"))
-            lines[inner[-1]] = line
-            nodes.extend([(inner, name_node), (inner, value)])
+            lines[inner] = line
+            nodes += [(inner, name_node), (inner, value)]
+    return lines

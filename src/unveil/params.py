@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml.nodes import MappingNode
 
 from unveil import files
 from unveil.data.celeba import PUBLISHED_SPLITS
@@ -24,19 +23,9 @@ from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
 from unveil.messages import comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
-from unveil.parameter_file import Key, line_of, parse_mapping, written
+from unveil.parameter_file import Key, Lines, parse_mapping, written
 from unveil.posthoc import STEEPEST_RAMP
-from unveil.section import (
-    GREATEST_DEVIATION,
-    LEAST_DEVIATION,
-    Amount,
-    Count,
-    Device,
-    Precision,
-    Problem,
-    Section,
-    Seed,
-)
+from unveil.section import GREATEST_DEVIATION, LEAST_DEVIATION, Amount, Count, Device, Precision, Problem, Section, Seed
 from unveil.training.config import Training
 from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
@@ -199,14 +188,13 @@ class Params(Section):
         choice, train = self.sample.average, self.train
         if choice.kind == "ema" or choice.value in (train.ema_half_life_images, *train.ema_more_half_lives):
             return
-        if train.ema_profiles:
-            if choice.kind == "half-life" and not 0 < train.ema_rampup <= STEEPEST_RAMP:
-                ramp = f"train.ema_rampup in (0, {STEEPEST_RAMP}]"
-                yield Problem("sample.weights", f"{ramp} to make a half-life with, or one of train.ema_more_half_lives")
-            return
-        stored = [str(WeightsChoice("half-life", number)) for number in train.ema_more_half_lives]
-        key = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"
-        yield Problem("sample.weights", f"{' | '.join(['ema', *stored])}, or what it is made from in {key}")
+        if not train.ema_profiles:
+            stored = [f"half-life:{number:.12g}" for number in train.ema_more_half_lives]
+            key = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"
+            yield Problem("sample.weights", f"{' | '.join(['ema', *stored])}, or what it is made from in {key}")
+        elif choice.kind == "half-life" and not 0 < train.ema_rampup <= STEEPEST_RAMP:
+            ramp = f"train.ema_rampup in (0, {STEEPEST_RAMP}]"
+            yield Problem("sample.weights", f"{ramp} to make a half-life with, or one of train.ema_more_half_lives")
 
     def _network_problems(self) -> Iterator[Problem]:
         """Images that the network cannot halve so often, and attention where there is none."""
@@ -278,8 +266,16 @@ class Params(Section):
                 "sample.variance",
                 f"small for train.diffusion.path {path} (only {', '.join(PRESERVING_PATHS)} have betas)",
             )
-        if sample.sampler in ("euler", "heun") and path not in UNBOUNDED_PATHS:
-            yield from self._churn_problems()
+        if sample.sampler in ("euler", "heun") and path not in UNBOUNDED_PATHS:  # which churn must not leave
+            greatest = diffusion.sigma_range()[1]
+            raise_by = 1 + min(sample.s_churn / sample.steps, math.sqrt(2) - 1)
+            first = greatest if sample.grid.startswith("ddim") else sample.sigma_max
+            if raise_by > 1 and min(first, sample.s_tmax) * raise_by > greatest * 1.01:
+                yield Problem(
+                    "sample.s_tmax",
+                    f"at most {greatest / raise_by:.3g}: s_churn raises sigma {raise_by:.3g} times, and "
+                    f"{path} ends at {greatest:.3g}",
+                )
 
     def _untrained_sigmas(self) -> Iterator[Problem]:
         """A network has learnt no sigma outside the range of its path."""
@@ -293,19 +289,6 @@ class Params(Section):
             yield Problem("sample.sigma_max", f"a number {span}")
         elif even and sample.sigma_max <= least * 1.01:
             yield Problem("sample.sigma_max", f"a number {span}, above the least: there grid uniform-t ends")
-
-    def _churn_problems(self) -> Iterator[Problem]:
-        """Churn raises the noise above the grid's level, but must not leave the path's range."""
-        sample = self.sample
-        _, greatest = self.train.diffusion.sigma_range()
-        raise_by = 1 + min(sample.s_churn / sample.steps, math.sqrt(2) - 1)
-        first = greatest if sample.grid.startswith("ddim") else sample.sigma_max
-        if raise_by > 1 and min(first, sample.s_tmax) * raise_by > greatest * 1.01:
-            yield Problem(
-                "sample.s_tmax",
-                f"at most {greatest / raise_by:.3g}: s_churn raises sigma {raise_by:.3g} times, and "
-                f"{self.train.diffusion.path} ends at {greatest:.3g}",
-            )
 
 
 SCHEMA = schema_of(Params)
@@ -335,17 +318,17 @@ def read_text(path: Path) -> str:
 
 def parse_params(text: str, name: str, *, fill: bool = False) -> Params:
     """Check the text of a params.yaml; ``name`` is what messages call the file. Raises UnveilError."""
-    root, values = parse_mapping(text, name, SECTIONS)
-    return check_params(values, name, root, fill=fill)
+    lines, values = parse_mapping(text, name, SECTIONS)
+    return check_params(values, name, lines, fill=fill)
 
 
-def check_params(values: dict[Any, Any], name: str, root: MappingNode | None = None, *, fill: bool = False) -> Params:
+def check_params(values: dict[Any, Any], name: str, lines: Lines | None = None, *, fill: bool = False) -> Params:
     """Check the values of a params.yaml, which must have every key. Raises UnveilError.
 
     Args:
         values: of every section.
         name: what messages call the file.
-        root: the file's nodes, whose lines messages give.
+        lines: of the file's keys, for messages; a key that is not there has that of the section around it.
         fill: give the keys that are not there their defaults.
     """
     errors: list[ErrorDetails] = []
@@ -357,9 +340,10 @@ def check_params(values: dict[Any, Any], name: str, root: MappingNode | None = N
         errors = error.errors(include_url=False)
     if not (found := findings(SCHEMA, errors, values, fill)):
         return params
-    lines = {key: line_of(root, key) if root is not None else 0 for key in found}
-    first = min(found, key=lambda key: lines[key])
-    place = f"{name}:{lines[first]}" if root is not None else name
+    known = lines or {}
+    at = {key: next((known[key[:end]] for end in range(len(key), 0, -1) if key[:end] in known), 1) for key in found}
+    first = min(found, key=at.__getitem__)
+    place = f"{name}:{at[first]}" if lines is not None else name
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise UnveilError(printable(f"{place}: {'.'.join(first)}: {found[first]}{more}"))
 

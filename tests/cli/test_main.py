@@ -13,7 +13,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import unveil
-from unveil import params as parameters
 from unveil.cli.main import app
 from unveil.run import ui as pages
 
@@ -96,7 +95,7 @@ def test_evaluate_becomes_the_projects_stage(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_the_file_of_parameters_is_checked_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(parameters, "render", lambda params: f"# seed {params.train.seed}\n", raising=False)
+    monkeypatch.setattr("unveil.cli.params.render", lambda params: f"# seed {params.train.seed}\n", raising=False)
     path = tmp_path / "params.yaml"
     path.write_bytes((ROOT / "params.yaml").read_bytes())
     done = CliRunner().invoke(app, ["params", "check", "--params", str(path)])

@@ -266,14 +266,7 @@ def test_attention_reaches_across_the_image_and_skips_bring_detail() -> None:
     assert difference[:2, :2].max() > difference[8:, 8:].max()
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        SMALL,
-        _config(attention_resolutions=(2,), stem=4),
-    ],
-    ids=["stem 1", "stem 4"],
-)
+@pytest.mark.parametrize("config", [SMALL, _config(attention_resolutions=(2,), stem=4)], ids=["stem 1", "stem 4"])
 def test_channels_last_changes_the_memory_and_nothing_else(config: UNetConfig) -> None:
     network = _awake(config).eval()
     x, c_noise = _input(config)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, likelihood, params, recipes
+from unveil.cli import averages, cards, curves, diffusers, doctor, likelihood, params
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Help with examples: unveil evaluate --help. Completion in your shell: unveil --install-completion",
 )
-app.add_typer(recipes.app, name="recipes")
+app.add_typer(params.recipes, name="recipes")
 app.add_typer(params.app, name="params")
 app.add_typer(averages.app, name="averages")
 app.add_typer(curves.app, name="curves")

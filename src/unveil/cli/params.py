@@ -1,16 +1,20 @@
-"""``unveil params``: the file of parameters, its values checked, its comments and layout those of the sections."""
+"""``unveil recipes``: named sets of parameters; ``unveil params``: the file that holds them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unveil import params as parameters
 from unveil.errors import UnveilError
 from unveil.files import read_text, write_text
+from unveil.params import load_params, render
+from unveil.recipes import apply_recipe, load_recipe, names
 from unveil.run.commands import examples
 
 app = typer.Typer(no_args_is_help=True, help="The file of parameters, params.yaml.")
+recipes = typer.Typer(no_args_is_help=True, help="Named sets of parameters for params.yaml.")
+
+Name = Annotated[str, typer.Argument(help="A recipe that `list` names.", metavar="NAME", autocompletion=names)]
 File = Annotated[Path, typer.Option(help="The file of parameters.")]
 
 
@@ -20,7 +24,7 @@ def fmt(params: File = Path("params.yaml")) -> None:
 
     A key that is not there is added with its default.
     """
-    text = parameters.render(parameters.load_params(params, fill=True))
+    text = render(load_params(params, fill=True))
     changed = text != read_text(params)
     if changed:
         write_text(params, text)
@@ -30,6 +34,29 @@ def fmt(params: File = Path("params.yaml")) -> None:
 @app.command(epilog=examples("unveil params check", "unveil params check --params other.yaml"))
 def check(params: File = Path("params.yaml")) -> None:
     """Say whether params.yaml is right: every value possible, order and comments as `unveil params fmt` has them."""
-    if parameters.render(parameters.load_params(params)) != read_text(params):
+    if render(load_params(params)) != read_text(params):
         raise UnveilError(f"{params}: the values are right, the layout is another; `unveil params fmt` writes it")
     typer.echo(f"{params}: right")
+
+
+@recipes.command("list", epilog=examples("unveil recipes list"))
+def list_recipes() -> None:
+    """Name every recipe, with what it is."""
+    width = max(map(len, names()))
+    for name in names():
+        typer.echo(f"{name:{width}}  {load_recipe(name).description}")
+
+
+@recipes.command(epilog=examples("unveil recipes show celeba64-ddpm"))
+def show(name: Name) -> None:
+    """Print all parameters of a recipe as YAML."""
+    recipe = load_recipe(name)
+    typer.echo(f"# {recipe.name}: {recipe.description}\n{recipe.to_yaml()}", nl=False)
+
+
+@recipes.command(epilog=examples("unveil recipes apply celeba64-ddpm", "unveil recipes apply demo"))
+def apply(name: Name, params: File = Path("params.yaml")) -> None:
+    """Write a recipe's values into params.yaml."""
+    changed = apply_recipe(name, params)
+    what = f"{len(changed)} value{'s'[: len(changed) != 1]} changed" if changed else "nothing to change"
+    typer.echo(f"{params}: recipe {name}, {what}")

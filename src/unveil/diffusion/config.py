@@ -25,15 +25,7 @@ ObjectiveName = Literal["simple", "likelihood", "edm", "min-snr", "p2", "flow"]
 FlowTimes = Literal["uniform", "logit-normal"]
 
 SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "euler",
-    "heun",
-    "euler-maruyama",
-    "predictor-corrector",
-    "dpmpp-2m",
-    "dpmpp-2m-sde",
-    "rk45",
+    "ddpm", "ddim", "euler", "heun", "euler-maruyama", "predictor-corrector", "dpmpp-2m", "dpmpp-2m-sde", "rk45"
 ]
 GridName = Literal["karras", "log-linear", "uniform-t", "ddim-leading", "ddim-trailing", "ddim-linspace", "ddim-quad"]
 Variance = Literal["small", "large"]

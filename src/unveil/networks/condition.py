@@ -1,5 +1,6 @@
 """What a network is told of an image beside its noise level, as one value from the batch to the embedding."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,15 @@ class Condition:
     def __len__(self) -> int:
         return next((len(part) for part in (self.augmentation, self.attributes) if part is not None), 0)
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        return Condition(*(None if part is None else change(part) for part in (self.augmentation, self.attributes)))
+
     def __getitem__(self, here: slice | Tensor) -> "Condition":
-        return Condition(*(None if part is None else part[here] for part in (self.augmentation, self.attributes)))
+        return self._each(lambda part: part[here])
 
     def to(self, device: torch.device | str) -> "Condition":
         """The same on a device; a GPU is not waited for."""
-        parts = (self.augmentation, self.attributes)
-        return Condition(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def dropped(
         self, rate: float, generator: torch.Generator, images: int | None = None, part: slice = slice(None)
@@ -73,10 +76,7 @@ class AugmentationEmbedding(nn.Linear):
 def check_room(condition: Condition | None, augmentation: int = 0, attributes: int = 0) -> None:
     """Refuse what a network has no room for: it could not know of it, and would learn something else.
 
-    Args:
-        condition: what the network is to be told.
-        augmentation: numbers that it takes of how an image was augmented; 0 = it is not told.
-        attributes: so of its attributes.
+    ``augmentation`` and ``attributes`` are how many numbers it takes of each; 0 = it is not told.
 
     Raises:
         ValueError: if there is a part that it does not take, or one of another width.

@@ -69,17 +69,17 @@ def apply_recipe(name: str, path: Path) -> list[str]:
     """
     recipe = load_recipe(name)
     text = read_text(path)
-    root, values = parse_mapping(text, str(path), SECTIONS)
+    lines, values = parse_mapping(text, str(path), SECTIONS)
     if absent := [section for section in Params.model_fields if section not in values]:
         raise UnveilError(f"{path}: found no section {absent[0]}, expected a file of parameters with {SECTIONS}")
     params, old = recipe.params, {}
     try:
-        old = flatten(check_params(values, str(path), root))
+        old = flatten(check_params(values, str(path), lines))
     except UnveilError:
         if recipe.section:  # which keeps the file's other values
             raise
     if recipe.section:
-        params = check_params(_put(params.model_dump(), recipe.section, values), str(path), root)
+        params = check_params(_put(params.model_dump(), recipe.section, values), str(path), lines)
     try:
         if (rendered := render(params)) != text:
             write_text(path, rendered)
