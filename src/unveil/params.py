@@ -109,12 +109,10 @@ class Sample(Sampler, Drawing):
                 f"{WEIGHTS} (N a half-life in images; S a relative standard deviation in "
                 f"[{LEAST_DEVIATION}, {GREATEST_DEVIATION}])",
             )
-        if self.grid_rows * self.grid_columns > self.num_samples:
-            yield Problem(
-                "grid_rows",
-                f"grid_rows x grid_columns of at most sample.num_samples, {self.num_samples} "
-                f"({self.grid_rows} x {self.grid_columns} = {self.grid_rows * self.grid_columns})",
-            )
+        if (cells := self.grid_rows * self.grid_columns) > self.num_samples:
+            product = f"{self.grid_rows} x {self.grid_columns} = {cells}"
+            most = f"at most sample.num_samples, {self.num_samples}"
+            yield Problem("grid_rows", f"grid_rows x grid_columns of {most} ({product})")
         if self.device == "cpu" and self.precision == "fp16":
             yield Problem("precision", "auto | fp32 | bf16 on sample.device cpu (fp16 needs cuda)")
 
@@ -184,7 +182,6 @@ class Params(Section):
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
 
     def _weights_problems(self) -> Iterator[Problem]:
-        """Averages that training does not keep."""
         choice, train = self.sample.average, self.train
         if choice.kind == "ema" or choice.value in (train.ema_half_life_images, *train.ema_more_half_lives):
             return
@@ -278,7 +275,6 @@ class Params(Section):
                 )
 
     def _untrained_sigmas(self) -> Iterator[Problem]:
-        """A network has learnt no sigma outside the range of its path."""
         sample, path = self.sample, self.train.diffusion.path
         least, greatest = self.train.diffusion.sigma_range()
         even = sample.grid == "uniform-t"

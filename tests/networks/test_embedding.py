@@ -109,15 +109,5 @@ def test_weights_of_earlier_versions_load_by_their_names() -> None:
     embedding = NoiseEmbedding(32, 128, labels=9)
     embedding.load_state_dict({name: torch.ones(shape) for name, shape in earlier.items()})
     assert all((weight == 1).all() for weight in embedding.parameters())
-    assert list(
-        UNet(
-            UNetConfig(
-                image_size=8,
-                channels=32,
-                channel_multipliers=(1,),
-                blocks=1,
-                attention_resolutions=(),
-                augment_labels=9,
-            )
-        ).state_dict()
-    )[:5] == [f"embedding.{name}" for name in earlier]
+    small = UNetConfig(image_size=8, channels=32, channel_multipliers=(1,), attention_resolutions=(), augment_labels=9)
+    assert list(UNet(small).state_dict())[:5] == [f"embedding.{name}" for name in earlier]

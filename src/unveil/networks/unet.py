@@ -56,11 +56,8 @@ class UNet(nn.Module):
         self.config = config
         parts = _Parts(config)
         width = config.channels
-        self.embedding = (
-            NoiseEmbedding(width, 4 * width, config.noise_embedding, config.augment_labels)
-            if config.noise_conditioning != "none"
-            else None
-        )
+        told, kind = config.noise_conditioning != "none", config.noise_embedding
+        self.embedding = NoiseEmbedding(width, 4 * width, kind, config.augment_labels) if told else None
         self.conv_in = nn.Conv2d(config.patch_channels, width, 3, padding=1)
 
         # The way down. `skips` remembers the width of every feature map that the way up will see again.
@@ -102,11 +99,8 @@ class UNet(nn.Module):
 
         self.norm_out = parts.norm(current)
         self.conv_out = zero_init(nn.Conv2d(current, config.patch_channels, 3, padding=1))
-        self.refinement = (
-            Refinement(current, config.stem, config.refinement_channels, config.image_channels)
-            if config.refinement_channels
-            else None
-        )
+        refined = config.refinement_channels
+        self.refinement = Refinement(current, config.stem, refined, config.image_channels) if refined else None
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
         """Apply the network to x [B, C, H, W] at noise levels c_noise [B], told ``condition``."""

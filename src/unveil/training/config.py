@@ -109,27 +109,23 @@ class Training(Section):
         return 0.5 ** (self.batch_size / self.ema_half_life_images) if self.ema_half_life_images else 0.0
 
     def problems(self) -> Iterator[Problem]:
-        """Lengths that do not fit into the training, and choices that exclude each other."""
-        for key, value in (("batch_size", self.batch_size), ("warmup_images", self.warmup_images)):
-            if value > self.images:
-                yield Problem(key, f"at most train.images, {self.images}")
+        """Lengths that do not fit into the training, choices that exclude each other, averages that are there twice."""
+        for key, most in (
+            ("batch_size", "images"),
+            ("warmup_images", "images"),
+            ("gradient_accumulation", "batch_size"),
+        ):
+            if getattr(self, key) > (limit := getattr(self, most)):
+                yield Problem(key, f"at most train.{most}, {limit}")
         if self.augment and self.horizontal_flip:
             yield Problem("horizontal_flip", "false with train.augment above 0, which mirrors and tells the network")
-        if self.gradient_accumulation > self.batch_size:
-            yield Problem("gradient_accumulation", f"at most train.batch_size, {self.batch_size}")
         if self.optimizer == "adam" and self.weight_decay:
             yield Problem("weight_decay", "0 with train.optimizer adam; adamw (1711.05101) and muon decay weights")
-        if self.lr_schedule == "inverse-sqrt" and self.lr_reference_images < max(self.warmup_images, 1):
-            yield Problem(
-                "lr_reference_images",
-                f"at least {max(self.warmup_images, 1)} with train.lr_schedule inverse-sqrt, as train.warmup_images",
-            )
+        if self.lr_schedule == "inverse-sqrt" and self.lr_reference_images < (least := max(self.warmup_images, 1)):
+            expected = f"at least {least} with train.lr_schedule inverse-sqrt, as train.warmup_images"
+            yield Problem("lr_reference_images", expected)
         if self.device == "cpu" and self.precision == "fp16":
             yield Problem("precision", "auto | fp32 | bf16 on train.device cpu (fp16 needs cuda)")
-        yield from self._average_problems()
-
-    def _average_problems(self) -> Iterator[Problem]:
-        """Averages that are there twice, and an interval of snapshots that hold nothing."""
         if self.ema_half_life_images in self.ema_more_half_lives:
             yield Problem("ema_more_half_lives", f"others than train.ema_half_life_images, {self.ema_half_life_images}")
         for key, values in (("ema_more_half_lives", self.ema_more_half_lives), ("ema_profiles", self.ema_profiles)):
