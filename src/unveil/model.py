@@ -126,7 +126,8 @@ def load_denoiser(
     >>> from tempfile import mkdtemp
     >>> folder = Path(mkdtemp())
     >>> small = UNetConfig(image_size=8, channels=32, channel_multipliers=(1,), blocks=1, attention_resolutions=())
-    >>> config = ModelConfig(small, Diffusion("flow", "x0", "flow"), {"source": "cartoon"}, {"images": 0})
+    >>> flow = Diffusion(path="flow", parameterization="x0", objective="flow")
+    >>> config = ModelConfig(small, flow, {"source": "cartoon"}, {"images": 0})
     >>> save_model(folder, config.build().network, config)
     >>> denoiser = load_denoiser(folder)
     >>> denoiser(torch.randn(2, 3, 8, 8), sigma=torch.tensor([0.5, 3.0])).shape
