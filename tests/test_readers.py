@@ -11,6 +11,7 @@ TAKEN = {
     "data/celeba.py: files(__package__).joinpath('celeba.yaml').read_text('utf-8')",
     "data/sources/cartoon.py: files(__package__).joinpath('cartoon.yaml').read_text('utf-8')",
     "data/sources/cartoon.py: files('dicebear_styles').joinpath('avataaars.json').read_text('utf-8')",
+    "evaluation/features/published.py: (files(__package__) / 'networks.yaml').read_text(encoding='utf-8')",
     "rank.py: path.read_text(encoding='utf-8')",
     "run/checkout.py: Path('/proc/cpuinfo').read_text(encoding='utf-8')",
     "yaml.py: files(package).joinpath(name).read_text(encoding='utf-8')",

@@ -43,7 +43,8 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 
 from unveil.evaluation.choices import MetricName
 from unveil.evaluation.features import extraction
-from unveil.evaluation.features.extraction import FEATURE_SETS, extract_layers, load_extractor
+from unveil.evaluation.features.extraction import extract_layers, load_extractor
+from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.sets import load_samples
 from unveil.evaluation.metrics.measurement import Asked, measure
 from unveil.files import file_digest

@@ -71,7 +71,7 @@ def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
 
 def test_dvc_and_the_digest_of_code_agree_on_what_is_code(tmp_path: Path, repository: Path) -> None:
     package = "src/unveil/networks"
-    modules = {f"{package}/unet.py": "1", f"{package}/blocks/a.py": "2"}
+    modules = {f"{package}/unet.py": "1", f"{package}/blocks/a.py": "2", f"{package}/table.yaml": "4"}
     others = [".unet.py.swp", "unet.py~", ".DS_Store", "#unet.py#", ".#unet.py", "._unet.py", "notes.txt", "4913"]
     others += ["unet.py.orig", "unet.pyc", "__pycache__/unet.py", ".ipynb_checkpoints/unet.py", ".unet.py.77.tmp"]
     root = tree(tmp_path, modules | dict.fromkeys((f"{package}/{name}" for name in others), "3"))

@@ -195,12 +195,13 @@ def _weights(settings: Params | None) -> Iterator[Finding]:
     """The file of each feature network: named in params.yaml or the environment, or in torch.hub's cache."""
     import torch
 
-    from unveil.evaluation.features.extraction import FEATURE_SETS
-    from unveil.evaluation.features.weights import ENVIRONMENT, INCEPTION_ENVIRONMENT
+    from unveil.evaluation.features.published import FEATURE_SETS, PUBLISHED
+    from unveil.evaluation.features.weights import ENVIRONMENT
 
     own = settings.evaluate.weights if settings else None
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    variables = {name: Path(value) for name in (ENVIRONMENT, INCEPTION_ENVIRONMENT) if (value := os.environ.get(name))}
+    names = (ENVIRONMENT, *(file.environment for file in PUBLISHED if file.environment))
+    variables = {name: Path(value) for name in names if (value := os.environ.get(name))}
     places = ", ".join(str(place) for place in (own, *variables.values(), cache) if place)
     for features in FEATURE_SETS.values():
         if (weights := features.weights) is None:

@@ -20,7 +20,8 @@ from unveil.data.shards import ShardIndex
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.sampling import NotDrawn, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
-from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, extract_layers, load_extractor
+from unveil.evaluation.features.extraction import Extractor, extract_layers, load_extractor
+from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.files import atomic_path, file_digest, write_json, write_text

@@ -10,16 +10,15 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
 
 from unveil.errors import UnveilError
 from unveil.files import LONGEST_SHOWN, read_text, write_text
+from unveil.parameter_file import package_data
 
 ZIP_NAME = "img_align_celeba.zip"
 IMAGE_FOLDER = "img_align_celeba"
@@ -68,7 +67,7 @@ class CelebAFile:
     expected: str = "whole numbers"
 
 
-_FILES = YAML(typ="safe").load(files(__package__).joinpath("celeba.yaml").read_text("utf-8"))
+_FILES = package_data(__package__, "celeba.yaml")
 PUBLISHED: Mapping[str, CelebAFile] = MappingProxyType({name: CelebAFile(**facts) for name, facts in _FILES.items()})
 _TABLES = {name: file for name, file in PUBLISHED.items() if file.columns}
 ANNOTATION_FILES = tuple(_TABLES)

@@ -18,7 +18,8 @@ from unveil.evaluation.card.sentences import notes_on, on_limit, unknown_of
 from unveil.evaluation.card.statement import by_size_of, choices_of, memorization_of
 from unveil.evaluation.config import Evaluation
 from unveil.evaluation.features.cache import FeatureCache
-from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, load_extractor
+from unveil.evaluation.features.extraction import Extractor, load_extractor
+from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.chosen import Damaged, RealImages, damaged_sets, four_sets
 from unveil.evaluation.images.sets import (
     SampleFile,

@@ -54,7 +54,10 @@ def _paths(entry: Mapping[str, Any], *keys: str) -> Iterator[str]:
 def paths_digest(root: Path, names: list[str], code: bool = False) -> str | None:
     """sha256 over files and folders below ``root``: a file's own, else over all names and digests.
 
-    Hidden files are left out, and of code all but modules, as DVC does by .dvcignore. None if nothing is there.
+    Hidden files are left out, and of code all but modules, tables and templates, as by .dvcignore.
+
+    Returns:
+        None if nothing is there.
     """
     if len(names) == 1 and (root / names[0]).is_file():
         return file_digest(root / names[0])
@@ -63,6 +66,6 @@ def paths_digest(root: Path, names: list[str], code: bool = False) -> str | None
         for file in [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file()):
             place = file.relative_to(root)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in place.parts)
-            if not hidden and (file.suffix == ".py" or not code):
+            if not hidden and (file.suffix in (".py", ".yaml", ".j2") or not code):
                 lines.append(f"{place.as_posix()}\0{file_digest(file)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None

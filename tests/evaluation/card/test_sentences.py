@@ -1,7 +1,7 @@
 """What a card warns of, in words."""
 
 from unveil.evaluation.card.sentences import notes_on
-from unveil.evaluation.features.extraction import FEATURE_SETS
+from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.sets import SetSizes
 
 LITE, INCEPTION = FEATURE_SETS["efficientnet-lite0"], FEATURE_SETS["inception"]

@@ -12,7 +12,7 @@ from torch import nn
 from torch_fidelity import feature_extractor_clip, feature_extractor_inceptionv3
 from torchvision.models.vgg import VGG, make_layers
 
-from unveil.evaluation.features import extraction, networks
+from unveil.evaluation.features import networks, published
 from unveil.evaluation.features.networks import VisionTransformer
 from unveil.files import file_digest
 
@@ -91,7 +91,7 @@ def dinov2_file(path: Path) -> Path:
 
 def publish(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take this file for the published weights of a network."""
-    known = extraction.FEATURE_SETS[name]
+    known = published.FEATURE_SETS[name]
     assert known.weights is not None
     weights = replace(known.weights, sha256=file_digest(path))
-    monkeypatch.setitem(extraction.FEATURE_SETS, name, replace(known, weights=weights))
+    monkeypatch.setitem(published.FEATURE_SETS, name, replace(known, weights=weights))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unveil.evaluation.features.cache import FeatureCache, facts_key
-from unveil.evaluation.features.extraction import FEATURE_SETS, extract_layers, feature_facts, load_extractor
+from unveil.evaluation.features.extraction import extract_layers, feature_facts, load_extractor
+from unveil.evaluation.features.published import FEATURE_SETS
 
 FACTS = {"images": {"shards": "abc", "split": "train", "count": 4}, "extractor": "x", "layers": ["a"]}
 

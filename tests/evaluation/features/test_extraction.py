@@ -26,7 +26,6 @@ from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.evaluation.features import extraction as module
 from unveil.evaluation.features.extraction import (
-    FEATURE_SETS,
     Extractor,
     extract,
     extract_layers,
@@ -34,7 +33,8 @@ from unveil.evaluation.features.extraction import (
     features_of,
     load_extractor,
 )
-from unveil.evaluation.features.weights import INCEPTION, INCEPTION_ENVIRONMENT, find_weights
+from unveil.evaluation.features.published import FEATURE_SETS, PUBLISHED
+from unveil.evaluation.features.weights import find_weights
 from unveil.evaluation.images.sets import uniform_noise
 from unveil.evaluation.metrics.distances import frechet_distance, statistics
 from unveil.files import file_digest
@@ -124,7 +124,7 @@ def test_every_set_has_torch_fidelitys_layers_and_names_of_its_own() -> None:
     inception = FEATURE_SETS["inception"]
     kind = FEATURE_EXTRACTORS_REGISTRY[inception.extractor]
     assert kind.get_default_feature_layer_for_metric("isc") == inception.logits
-    names = {name: (of.frechet, of.kernel, of.metric("precision")) for name, of in FEATURE_SETS.items()}
+    names = {name: (of.frechet, of.metric("kid"), of.metric("precision")) for name, of in FEATURE_SETS.items()}
     assert names == {
         "efficientnet-lite0": ("fd_efficientnet_lite0", "kid_efficientnet_lite0", "precision_efficientnet_lite0"),
         "inception": ("fid", "kid", "precision"),
@@ -331,14 +331,14 @@ def test_all_metrics_are_torch_fidelitys_on_the_same_images_as_png_in_float64(
 
 def _published_weights() -> Path | None:
     """Inception's published file, if it is on this machine."""
-    named = os.environ.get(INCEPTION_ENVIRONMENT)
+    named = os.environ.get("UNVEIL_INCEPTION")
     return Path(named) if named else None
 
 
 @pytest.mark.real_weights
 @pytest.mark.skipif(_published_weights() is None, reason="UNVEIL_INCEPTION is not set")
 def test_fid_with_the_published_weights_is_torch_fidelitys() -> None:
-    weights = find_weights(INCEPTION, _published_weights()).path
+    weights = find_weights(PUBLISHED[0], _published_weights()).path
     extractor = load_extractor("inception", weights)
     sets = [_Tensors(uniform_noise(32, 64, seed)) for seed in (0, 1)]
     expected = calculate_metrics(

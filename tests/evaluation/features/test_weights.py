@@ -13,15 +13,9 @@ from torch_fidelity import feature_extractor_clip, feature_extractor_inceptionv3
 from torchvision.models import VGG16_Weights
 
 from unveil.errors import UnveilError
+from unveil.evaluation.features.published import PUBLISHED, PublishedFile
 from unveil.evaluation.features.weights import (
-    CLIP,
-    DINOV2,
     ENVIRONMENT,
-    INCEPTION,
-    INCEPTION_ENVIRONMENT,
-    PUBLISHED,
-    VGG16,
-    PublishedFile,
     find_weights,
 )
 from unveil.files import file_digest
@@ -33,6 +27,9 @@ OTHER = b"other weights"
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Say nothing."""
+
+
+INCEPTION, DINOV2, CLIP, VGG16 = PUBLISHED
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def published(server: tuple[str, Path], tmp_path: Path) -> PublishedFile:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of torch's, and no environment variables."""
-    for name in (ENVIRONMENT, INCEPTION_ENVIRONMENT):
+    for name in (ENVIRONMENT, "UNVEIL_INCEPTION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
@@ -96,7 +93,7 @@ def test_downloads_once_into_torchs_cache(published: PublishedFile, cache: Path)
 def test_looks_at_the_path_then_at_the_variables(
     published: PublishedFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    asked = replace(published, environment=INCEPTION_ENVIRONMENT)
+    asked = replace(published, environment="UNVEIL_INCEPTION")
     places = {}
     for name in ("named", "own", "general", "cache"):
         folder = cache if name == "cache" else tmp_path / name
@@ -108,7 +105,7 @@ def test_looks_at_the_path_then_at_the_variables(
     assert find_weights(asked).path == places["general"]
     monkeypatch.setenv(ENVIRONMENT, str(places["general"]))  # a file
     assert find_weights(asked).path == places["general"]
-    monkeypatch.setenv(INCEPTION_ENVIRONMENT, str(places["own"]))
+    monkeypatch.setenv("UNVEIL_INCEPTION", str(places["own"]))
     assert find_weights(asked).path == places["own"]
     assert find_weights(published).path == places["general"]  # no other network's
     for path in (places["named"], tmp_path / "named"):
@@ -148,9 +145,9 @@ def test_a_named_file_that_is_missing_is_no_reason_to_look_further(
         assert word in _one_line(error)
     with pytest.raises(UnveilError, match=r"a folder without weights\.pth or other\.pth"):
         find_weights(replace(published, aliases=("other.pth",)), tmp_path)
-    monkeypatch.setenv(INCEPTION_ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv("UNVEIL_INCEPTION", str(tmp_path))
     with pytest.raises(UnveilError, match=r"\$UNVEIL_INCEPTION: .*: a folder without weights.pth"):
-        find_weights(replace(published, environment=INCEPTION_ENVIRONMENT))
+        find_weights(replace(published, environment="UNVEIL_INCEPTION"))
     assert not cache.exists()
 
 
@@ -234,7 +231,7 @@ def test_a_web_page_is_no_file_of_weights_without_a_hash(
 def test_no_network_says_all_places_and_the_ways_out(
     published: PublishedFile, server: tuple[str, Path], cache: Path, address: str
 ) -> None:
-    asked = replace(published, url=address.format(server=server[0]), environment=INCEPTION_ENVIRONMENT)
+    asked = replace(published, url=address.format(server=server[0]), environment="UNVEIL_INCEPTION")
     with pytest.raises(UnveilError) as error:
         find_weights(asked, key="evaluate.weights")
     line = _one_line(error)

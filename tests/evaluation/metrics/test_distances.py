@@ -21,7 +21,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from unveil.errors import UnveilError
-from unveil.evaluation.features.extraction import FEATURE_SETS, FeatureSet, extract, load_extractor
+from unveil.evaluation.features.extraction import extract, load_extractor
+from unveil.evaluation.features.published import FEATURE_SETS, FeatureSet
 from unveil.evaluation.images.sets import uniform_noise
 from unveil.evaluation.metrics.distances import (
     frechet_distance,

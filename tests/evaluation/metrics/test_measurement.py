@@ -14,7 +14,8 @@ from unveil.evaluation.card.sentences import on_limit, on_training
 from unveil.evaluation.card.statement import by_size_of
 from unveil.evaluation.choices import UNDAMAGED, MetricName
 from unveil.evaluation.features.cache import FeatureCache
-from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor, FeatureSet
+from unveil.evaluation.features.extraction import Extractor
+from unveil.evaluation.features.published import FEATURE_SETS, FeatureSet
 from unveil.evaluation.metrics.distances import frechet_distance, kernel_distance, statistics
 from unveil.evaluation.metrics.manifold import density_coverage, precision_recall
 from unveil.evaluation.metrics.measurement import Asked, ImageSet, extract_sets, measure

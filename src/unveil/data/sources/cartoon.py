@@ -19,11 +19,11 @@ import numpy as np
 import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
-from ruamel.yaml import YAML
 
 from unveil.data.celeba import ATTRIBUTES, CANVAS, LEFT_EYE, RIGHT_EYE, SPLITS, ZIP_NAME, image_names, write_annotations
 from unveil.data.sources.archive import write_stored_zip
 from unveil.data.sources.facts import SourceRecord, in_processes, worker_count
+from unveil.parameter_file import package_data
 
 # Where the avatar's eyes are in its 280 x 280 drawing. One scale and one shift map them to CelebA's.
 AVATAR_EYES = ((114, 112), (166, 112))
@@ -55,8 +55,7 @@ class Face:
 @cache
 def _looks() -> dict[str, Any]:
     """The shares of all looks, and what makes an attribute true."""
-    looks: dict[str, Any] = YAML(typ="safe").load(files(__package__).joinpath("cartoon.yaml").read_text("utf-8"))
-    return looks
+    return package_data(__package__, "cartoon.yaml")
 
 
 def choose_face(seed: int, index: int) -> Face:

@@ -6,7 +6,7 @@ The words are in ``sentences.yaml``.
 from typing import Any
 
 from unveil.evaluation.card.published import INCEPTION, PUBLISHED_SAMPLES
-from unveil.evaluation.features.extraction import FeatureSet
+from unveil.evaluation.features.published import FeatureSet
 from unveil.evaluation.images.sets import SampleFile, SetSizes
 from unveil.evaluation.metrics.copies import CopiesOfTraining, Duplicates, Share
 from unveil.evaluation.metrics.uncertainty import LINE_FROM, FrechetBySize, least_for_limit

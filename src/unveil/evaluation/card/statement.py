@@ -12,7 +12,8 @@ from unveil.data.pixels import ROUNDING
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card.card import AtSize, BySize
 from unveil.evaluation.card.sentences import on_duplicates, on_training
-from unveil.evaluation.features.extraction import FEATURE_SETS, Extractor
+from unveil.evaluation.features.extraction import Extractor
+from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.chosen import RealImages
 from unveil.evaluation.images.sets import SampleFile
 from unveil.evaluation.metrics.distances import INCEPTION_SCORE_SPLITS

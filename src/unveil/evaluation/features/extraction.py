@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.evaluation.features.efficientnet import EfficientNet1280
-from unveil.evaluation.features.weights import CLIP, DINOV2, INCEPTION, VGG16, PublishedFile, WeightsFile, find_weights
+from unveil.evaluation.features.published import FEATURE_SETS, FeatureSet
+from unveil.evaluation.features.weights import WeightsFile, find_weights
 from unveil.files import file_digest
 from unveil.progress import ProgressLine, Say
 from unveil.progress import images as in_words
@@ -32,113 +33,6 @@ SHARED_IMAGES = 128  # by threads, 16 of them at most
 ROUNDS = 8  # batches of every thread between two times that their features are put together
 
 Precision = Literal["float32", "float64"]
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """What a feature network gives, and what metrics on it are called.
-
-    Attributes:
-        name: in params.yaml.
-        extractor: in torch-fidelity's registry.
-        layer: torch-fidelity's name of the layer whose values are the features.
-        dimension: of the features.
-        suffix: of the metrics' names, "" for Inception.
-        title: what the network is.
-        preprocessing: of the uint8 image, in words.
-        weights: the published file, None if it comes with a package.
-        logits: the layer that the Inception Score is made of, which Inception alone has.
-    """
-
-    name: str
-    extractor: str
-    layer: str
-    dimension: int
-    suffix: str
-    title: str
-    preprocessing: str
-    weights: PublishedFile | None = None
-    logits: str | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """What one pass gives."""
-        return (self.layer,) if self.logits is None else (self.layer, self.logits)
-
-    def metric(self, name: str) -> str:
-        """What a metric, as ``precision``, is called on these features."""
-        return name + self.suffix
-
-    @property
-    def frechet(self) -> str:
-        """Name of the Fréchet distance, which is ``fid`` on Inception's features only."""
-        return f"fd{self.suffix}" if self.suffix else "fid"
-
-    @property
-    def kernel(self) -> str:
-        """Name of the kernel distance."""
-        return self.metric("kid")
-
-
-TENSORFLOW_RESIZE = "bilinear resize to {0} x {0} as TensorFlow 1 does it, not antialiased; "
-NORMALISED = "less the mean and divided by the deviation of {}, per channel"
-
-FEATURE_SETS = {
-    features.name: features
-    for features in (
-        FeatureSet(
-            name="efficientnet-lite0",
-            extractor="efficientnet-lite0",
-            layer="1280",
-            dimension=1280,
-            suffix="_efficientnet_lite0",
-            title="EfficientNet-Lite0, trained on ImageNet",
-            preprocessing="bilinear resize to 224 x 224, not antialiased; (x - 127) / 128",
-        ),
-        FeatureSet(
-            name="inception",
-            extractor="inception-v3-compat",
-            layer="2048",
-            dimension=2048,
-            suffix="",
-            title="Inception-v3 with the weights of 2015-12-05, as torch-fidelity loads them",
-            preprocessing="bilinear resize to 299 x 299 as TensorFlow 1 does it; (x - 128) / 128",
-            weights=INCEPTION,
-            logits="logits_unbiased",
-        ),
-        FeatureSet(
-            name="dinov2",
-            extractor="dinov2-vit-l-14",
-            layer="dinov2",
-            dimension=1024,
-            suffix="_dinov2",
-            title="DINOv2 ViT-L/14, trained on LVD-142M without labels",
-            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
-            weights=DINOV2,
-        ),
-        FeatureSet(
-            name="clip",
-            extractor="clip-vit-b-32",
-            layer="clip",
-            dimension=512,
-            suffix="_clip",
-            title="the image encoder of CLIP ViT-B/32, trained on 400 million images with their captions",
-            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("CLIP's training set"),
-            weights=CLIP,
-        ),
-        FeatureSet(
-            name="vgg16",
-            extractor="vgg16",
-            layer="fc2_relu",
-            dimension=4096,
-            suffix="_vgg16",
-            title="VGG-16, trained on ImageNet, after its second hidden layer",
-            preprocessing=TENSORFLOW_RESIZE.format(224) + NORMALISED.format("ImageNet"),
-            weights=VGG16,
-        ),
-    )
-}
-"""The feature networks by name. Only ``inception`` gives a FID, a KID and an Inception Score."""
 
 
 @dataclass(frozen=True)

@@ -11,37 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import UnveilError
+from unveil.evaluation.features.published import PUBLISHED, PublishedFile
 from unveil.files import atomic_path, file_digest, regular
 
 ENVIRONMENT = "UNVEIL_WEIGHTS"
 """A file of weights, or a folder in which the published names are looked for."""
-INCEPTION_ENVIRONMENT = "UNVEIL_INCEPTION"
-"""The file of Inception's weights."""
 TIMEOUT = 60  # seconds without an answer
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """A file that somebody published, and how to know it again.
-
-    Attributes:
-        name: under which it is published, and cached.
-        url: where.
-        sha256: hexadecimal; its first digits, where the publisher gives no more; "" where it gives none.
-        aliases: other names of the same bytes.
-        environment: variable that names this one file, "" for none.
-    """
-
-    name: str
-    url: str
-    sha256: str
-    aliases: tuple[str, ...] = ()
-    environment: str = ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names, the published one first."""
-        return (self.name, *self.aliases)
 
 
 @dataclass(frozen=True)
@@ -50,39 +25,6 @@ class WeightsFile:
 
     path: Path
     sha256: str
-
-
-# torch-fidelity's file. pytorch-fid publishes the same bytes under the other name.
-INCEPTION = PublishedFile(
-    name="weights-inception-2015-12-05-6726825d.pth",
-    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-    aliases=("pt_inception-2015-12-05-6726825d.pth",),
-    environment=INCEPTION_ENVIRONMENT,
-)
-# OpenAI's file: its address holds the SHA-256. The second name is the one in torch-fidelity's cache.
-CLIP = PublishedFile(
-    name="ViT-B-32.pt",
-    url=(
-        "https://openaipublic.azureedge.net/clip/models/"
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
-    ),
-    sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-    aliases=("clip-vit-b-32-40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af.pt",),
-)
-# torchvision's file: its name ends in the first eight digits of the SHA-256, and more is not published.
-VGG16 = PublishedFile(
-    name="vgg16-397923af.pth",
-    url="https://download.pytorch.org/models/vgg16-397923af.pth",
-    sha256="397923af",
-)
-# Meta's file, which is published without a hash.
-DINOV2 = PublishedFile(
-    name="dinov2_vitl14_pretrain.pth",
-    url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-    sha256="",
-)
-PUBLISHED = (INCEPTION, CLIP, VGG16, DINOV2)
 
 
 def find_weights(

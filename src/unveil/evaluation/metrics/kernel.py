@@ -32,7 +32,7 @@ def measure(sets: "Sets", asked: "Asked") -> Found:
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr  # normal, as a mean over many pairs of images
     interval = {"stderr": stderr, "low": own.mean - reach, "high": own.mean + reach, "level": LEVEL}
     means = {name: part.mean for name, part in found.items()}
-    return Found((sets.metric(sets.features.kernel, means, std=own.std, **interval),))
+    return Found((sets.metric(sets.features.metric("kid"), means, std=own.std, **interval),))
 
 
 ENTRY = Entry(4, (KERNEL,), measure, turn=0)

@@ -11,7 +11,8 @@ from unveil.data.order import spread
 from unveil.distributed import Processes
 from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.features.cache import FeatureCache
-from unveil.evaluation.features.extraction import Extractor, FeatureSet, feature_facts, features_of
+from unveil.evaluation.features.extraction import Extractor, feature_facts, features_of
+from unveil.evaluation.features.published import FeatureSet
 from unveil.evaluation.metrics.distances import significant
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, ball_radii
 from unveil.evaluation.metrics.metric import AFTER_NOISE, Found, Metric
