@@ -21,15 +21,8 @@ from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, load_extractor
 from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.chosen import Damaged, RealImages, damaged_sets, four_sets
-from unveil.evaluation.images.sets import (
-    SampleFile,
-    check_same_data,
-    count_shared,
-    load_real,
-    load_samples,
-    real_parts,
-    set_sizes,
-)
+from unveil.evaluation.images.foreign import SampleFile
+from unveil.evaluation.images.sets import check_same_data, count_shared, load_real, load_samples, real_parts, set_sizes
 from unveil.evaluation.metrics.copies import Copies, to_show
 from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, extract_sets, measure
 from unveil.evaluation.metrics.metric import Found, flat_metrics

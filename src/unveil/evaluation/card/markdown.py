@@ -12,8 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card.card import Card, flatten
 from unveil.evaluation.card.published import PUBLISHED_SAMPLES, PUBLISHED_SIZE
-from unveil.evaluation.choices import UNDAMAGED
-from unveil.evaluation.metrics.metric import Kind, Metric
+from unveil.evaluation.metrics.metric import UNDAMAGED, Kind, Metric
 from unveil.evaluation.metrics.registry import kind_of
 from unveil.parameter_file import package_data
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from unveil.evaluation.card.published import INCEPTION, PUBLISHED_SAMPLES
 from unveil.evaluation.features.published import FeatureSet
-from unveil.evaluation.images.sets import SampleFile, SetSizes
+from unveil.evaluation.images.foreign import SampleFile
+from unveil.evaluation.images.sets import SetSizes
 from unveil.evaluation.metrics.copies import CopiesOfTraining, Duplicates, Share
 from unveil.evaluation.metrics.uncertainty import LINE_FROM, FrechetBySize, least_for_limit
 from unveil.parameter_file import package_data

@@ -15,7 +15,7 @@ from unveil.evaluation.card.sentences import on_duplicates, on_training
 from unveil.evaluation.features.extraction import Extractor
 from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.chosen import RealImages
-from unveil.evaluation.images.sets import SampleFile
+from unveil.evaluation.images.foreign import SampleFile
 from unveil.evaluation.metrics.distances import INCEPTION_SCORE_SPLITS
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from unveil.evaluation.metrics.measurement import Asked

@@ -1,6 +1,6 @@
 """The sets of images of an evaluation: four that every distance is made of, and held-out images with a mistake each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,29 +12,24 @@ from torch import Tensor
 from unveil.data.order import spread
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
-from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.images.controls import CONTROLS, REREAD, check_archive, mistake_of, other_protocol, reread
-from unveil.evaluation.images.sets import SampleFile, SetSizes, digest, load_ids, real_parts, uniform_noise
+from unveil.evaluation.images.foreign import SampleFile, digest
+from unveil.evaluation.images.sets import SetSizes, load_ids, real_parts, uniform_noise
 from unveil.evaluation.metrics.measurement import HELD_OUT, NOISE, REFERENCE, SAMPLES, ImageSet
+from unveil.evaluation.metrics.metric import UNDAMAGED
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Where the real images are, and which are taken.
-
-    Attributes:
-        folder: of the shards.
-        index: of the shards.
-        splits: of the reference and of the held-out images.
-        sizes: how many of each.
-        held_out: the held-out ones, uint8 [M, 3, size, size].
-    """
+    """Where the real images are, and which are taken."""
 
     folder: Path
     index: ShardIndex
     splits: tuple[str, str]
+    """Of the reference and of the held-out images."""
     sizes: SetSizes
     held_out: Tensor
+    """uint8 [M, 3, size, size]."""
 
     def facts(self, split: str, count: int) -> dict[str, Any]:
         """What decides which images of a split are taken."""
@@ -43,36 +38,29 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Damaged:
-    """Held-out images with a mistake.
-
-    Attributes:
-        sets: by the control's name.
-        words: what each stands for, and the same images undamaged.
-        left_out: why a control could not be made, a sentence each.
-    """
+    """Held-out images with a mistake."""
 
     sets: dict[str, ImageSet]
+    """By the control's name."""
     words: dict[str, str]
+    """What each stands for, and the same images undamaged."""
     left_out: tuple[str, ...]
+    """Why a control could not be made, a sentence each."""
 
 
 def four_sets(real: RealImages, samples: SampleFile, seed: int) -> dict[str, ImageSet]:
     """Samples, reference, held-out images, and as much uniform noise as there are samples."""
     (reference, held_out), sizes, size = real.splits, real.sizes, real.index.image_size
     noise = {"noise": "uniform", "seed": seed, "count": sizes.samples, "size": size}
+
+    def split(name: str, count: int, parts: Callable[[], Iterable[Tensor]]) -> ImageSet:
+        return ImageSet(f"real, {name} split", real.facts(name, count), count, parts)
+
     return {
         SAMPLES: ImageSet("samples", {"sha256": samples.images_sha256}, sizes.samples, lambda: [samples.images]),
-        HELD_OUT: ImageSet(
-            f"real, {held_out} split",
-            real.facts(held_out, sizes.held_out),
-            sizes.held_out,
-            lambda: [real.held_out],
-        ),
-        REFERENCE: ImageSet(
-            f"real, {reference} split",
-            real.facts(reference, sizes.reference),
-            sizes.reference,
-            lambda: real_parts(real.folder, real.index, reference, sizes.reference),
+        HELD_OUT: split(held_out, sizes.held_out, lambda: [real.held_out]),
+        REFERENCE: split(
+            reference, sizes.reference, lambda: real_parts(real.folder, real.index, reference, sizes.reference)
         ),
         NOISE: ImageSet("uniform noise", noise, sizes.samples, lambda: [uniform_noise(sizes.samples, size, seed)]),
     }
@@ -81,12 +69,9 @@ def four_sets(real: RealImages, samples: SampleFile, seed: int) -> dict[str, Ima
 def damaged_sets(real: RealImages, raw: Path, names: Sequence[str], count: int, seed: int) -> Damaged:
     """Held-out images with the mistakes of these names.
 
-    Args:
-        real: the images.
-        raw: folder of the archive, for another protocol; without it, or with another archive, that control is left out.
-        names: keys of ``CONTROLS``, or ``REREAD``.
-        count: images of each; 0, or more than there are = all held-out ones.
-        seed: of what is random.
+    ``raw`` is the folder of the archive, for another protocol: without it, or with another archive, that control is
+    left out. ``names`` are keys of ``CONTROLS``, or ``REREAD``. ``count`` images of each; 0, or more than there are =
+    all.
     """
     split, index = real.splits[1], real.index
     count = min(count or len(real.held_out), len(real.held_out))

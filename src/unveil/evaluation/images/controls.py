@@ -38,8 +38,7 @@ def jpeg(images: Tensor, quality: int = 75) -> Tensor:
     which the coefficients are divided and rounded, times 50 / quality below 50 and 2 - quality / 50 from there on.
     At 75, Pillow's default, they are halved.
 
-    Raises:
-        ValueError: for a quality outside 1 to 100.
+    Raises ValueError for a quality outside 1 to 100.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality}, expected 1 to 100")
@@ -66,8 +65,7 @@ def blur(images: Tensor, sigma: float = 1.0) -> Tensor:
 
     SciPy's, in float64. Weights end four standard deviations away; beyond the border the nearest pixel goes on.
 
-    Raises:
-        ValueError: for a sigma that is not positive.
+    Raises ValueError for a sigma that is not positive.
     """
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected > 0")
@@ -83,8 +81,7 @@ def noise(images: Tensor, sigma: float = 25.0, seed: int = 0) -> Tensor:
 
     The noise of image i is a function of (seed, i) alone.
 
-    Raises:
-        ValueError: for a sigma below 0.
+    Raises ValueError for a sigma below 0.
     """
     if not sigma >= 0:
         raise ValueError(f"sigma is {sigma}, expected >= 0")
@@ -98,45 +95,34 @@ def noise(images: Tensor, sigma: float = 25.0, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Control:
-    """One mistake, made on purpose.
+    """One mistake, made on purpose."""
 
-    Attributes:
-        name: the end of its metric's name: ``fid_<name>``.
-        title: for tables.
-        mistake: what it stands for, one sentence for the evaluation card.
-        make: (images, seed) to images.
-    """
-
-    name: str
     title: str
+    """For tables."""
     mistake: str
+    """What it stands for, one sentence for the evaluation card."""
     make: Callable[[Tensor, int], Tensor]
+    """(images, seed) to images."""
 
 
 CONTROLS: Mapping[str, Control] = {
-    control.name: control
-    for control in (
-        Control(
-            "jpeg75",
-            "JPEG, quality 75",
-            "The samples or the reference were saved as JPEG, at Pillow's default quality.",
-            lambda images, seed: jpeg(images, 75),
-        ),
-        Control(
-            "blur",
-            "Gaussian blur, sigma 1 pixel",
-            "The images are soft: another resize filter, or a decoder that smooths.",
-            lambda images, seed: blur(images, 1.0),
-        ),
-        Control(
-            "noisy",
-            "Gaussian noise, sigma 25/255",
-            "The sampler stopped before all noise was removed.",
-            lambda images, seed: noise(images, 25.0, seed),
-        ),
-    )
+    "jpeg75": Control(
+        "JPEG, quality 75",
+        "The samples or the reference were saved as JPEG, at Pillow's default quality.",
+        lambda images, seed: jpeg(images, 75),
+    ),
+    "blur": Control(
+        "Gaussian blur, sigma 1 pixel",
+        "The images are soft: another resize filter, or a decoder that smooths.",
+        lambda images, seed: blur(images, 1.0),
+    ),
+    "noisy": Control(
+        "Gaussian noise, sigma 25/255",
+        "The sampler stopped before all noise was removed.",
+        lambda images, seed: noise(images, 25.0, seed),
+    ),
 }
-"""The controls that need no archive, by name."""
+"""The controls that need no archive, by name: its metric is called ``fid_<name>``."""
 
 REREAD = "other_protocol"
 """Name of the control that ``reread`` makes."""
@@ -163,18 +149,11 @@ def reread(raw: Path, index: ShardIndex, ids: Tensor, protocol: str) -> Tensor:
 
     Which images there are does not change with the protocol, also where its ``train`` would hold all of them.
 
-    Args:
-        raw: folder that download wrote.
-        index: of the shards made of it.
-        ids: int64 [N], the numbers in the images' names.
-        protocol: key of ``PROTOCOLS``; the shards' own gives their pixels again.
+    ``raw`` is the folder that download wrote, ``ids`` int64 [N] are the numbers in the images' names, and ``protocol``
+    is a key of ``PROTOCOLS``; the shards' own gives their pixels again. Returns uint8 [N, 3, size, size].
 
-    Returns:
-        uint8 [N, 3, size, size].
-
-    Raises:
-        UnveilError: if the archive is not there, of another source, has not these images or none that the protocol
-            takes, or is damaged.
+    Raises UnveilError if the archive is not there, of another source, has not these images or none that the protocol
+    takes, or is damaged.
     """
     chosen = PROTOCOLS[protocol]
     size = index.image_size
@@ -187,14 +166,9 @@ def reread(raw: Path, index: ShardIndex, ids: Tensor, protocol: str) -> Tensor:
 def check_archive(raw: Path, index: ShardIndex, ids: Tensor, images: Tensor) -> None:
     """Read some images of the shards again by the shards' own protocol, and compare every pixel.
 
-    Args:
-        raw: folder that download wrote.
-        index: of the shards.
-        ids: int64 [N].
-        images: uint8 [N, 3, size, size], the shards' images of these ids.
+    ``raw`` is the folder that download wrote; ``images``, uint8 [N, 3, size, size], are the shards' of ``ids`` [N].
 
-    Raises:
-        UnveilError: if the archive is not the one that the shards were made of.
+    Raises UnveilError if the archive is not the one that the shards were made of.
     """
     places = torch.from_numpy(spread(len(ids), min(COMPARED, len(ids))))
     again = reread(raw, index, ids[places], index.protocol)

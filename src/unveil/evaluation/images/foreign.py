@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
@@ -39,34 +40,52 @@ KINDS = {"U8": "uint8", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
 
-@dataclass(frozen=True)
-class ForeignImages:
-    """Images of somebody's model.
+SHARED_FACTS = ("source", "protocol", "image_size", "shards")
+"""Keys of the samples' metadata that must agree with the shards."""
+MODEL_FACTS = ("model", "sampler", "steps", "nfe", "seed")
+"""Keys of the samples' metadata that say how they were made."""
 
-    Attributes:
-        images: uint8 [N, 3, size, size].
-        total: images that there are.
-        sha256: of the file; of a folder, over the names and bytes of the files that were read.
-        facts: what is known of them, for the card: ``images_from`` in words, ``image_size``, and, only where it is
-            so, ``lossy`` and ``left_out``.
-    """
+
+@dataclass(frozen=True)
+class SampleFile:
+    """Samples, and what their file says about itself."""
 
     images: Tensor
+    """uint8 [N, 3, size, size]: of a file of the sample stage in the order of their ids, else the first."""
     total: int
+    """Images in the file or folder."""
     sha256: str
+    """Of the file; of a folder, over the names and bytes of the files that were read."""
     facts: dict[str, Any]
+    """The file's metadata. Of another generator's samples ``images_from`` says in words what they were read from,
+    ``lossy`` which files were compressed with loss, if any, and ``protocol`` is what the user states."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether they are of another generator than the sample stage."""
+        return "images_from" in self.facts
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Facts that a file of the sample stage has, and that are not known of these."""
+        return tuple(key for key in (*SHARED_FACTS, *MODEL_FACTS) if self.foreign and key not in self.facts)
+
+    @cached_property
+    def images_sha256(self) -> str:
+        """Of the bytes of ``images``."""
+        return digest(self.images)
+
+
+def digest(images: Tensor) -> str:
+    """SHA-256 of the bytes of uint8 images."""
+    return hashlib.sha256(images.contiguous().view(-1).numpy().data).hexdigest()
 
 
 def check_images(path: Path, name: str, kind: str, shape: Sequence[int], mend: str = "", last: bool = False) -> None:
     """Raise UnveilError, before anything of it is read, unless an array is images that shards can have.
 
-    Args:
-        path: of its file.
-        name: of the array.
-        kind: type of its values, as NumPy names it.
-        shape: [N, 3, size, size], or with ``last`` also [N, size, size, 3].
-        mend: how to get a good one.
-        last: whether the channels may come last.
+    ``kind`` is the type of its values, as NumPy names it. The shape has to be [N, 3, size, size], or with ``last`` may
+    also be [N, size, size, 3]. ``mend`` says how to get a good one.
     """
     sides = shape[2:] if list(shape[1:2]) == [3] else shape[1:3] if last and list(shape[3:]) == [3] else ()
     if kind != "uint8" or len(shape) != 4 or len(set(sides)) != 1 or sides[0] == 0:
@@ -90,20 +109,15 @@ def stored_arrays(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (KINDS.get(kinds[name], kinds[name]), tuple(part.get_shape())) for name, part in parts.items()}
 
 
-def check_count(path: Path, total: int, count: int) -> None:
+def check_count(path: Path, total: int, count: int, mend: str = "draw more samples") -> None:
     """Raise UnveilError if there are fewer images than are to be evaluated."""
     if total == 0:
         raise UnveilError(f"{path}: holds no images, expected {count}; name the samples of a model")
     if total < count:
-        raise UnveilError(
-            f"evaluate.num_images: found {count}, but {path} holds {total} samples; lower it, or draw more samples"
-        )
+        raise UnveilError(f"evaluate.num_images: found {count}, but {path} holds {total} samples; lower it, or {mend}")
 
 
-# --- safetensors ------------------------------------------------------------------------------------------
-
-
-def read_safetensors(path: Path, count: int) -> ForeignImages:
+def read_safetensors(path: Path, count: int) -> SampleFile:
     """The first ``count`` images of any safetensors file with one tensor of images.
 
     The tensor is ``images``, or the only one that can be images: uint8 [N, 3, H, W] or [N, H, W, 3].
@@ -117,7 +131,7 @@ def read_safetensors(path: Path, count: int) -> ForeignImages:
     if rows.shape[1] != 3:
         rows = rows.permute(0, 3, 1, 2).contiguous()
     facts = {"images_from": f"a safetensors file, {name}", "image_size": rows.shape[-1]}
-    return ForeignImages(rows, total, file_digest(path), facts)
+    return SampleFile(rows, total, file_digest(path), facts)
 
 
 def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], *first: str) -> str:
@@ -135,10 +149,7 @@ def _images_key(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], *fir
     return fitting[0]
 
 
-# --- npz --------------------------------------------------------------------------------------------------
-
-
-def read_npz(path: Path, count: int) -> ForeignImages:
+def read_npz(path: Path, count: int) -> SampleFile:
     """The first ``count`` images of an archive of NumPy's, as ADM's suite writes it.
 
     The images are ``arr_0``, ``images``, or the only array that can be images: uint8 [N, H, W, 3] or [N, 3, H, W].
@@ -163,7 +174,7 @@ def read_npz(path: Path, count: int) -> ForeignImages:
         except DAMAGE as error:
             raise UnveilError(f"{path}: damaged ({error}); {mend}") from None
     facts = {"images_from": f"an .npz archive, {name}", "image_size": images.shape[-1]}
-    return ForeignImages(images, shape[0], file_digest(path), facts)
+    return SampleFile(images, shape[0], file_digest(path), facts)
 
 
 def _npy_header(path: Path, archive: ZipFile, member: ZipInfo) -> tuple[str, tuple[int, ...], int]:
@@ -202,18 +213,14 @@ def _read_rows(stream: IO[bytes], shape: tuple[int, ...]) -> Tensor:
     return images
 
 
-# --- folder -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Decoded:
+class _Decoded(NamedTuple):
     pixels: np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3]
     format: str
     lossy: bool
     digest: bytes
 
 
-def read_folder(folder: Path, count: int) -> ForeignImages:
+def read_folder(folder: Path, count: int) -> SampleFile:
     """The first ``count`` images of a folder and of those below it, in natural order: 2.png before 10.png.
 
     Pixels are what one sees: palettes and grey become RGB, rotation by EXIF is applied; colour profiles are not.
@@ -232,9 +239,19 @@ def read_folder(folder: Path, count: int) -> ForeignImages:
         for start in range(0, count, FILES_AT_ONCE):
             chunk = files[start : start + FILES_AT_ONCE]
             for place, (file, decoded) in enumerate(zip(chunk, pool.map(_decode, chunk), strict=True), start):
+                height, width = decoded.pixels.shape[:2]
+                if height != width:
+                    raise UnveilError(
+                        f"{file}: {width} x {height} pixels, expected a square image; crop it as the protocol of the "
+                        "shards does"
+                    )
                 if place == 0:
-                    images = torch.empty((count, 3, *decoded.pixels.shape[:2]), dtype=torch.uint8)
-                _check_size(file, files[0], decoded.pixels.shape[:2], images.shape[2:])
+                    images = torch.empty((count, 3, height, width), dtype=torch.uint8)
+                if height != (expected := images.shape[-1]):
+                    raise UnveilError(
+                        f"{file}: {width} x {height} pixels, but {files[0]} has {expected} x {expected}, expected "
+                        "images of one size; remove what is no sample"
+                    )
                 images[place] = torch.from_numpy(decoded.pixels).permute(2, 0, 1)
                 formats[decoded.format] += 1
                 lossy[decoded.format] += decoded.lossy
@@ -247,7 +264,7 @@ def read_folder(folder: Path, count: int) -> ForeignImages:
         facts["lossy"] = f"{lossy.total():,} of {count:,} files are compressed with loss: {named}"
     if left_out:
         facts["left_out"] = left_out
-    return ForeignImages(images, total, digest.hexdigest(), facts)
+    return SampleFile(images, total, digest.hexdigest(), facts)
 
 
 def sample_files(folder: Path) -> tuple[list[Path], str]:
@@ -334,16 +351,3 @@ def _webp_chunks(content: bytes) -> list[bytes]:
         names.append(content[place : place + 4])
         place += 8 + (struct.unpack_from("<I", content, place + 4)[0] + 1) // 2 * 2
     return names
-
-
-def _check_size(file: Path, first: Path, size: Sequence[int], expected: Sequence[int]) -> None:
-    height, width = size
-    if height != width:
-        raise UnveilError(
-            f"{file}: {width} x {height} pixels, expected a square image; crop it as the protocol of the shards does"
-        )
-    if [height, width] != list(expected):
-        raise UnveilError(
-            f"{file}: {width} x {height} pixels, but {first} has {expected[1]} x {expected[0]}, expected images of one "
-            "size; remove what is no sample"
-        )

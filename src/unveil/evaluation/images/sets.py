@@ -1,9 +1,8 @@
 """The four sets of images that an evaluation compares: samples, reference, held-out images, noise."""
 
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from unveil.data.shards import ShardIndex, open_shard
 from unveil.errors import UnveilError
 from unveil.evaluation.images.foreign import (
     IMAGE_SUFFIXES,
-    ForeignImages,
+    SHARED_FACTS,
+    SampleFile,
+    check_count,
     check_images,
     read_folder,
     read_npz,
@@ -31,11 +32,9 @@ from unveil.section import Key, Side
 from unveil.tensors import open_tensors
 
 MEND = "run `dvc repro sample`"
-SHARED_FACTS = ("source", "protocol", "image_size", "shards")
-"""Keys of the samples' metadata that must agree with the shards."""
 
 
-class _Facts(BaseModel):
+class _Metadata(BaseModel):
     """What must be right in the metadata of the sample stage's file; what else it says goes into the card."""
 
     model_config = ConfigDict(extra="allow")
@@ -50,37 +49,6 @@ class _Facts(BaseModel):
     images_from: None = None  # which only samples of others say
 
 
-@dataclass(frozen=True)
-class SampleFile:
-    """The samples that an evaluation uses, and what their file says about itself.
-
-    Attributes:
-        images: uint8 [N, 3, H, W]: of a file of the sample stage in the order of their ids, else the first.
-        total: images in the file or folder.
-        facts: the file's metadata. Of another generator's samples ``images_from`` says in words what they were read
-            from, ``lossy`` which files were compressed with loss, if any, and ``protocol`` is what the user states.
-        sha256: of the file; of a folder, over the names and bytes of the files that were read.
-        images_sha256: of the bytes of ``images``.
-        unknown: facts that a file of the sample stage has, and that are not known of these.
-    """
-
-    images: Tensor
-    total: int
-    facts: dict[str, Any]
-    sha256: str
-    images_sha256: str
-    unknown: tuple[str, ...] = ()
-
-    @property
-    def foreign(self) -> bool:
-        """Whether they are of another generator than the sample stage."""
-        return "images_from" in self.facts
-
-
-MODEL_FACTS = ("model", "sampler", "steps", "nfe", "seed")
-"""Keys of the samples' metadata that say how they were made."""
-
-
 def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleFile:
     """``count`` samples of the sample stage or of anybody's generator.
 
@@ -88,13 +56,10 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
     images for any longer run. Of other files, and of a folder in natural order, the first; see
     :mod:`unveil.evaluation.images.foreign`.
 
-    Args:
-        path: a safetensors file, an ``.npz``, or a folder of images.
-        count: N.
-        protocol: which the user states for samples that do not say it themselves.
+    ``path`` is a safetensors file, an ``.npz``, or a folder of images, ``protocol`` what the user states for samples
+    that do not say it themselves.
 
-    Raises:
-        UnveilError: for what is missing, damaged, of another type or shape, too short, or says another protocol.
+    Raises UnveilError for what is missing, damaged, of another type or shape, too short, or says another protocol.
     """
     if path.is_dir():
         return _foreign(path, read_folder(path, count), protocol)
@@ -102,14 +67,10 @@ def load_samples(path: Path, count: int, protocol: str | None = None) -> SampleF
         raise UnveilError(f"{path}: no such file, expected the samples; {MEND}")
     if regular(path).suffix.lower() == ".npz":
         return _foreign(path, read_npz(path, count), protocol)
-    if path.suffix.lower() in (".npy", ".pkl", ".pickle", ".pt", ".pth", ".zip", ".tar", ".gz"):
-        raise UnveilError(
-            f"{path}: found a {path.suffix} file, expected .safetensors, .npz or a folder of images; write one of them"
-        )
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise UnveilError(
-            f"{path}: found one image, expected .safetensors, .npz or a folder of images; name its folder"
-        )
+    image = path.suffix.lower() in IMAGE_SUFFIXES
+    if image or path.suffix.lower() in (".npy", ".pkl", ".pickle", ".pt", ".pth", ".zip", ".tar", ".gz"):
+        found, mend = ("one image", "name its folder") if image else (f"a {path.suffix} file", "write one of them")
+        raise UnveilError(f"{path}: found {found}, expected .safetensors, .npz or a folder of images; {mend}")
     with open_tensors(path, MEND) as file:
         metadata: dict[str, str] = file.metadata() or {}
     if not metadata.keys() & {"facts", *SHARED_FACTS} - {"source"}:  # which others write, too
@@ -136,28 +97,19 @@ def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile
         images, ids = file.get_tensor("images"), file.get_tensor("ids")
     if (different := len(ids.unique())) != total:
         raise UnveilError(f"{path}: ids are {different} different, expected {total}; {MEND}")
-    if total < count:
-        raise UnveilError(
-            f"evaluate.num_images: found {count}, but {path} holds {total} samples; "
-            f"lower it, or raise sample.num_samples"
-        )
+    check_count(path, total, count, "raise sample.num_samples")
     facts, order = _facts(path, metadata), ids.argsort()[:count]
     # In their order already, as the sample stage writes them: then none is copied.
     used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
-    return SampleFile(used, total, facts, file_digest(path), digest(used))
+    return SampleFile(used, total, file_digest(path), facts)
 
 
-def _foreign(path: Path, found: ForeignImages, protocol: str | None) -> SampleFile:
-    if protocol is not None and protocol not in PROTOCOLS:
+def _foreign(path: Path, found: SampleFile, protocol: str | None) -> SampleFile:
+    if protocol is None:
+        return found
+    if protocol not in PROTOCOLS:
         raise UnveilError(f"protocol of {path}: found {protocol!r}, expected {' | '.join(PROTOCOLS)}")
-    facts = found.facts | ({"protocol": protocol} if protocol is not None else {})
-    unknown = tuple(name for name in (*SHARED_FACTS, *MODEL_FACTS) if name not in facts)
-    return SampleFile(found.images, found.total, facts, found.sha256, digest(found.images), unknown)
-
-
-def digest(images: Tensor) -> str:
-    """SHA-256 of the bytes of uint8 images."""
-    return hashlib.sha256(images.contiguous().view(-1).numpy().data).hexdigest()
+    return replace(found, facts=found.facts | {"protocol": protocol})
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -167,7 +119,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """
     pairs = ", ".join(f"{json.dumps(key)}: {metadata[key]}" for key in sorted(metadata))
     text = metadata["facts"] if metadata.keys() == {"facts"} else f"{{{pairs}}}"
-    parse_json(text, _Facts, f"{path}: metadata", MEND)
+    parse_json(text, _Metadata, f"{path}: metadata", MEND)
     facts: dict[str, Any] = json.loads(text)
     return facts
 
@@ -179,8 +131,7 @@ def check_same_data(path: Path, samples: SampleFile, folder: Path, index: ShardI
         The facts that could not be compared, none for the sample stage's file: of another generator's samples nobody
         knows whether its training images were cropped and resized as these.
 
-    Raises:
-        UnveilError: the samples are of another size, or say that their model was trained on other images.
+    Raises UnveilError if the samples are of another size, or say that their model was trained on other images.
     """
     shards = {key: index.digest() if key == "shards" else getattr(index, key) for key in SHARED_FACTS}
     size = samples.images.shape[-1]
@@ -219,17 +170,11 @@ def set_sizes(
 ) -> SetSizes:
     """How many images each set of an evaluation has, with what these shards hold.
 
-    Args:
-        folder: of the shards.
-        index: of the shards.
-        splits: of the reference and of the held-out images.
-        num_images: N, the samples; the held-out set has as many, or all of its split if that has fewer.
-        reference_images: images of the reference; 0 = all of its split.
-        subset_size: images of KID's subsets, which no set may fall short of.
-        least: images that every set must have for what is measured on it.
+    ``splits`` are of the reference and of the held-out images. ``num_images`` is N, the samples; the held-out set has
+    as many, or all of its split if that has fewer. ``reference_images`` may be 0, for all. No set may fall short of
+    ``subset_size``, KID's, or of ``least``, for what is measured on it.
 
-    Raises:
-        UnveilError: if a split has too few images.
+    Raises UnveilError if a split has too few images.
     """
     reference, held_out = (index.num_images(split) for split in splits)
     if reference_images > reference:
@@ -258,14 +203,9 @@ def load_real(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor
     return torch.cat(list(real_parts(folder, index, split, count)))
 
 
-def real_parts(folder: Path, index: ShardIndex, split: str, count: int) -> Iterator[Tensor]:
-    """The images of ``load_real``, a shard at a time: a whole split need not fit into memory."""
-    return _chosen(folder, index, split, count, "images")
-
-
 def load_ids(folder: Path, index: ShardIndex, split: str, count: int) -> Tensor:
     """The ids of the images of ``load_real``: int64 [count]."""
-    return torch.cat(list(_chosen(folder, index, split, count, "ids")))
+    return torch.cat(list(real_parts(folder, index, split, count, "ids")))
 
 
 def count_shared(folder: Path, index: ShardIndex, one: tuple[str, int], other: tuple[str, int]) -> int:
@@ -278,7 +218,8 @@ def count_shared(folder: Path, index: ShardIndex, one: tuple[str, int], other: t
     return int(torch.isin(ids, others).sum())
 
 
-def _chosen(folder: Path, index: ShardIndex, split: str, count: int, name: str) -> Iterator[Tensor]:
+def real_parts(folder: Path, index: ShardIndex, split: str, count: int, name: str = "images") -> Iterator[Tensor]:
+    """The images of ``load_real``, or their ids, a shard at a time: a whole split need not fit into memory."""
     if (total := index.num_images(split)) < count:
         raise UnveilError(f"{folder}: the {split} split has {total} images, expected {count} or more")
     places = spread(total, count)
