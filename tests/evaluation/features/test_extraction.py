@@ -191,7 +191,7 @@ def test_refuses_what_are_no_images(extractor: Extractor, bad: Tensor, said: str
         extract(bad, extractor, batch_size=4, device="cpu")
     assert said in str(error.value)
     with pytest.raises(UnveilError) as error:
-        features_of([bad], 2, extractor, batch_size=4, device="cpu")
+        features_of([bad], 2, extractor, batch_size=4, device="cpu", processes=Processes())
     assert said in str(error.value)
 
 
@@ -222,7 +222,7 @@ def test_each_process_computes_its_share_alone(extractor: Extractor, images: Ten
             assert torch.equal(rows, images[share])
             found.append(rows)
         assert torch.equal(torch.cat(found), images)
-    alone = features_of(iter(images.split(4)), 11, extractor, 64, "cpu")
+    alone = features_of(iter(images.split(4)), 11, extractor, 64, "cpu", Processes())
     assert alone is not None
     torch.testing.assert_close(alone["1280"], whole, rtol=1e-4, atol=1e-5)
     with pytest.raises(UnveilError, match="found 2 images, expected one or more for each of 3 processes"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +24,32 @@ def facts_key(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass
 class FeatureCache:
     """A folder of features, one safetensors file for each set of facts that decides them.
 
     Several runs may use one folder at once: files appear whole, and one that disappears is computed again.
-
-    Args:
-        folder: made when it is first written to.
-        limit: bytes that all files may have together; the least recently used go first. None = no limit,
-            0 = none are kept.
-        processes: rank 0 reads and writes, all compute.
-        say: takes a line about a file that is damaged, or cannot be kept.
-
-    Attributes:
-        hits: sets that were found.
-        misses: sets that were computed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        limit: int | None = None,
-        processes: Processes | None = None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.folder, self.limit, self.say = folder, limit, say
-        self.processes = processes or Processes()
-        self.hits = self.misses = 0
+    folder: Path
+    """Made when it is first written to."""
+    limit: int | None = None
+    """Bytes that all files may have together; the least recently used go first. None = no limit, 0 = none are kept."""
+    processes: Processes = field(default_factory=Processes)
+    """Rank 0 reads and writes, all compute."""
+    say: Callable[[str], None] = print
+    """Takes a line about a file that is damaged, or cannot be kept."""
+    hits: int = 0
+    """Sets that were found."""
+    misses: int = 0
 
     def get_or(
         self, facts: Mapping[str, Any], compute: Callable[[], dict[str, Tensor] | None]
     ) -> dict[str, Tensor] | None:
-        """The features with these facts: from the folder, or from ``compute`` and then kept.
+        """The features with these facts at rank 0, None elsewhere: from the folder, or from ``compute`` and then kept.
 
-        Args:
-            facts: everything that decides the features, as JSON can hold it; see ``features.feature_facts``.
-            compute: gives a tensor for each layer at rank 0, and is called by all processes or by none.
-
-        Returns:
-            The features at rank 0, None elsewhere.
+        ``facts`` are everything that decides the features, as JSON can hold it; see ``extraction.feature_facts``.
+        ``compute`` gives a tensor for each layer at rank 0, and is called by all processes or by none.
         """
         path = self.folder / f"{facts_key(facts)}.safetensors"
         found = self._read(path, facts) if self.processes.is_main and path.exists() else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unveil.evaluation.features.weights import load_weights, read_state_dict
+from unveil.evaluation.features.weights import fitting, read_state_dict
 
 
 class EfficientNet1280(nn.Module):
@@ -18,8 +18,7 @@ class EfficientNet1280(nn.Module):
     Images are resized to the 224 x 224 pixels of the training and scaled as tensorflow/tpu's ``efficientnet/lite``
     does: mean 127, standard deviation 128.
 
-    Raises:
-        UnveilError: ``weights`` are not a file of its weights.
+    Raises UnveilError if ``weights`` are not a file of its weights.
     """
 
     INPUT_SIZE = 224
@@ -27,7 +26,8 @@ class EfficientNet1280(nn.Module):
     def __init__(self, weights: Path, dtype: torch.dtype) -> None:
         super().__init__()
         network = EfficientNet.from_name("efficientnet-lite0")
-        load_weights(network, read_state_dict(weights), weights)
+        with fitting(weights):
+            network.load_state_dict(read_state_dict(weights))
         self.dtype = dtype
         self.network: Any = _fold(network.eval(), dtype)
 

@@ -24,7 +24,7 @@ from unveil.evaluation.features.weights import WeightsFile, find_weights
 from unveil.files import file_digest
 from unveil.progress import ProgressLine, Say
 from unveil.progress import images as in_words
-from unveil.workers import workers
+from unveil.workers import Workers, workers
 
 # A layer's output must stay below 32 MiB: above it glibc gives the memory back after each layer, and the
 # kernel clears every page again. Four images of each of the networks stay below.
@@ -61,16 +61,12 @@ def load_extractor(
 ) -> Extractor:
     """Build the feature network ``name``, a key of ``FEATURE_SETS``, on the CPU.
 
-    Args:
-        name: of the network.
-        weights: its file, or a folder that holds it; without it ``find_weights`` looks in its other places.
-        key: of the parameter that ``weights`` is from, for messages.
-        sha256: the expected hash of weights that are published without one (dinov2).
-        precision: of the network's arithmetic. float64 shows what rounding does and takes several times as long;
-            the features are float32 in both cases, as torch-fidelity's are.
+    ``weights`` is its file, or a folder that holds it; without it ``find_weights`` looks in its other places. ``key``
+    is of the parameter that ``weights`` is from, for messages, and ``sha256`` the expected hash of weights that are
+    published without one (dinov2). ``precision`` is of the network's arithmetic: float64 shows what rounding does and
+    takes several times as long; the features are float32 in both cases, as torch-fidelity's are.
 
-    Raises:
-        UnveilError: for another name, and where the weights are missing or not the published ones.
+    Raises UnveilError for another name, and where the weights are missing or not the published ones.
     """
     if name not in FEATURE_SETS:
         raise UnveilError(f"evaluate.features: found {name!r}, expected one of {', '.join(FEATURE_SETS)}")
@@ -115,19 +111,12 @@ def extract_layers(
 
     Neither the batch size nor the device nor how the images are divided into parts changes more than rounding.
 
-    Args:
-        images: uint8 [N, 3, H, W], or parts of such, of which one at a time is held.
-        extractor: the network.
-        batch_size: counts on CUDA only; a CPU takes ``CPU_BATCH`` images at once.
-        device: of the network.
-        count: N of parts, so that no value is copied twice.
-        say: is told how far it is.
+    Images are uint8 [N, 3, H, W], or parts of such, of which one at a time is held; with ``count``, N of the parts, no
+    value is copied twice. ``batch_size`` counts on CUDA only: a CPU takes ``CPU_BATCH`` images at once.
 
-    Returns:
-        For each layer float32 [N, D] on the CPU, in the order of the images.
-
-    Raises:
-        UnveilError: no images, images of another type or shape, other than ``count``, or features that are not finite.
+    Gives for each layer float32 [N, D] on the CPU, in the order of the images.
+    Raises UnveilError for no images, images of another type or shape, other than ``count``, or features that are not
+    finite.
     """
     if isinstance(images, Tensor):
         _check_images(images)
@@ -135,47 +124,38 @@ def extract_layers(
     device = torch.device(device)
     size = batch_size if device.type == "cuda" else CPU_BATCH
     network = extractor.network.to(device)
-    rows = _Rows(count or 0)
-    progress = ProgressLine(extractor.features.name, count or 0, say, describe=in_words)
+    count, done = count or 0, 0
+    rows: list[Tensor] = []
+    progress = ProgressLine(extractor.features.name, count, say, describe=in_words)
 
     @torch.inference_mode()
     def found(batch: Tensor) -> tuple[Tensor, ...]:
         values: tuple[Tensor, ...] = network(batch.to(device, non_blocking=True))
         return values
 
-    with _exact(), workers(device, SHARED_IMAGES) as threads:
-        for part in images:
+    def passes(threads: Workers, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        for part in parts:
             _check_images(part)
             for some in part.split(size * threads.count * ROUNDS):
-                for layers in threads.map(found, some.split(size)):
-                    rows.add(layers)
+                yield from threads.map(found, some.split(size))
                 progress.add(len(some))
-    if rows.done != rows.count or not rows.done:
-        raise UnveilError(f"features: found {rows.done} images, expected {rows.count or 'one or more'}")
-    together = dict(zip(extractor.features.layers, rows.layers, strict=True))
+
+    with _exact(), workers(device, SHARED_IMAGES) as threads:
+        for layers in passes(threads, images):
+            start, done = done, done + len(layers[0])
+            if not rows:
+                with torch.inference_mode(False):  # an inference tensor could not be changed later
+                    rows = [torch.empty(count, values.shape[1]) for values in layers]
+            if done <= count:  # of more, only the number is told
+                for room, values in zip(rows, layers, strict=True):
+                    room[start:done] = values
+    if done != count or not done:
+        raise UnveilError(f"features: found {done} images, expected {count or 'one or more'}")
+    together = dict(zip(extractor.features.layers, rows, strict=True))
     for layer, values in together.items():
         if not torch.isfinite(values.sum()):
             raise UnveilError(f"features: layer {layer} gave NaN or infinity, expected finite numbers")
     return together
-
-
-class _Rows:
-    """Room for the features of ``count`` images, and how many are in it."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.done = 0
-        self.layers: list[Tensor] = []
-
-    def add(self, found: tuple[Tensor, ...]) -> None:
-        """Put those of the next images there; of more than ``count`` only the number is kept."""
-        start, self.done = self.done, self.done + len(found[0])
-        if self.done > self.count:
-            return
-        with torch.inference_mode(False):  # an inference tensor could not be changed later
-            self.layers = self.layers or [torch.empty(self.count, rows.shape[1]) for rows in found]
-        for layer, rows in zip(self.layers, found, strict=True):
-            layer[start : self.done] = rows
 
 
 def _check_images(images: Tensor) -> None:
@@ -195,7 +175,7 @@ def features_of(
     extractor: Extractor,
     batch_size: int,
     device: str | torch.device,
-    processes: Processes | None = None,
+    processes: Processes,
     say: Say = lambda line: None,
 ) -> dict[str, Tensor] | None:
     """``extract_layers`` of ``count`` images, shared among processes; every one calls it with the same images.
@@ -203,10 +183,8 @@ def features_of(
     Each process takes its share of the images in a row. Rank 0 gets the features of all, in order, the others None.
     Rounding aside they are those of one process.
 
-    Raises:
-        UnveilError: as ``extract_layers``; fewer images than processes.
+    Raises UnveilError as ``extract_layers``, and for fewer images than processes.
     """
-    processes = processes or Processes()
     if count < processes.count:
         raise UnveilError(
             f"features: found {count} images, expected one or more for each of {processes.count} processes"

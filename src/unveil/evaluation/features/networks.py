@@ -11,8 +11,7 @@ Every network takes uint8 [N, 3, H, W] RGB and returns a tuple of float32 tensor
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExt
 from torchvision.models import vgg16
 from torchvision.transforms.functional import normalize
 
-from unveil.evaluation.features.weights import load_weights, other_network, read_state_dict
+from unveil.evaluation.features.weights import fitting, read_state_dict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -60,18 +59,12 @@ class Inception(FeatureExtractorInceptionV3):
     layer, of which the Inception Score is made.
     """
 
-    BODY = (
-        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
-        *("MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d"),
-        *("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
-    )
-
     def __init__(self, weights: Path, dtype: torch.dtype) -> None:
         # Its own constructor unpickles what it is given: that is a copy of the tensors alone.
         copy = io.BytesIO()
         torch.save(read_state_dict(weights), copy)
         copy.seek(0)
-        with _fitting(weights):
+        with fitting(weights):
             super().__init__("inception-v3-compat", ["2048", "logits_unbiased"], copy)
         self.dtype = dtype
         for module in self.modules():
@@ -83,21 +76,17 @@ class Inception(FeatureExtractorInceptionV3):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = resize_like_tensorflow(images.to(self.dtype), self.INPUT_IMAGE_SIZE)
         x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
-        for name in self.BODY:
-            x = getattr(self, name)(x)
+        for layer in self.children():  # in their order, up to the classifier
+            if layer is not self.fc:
+                x = layer(x)
         pooled = x.flatten(1)
         return pooled.float(), pooled.mm(self.fc.weight.T).float()
 
 
 class OneLayer(nn.Module):
-    """A network of one layer of features, on images that are resized and normalised.
+    """A network of one layer of features, [N, 3, size, size] to [N, D], on images that are resized and normalised.
 
-    Args:
-        network: float [N, 3, size, size] to [N, D].
-        dtype: of its arithmetic.
-        mean: of each channel, of pixels in 0 .. 1, which is subtracted.
-        std: of each channel, which is divided by.
-        size: of its images, in pixels.
+    ``mean`` is subtracted from each channel, of pixels in 0 .. 1, and ``std`` divides it.
     """
 
     def __init__(
@@ -124,7 +113,7 @@ def clip(weights: Path, dtype: torch.dtype) -> OneLayer:
     The published file is a TorchScript archive, which only ``torch.jit.load`` reads: so it has to be the published
     one, and callers check its hash first.
     """
-    with _fitting(weights), warnings.catch_warnings():
+    with fitting(weights), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is being replaced; the file is not
         state = torch.jit.load(str(weights), map_location="cpu").state_dict()
         encoder = build_model(state, torch.float32).visual
@@ -135,7 +124,8 @@ def vgg(weights: Path, dtype: torch.dtype) -> OneLayer:
     """torchvision's VGG-16 up to its second hidden layer of 4096; layer ``fc2_relu``, after the rectifier."""
     with torch.device("meta"):
         network = vgg16()
-    load_weights(network, read_state_dict(weights), weights, assign=True)
+    with fitting(weights):
+        network.load_state_dict(read_state_dict(weights), assign=True)
     del network.classifier[5:]
     return OneLayer(network, dtype)
 
@@ -148,22 +138,14 @@ def dinov2(weights: Path, dtype: torch.dtype) -> OneLayer:
     """
     state = read_state_dict(weights)
     state.pop("mask_token", None)  # of the pretraining alone
-    with _fitting(weights), torch.device("meta"):
+    with fitting(weights):
         width = state["cls_token"].shape[-1]
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         patches, patch_size = state["pos_embed"].shape[1] - 1, state["patch_embed.proj.weight"].shape[-1]
-        network = VisionTransformer(width, depth, width // 64, patches, patch_size)
-    load_weights(network, state, weights, assign=True)
+        with torch.device("meta"):
+            network = VisionTransformer(width, depth, width // 64, patches, patch_size)
+        network.load_state_dict(state, assign=True)
     return OneLayer(network, dtype)
-
-
-@contextmanager
-def _fitting(weights: Path) -> Iterator[None]:
-    """Within the block, weights that do not fit are those of another network, in one line."""
-    try:
-        yield
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        raise other_network(weights, error) from None
 
 
 BUILDERS: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {
@@ -178,12 +160,7 @@ BUILDERS: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {
 class VisionTransformer(nn.Module):
     """A vision transformer with the names and shapes of DINOv2's weights (without registers).
 
-    Args:
-        width: of a token.
-        depth: blocks.
-        heads: of the attention.
-        patches: for which position embeddings were trained, a square number.
-        patch_size: pixels.
+    ``patches``, a square number, is for how many the position embeddings were trained.
     """
 
     OFFSET = 0.1  # patches: what DINOv2 adds before it resizes its position embeddings

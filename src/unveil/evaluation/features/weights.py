@@ -4,11 +4,13 @@ import http.client
 import os
 import pickle
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.evaluation.features.published import PUBLISHED, PublishedFile
@@ -40,16 +42,13 @@ def find_weights(
     only Inception has ($UNVEIL_INCEPTION); at $UNVEIL_WEIGHTS; and in torch's cache of checkpoints, into which
     it downloads them last of all.
 
-    Args:
-        published: the file that is asked for.
-        path: the file, under any name, or a folder that holds it under one of its names.
-        key: of the parameter that ``path`` is from, for messages.
-        sha256: the expected hash where none is published; elsewhere it has to agree with the published one.
+    ``path`` is the file, under any name, or a folder that holds it under one of its names, and ``key`` the parameter
+    that it is from, for messages. ``sha256`` is the expected hash where none is published; elsewhere it has to agree
+    with the published one.
 
-    Raises:
-        UnveilError: they are nowhere, or are not the published ones. A place that is named and does not hold them
-            is a reason to stop, never to look further; only $UNVEIL_WEIGHTS may be a folder without them, or a
-            file that is another network's.
+    Raises UnveilError where they are nowhere, or are not the published ones. A place that is named and does not hold
+    them is a reason to stop, never to look further; only $UNVEIL_WEIGHTS may be a folder without them, or a file that
+    is another network's.
     """
     published = _expected(published, sha256)
     places = {f"${name}": os.environ.get(name) for name in (published.environment, ENVIRONMENT) if name}
@@ -143,8 +142,7 @@ def _download(destination: Path, published: PublishedFile, key: str, unset: str)
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that ``torch.save`` wrote; nothing else of it is unpickled.
 
-    Raises:
-        UnveilError: the file holds anything else, or is damaged.
+    Raises UnveilError if the file holds anything else, or is damaged.
     """
     try:
         state = torch.load(regular(path), map_location="cpu", weights_only=True)
@@ -158,15 +156,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, assign: bool = False) -> None:
-    """Give a network the tensors of a file: copied, or with ``assign`` as they are."""
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within the block, weights that do not fit their network are another's, which UnveilError says in one line."""
     try:
-        network.load_state_dict(state, assign=assign)
-    except RuntimeError as error:
-        raise other_network(path, error) from None
-
-
-def other_network(path: Path, error: Exception) -> UnveilError:
-    """What to tell the user whose file did not fit its network."""
-    words = " ".join(str(error).split())[:160]
-    return UnveilError(f"{path}: weights of another network ({words}); get the published file")
+        yield
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        words = " ".join(str(error).split())[:160]
+        raise UnveilError(f"{path}: weights of another network ({words}); get the published file") from None
