@@ -41,12 +41,12 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from unveil.evaluation.choices import MetricName
 from unveil.evaluation.features import extraction
 from unveil.evaluation.features.extraction import extract_layers, load_extractor
 from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.sets import load_samples
 from unveil.evaluation.metrics.measurement import Asked, measure
+from unveil.evaluation.metrics.registry import MetricName
 from unveil.files import file_digest
 
 REQUIRED = 1.2

@@ -1,14 +1,16 @@
 """What the user says of the evaluation."""
 
 from collections.abc import Iterator
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Le, Len
 
 from unveil.data.config import SplitName
-from unveil.evaluation.choices import LEAST_IMAGES, ControlName, FeatureName, MetricName
+from unveil.evaluation.metrics.registry import LEAST_IMAGES, MetricName
 from unveil.section import LISTED, Amount, Count, Device, NonNegative, OptionalPath, Problem, Section, Seed
 
+FeatureName = Literal["efficientnet-lite0", "inception", "dinov2", "clip", "vgg16"]
+ControlName = Literal["jpeg75", "blur", "noisy", "other_protocol"]
 LEAST_SPLITS = 10  # for an interval
 
 

@@ -154,10 +154,10 @@ def test_kernel_distance_is_torch_fidelitys_on_either_way(subsets: int) -> None:
     assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9, abs=1e-12)
 
 
-def test_kernel_distance_takes_more_rows_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_distance_is_the_same_subset_by_subset(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)), torch.rand(50, 4)
     expected = kernel_distance(one, other, 9, 30, seed=1)
-    monkeypatch.setattr("unveil.evaluation.metrics.distances.BLOCK_ROWS", 7)
+    monkeypatch.setattr("unveil.evaluation.metrics.distances.WHOLE_VALUES", 0)
     found = kernel_distance(one, other, 9, 30, seed=1)
     assert found.mean == pytest.approx(expected.mean, rel=1e-9)
 
@@ -368,9 +368,9 @@ def test_the_kernel_distance_s_standard_error_needs_a_block_s_memory_however_man
     """Forty blocks of 34 MB each, and as many of 17 MB; small results between them made each take new memory."""
     script = """
 import resource, torch
-from unveil.evaluation.metrics.distances import KernelDistance, kernel_stderr
+from unveil.evaluation.metrics.distances import Spread, kernel_stderr
 torch.set_num_threads(1)
-samples, reference, none = torch.randn(8_300, 4), torch.randn(20_000, 4), KernelDistance(0.0, 0.0)
+samples, reference, none = torch.randn(8_300, 4), torch.randn(20_000, 4), Spread(0.0, 0.0)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before = peak()
 kernel_stderr(samples, reference, none, 1)

@@ -12,15 +12,14 @@ from torch_fidelity import FeatureExtractorBase
 from unveil.distributed import Processes
 from unveil.evaluation.card.sentences import on_limit, on_training
 from unveil.evaluation.card.statement import by_size_of
-from unveil.evaluation.choices import UNDAMAGED, MetricName
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor
 from unveil.evaluation.features.published import FEATURE_SETS, FeatureSet
 from unveil.evaluation.metrics.distances import frechet_distance, kernel_distance, statistics
 from unveil.evaluation.metrics.manifold import density_coverage, precision_recall
 from unveil.evaluation.metrics.measurement import Asked, ImageSet, extract_sets, measure
-from unveil.evaluation.metrics.metric import Found, flat_metrics
-from unveil.evaluation.metrics.registry import kind_of
+from unveil.evaluation.metrics.metric import UNDAMAGED, Found, flat_metrics
+from unveil.evaluation.metrics.registry import MetricName, kind_of
 
 LITE = FEATURE_SETS["efficientnet-lite0"]
 INCEPTION = FEATURE_SETS["inception"]

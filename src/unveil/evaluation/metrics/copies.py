@@ -21,7 +21,6 @@ The words on what was found are in :mod:`unveil.evaluation.card.sentences`.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,34 +65,30 @@ class Share:
 
 @dataclass(frozen=True)
 class CopiesOfTraining:
-    """Whether samples are nearer to the training images than held-out images are.
-
-    Attributes:
-        nearer: P(a sample is nearer to the training images than a held-out image is); ties count half.
-        nearest: per quantile q: the share of samples nearer than the nearest q of held-out images.
-        towards_training: as many samples as are nearer than the nearest 5 %, those nearest to any of M held-out and M
-            training images: how many of them are nearest to a training one. None if there are none.
-        equal: samples that equal a training image within rounding; expected is the share of held-out images that do.
-        standing_out: samples whose nearest training image is nearer, against the fifth, than for 1 % of held-out ones.
-        num_samples: different ones: of duplicates, one counts.
-        num_held_out: all of them.
-        equal_held_out: different held-out images that equal a training image within rounding.
-        shared: held-out images that the model was trained on.
-        num_training: training images that were searched.
-        training_total: images that the model was trained on.
-    """
+    """Whether samples are nearer to the training images than held-out images are."""
 
     nearer: Share
+    """P(a sample is nearer to the training images than a held-out image is); ties count half."""
     nearest: dict[float, Share]
+    """Per quantile q: the share of samples nearer than the nearest q of held-out images."""
     towards_training: Share | None
+    """As many samples as are nearer than the nearest 5 %, those nearest to any of M held-out and M training images: how
+    many of them are nearest to a training one. None if there are none."""
     equal: Share
+    """Samples that equal a training image within rounding; expected is the share of held-out images that do."""
     standing_out: Share
+    """Samples whose nearest training image is nearer, against the fifth, than for 1 % of held-out ones."""
     num_samples: int
+    """Different ones: of duplicates, one counts."""
     num_held_out: int
     equal_held_out: int
+    """Different held-out images that equal a training image within rounding."""
     shared: int
+    """Held-out images that the model was trained on."""
     num_training: int
+    """Training images that were searched."""
     training_total: int
+    """Images that the model was trained on."""
 
     @property
     def nearer_than_held_out(self) -> bool:
@@ -117,28 +112,23 @@ class CopiesOfTraining:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Whether samples repeat each other more than held-out images do.
-
-    Attributes:
-        near: samples whose nearest other sample is nearer than the nearest 1 % of held-out images' nearest other, each
-            against a tenth of the distances around it in its own set: less spread is no repetition.
-        exact: samples of all that have an equal one, within rounding.
-        exact_held_out: the same of the held-out images.
-        num_samples: all of them.
-        num_compared: of either set; as many of one as of the other, since more images are nearer to each other.
-        num_nearest: how many the nearest 1 % of these are.
-        duplicated: the verdict.
-        threshold: nearer than this, two images are duplicates.
-    """
+    """Whether samples repeat each other more than held-out images do."""
 
     near: Share
+    """Samples whose nearest other sample is nearer than the nearest 1 % of held-out images' nearest other, each against
+    a tenth of the distances around it in its own set: less spread is no repetition."""
     exact: int
+    """Samples of all that have an equal one, within rounding."""
     exact_held_out: int
+    """The same of the held-out images."""
     num_samples: int
     num_compared: int
+    """Of either set; as many of one as of the other, since more images are nearer to each other."""
     num_nearest: int
+    """How many the nearest 1 % of these are."""
     duplicated: bool
     threshold: float
+    """Nearer than this, two images are duplicates."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +163,20 @@ def find_copies(
     duplicates = _duplicates(samples, held_out, random)
     ours, theirs = (_first_of_each(part, duplicates.threshold) for part in (samples, held_out))
     neighbours = nearest(samples, training, SHOWN_NEIGHBOURS)
-    unseen = nearest(held_out[torch.from_numpy(theirs)], training, SHOWN_NEIGHBOURS).distances
-    found = _tests(neighbours.distances[ours], unseen, random)
-    near = round(found["nearest"][QUANTILES[-1]].found * len(ours))
+    one = neighbours.distances[ours]
+    other = nearest(held_out[torch.from_numpy(theirs)], training, SHOWN_NEIGHBOURS).distances
+    copies, equal_held_out = int((one[:, 0] == 0).sum()), int((other[:, 0] == 0).sum())
+    nearest_quantiles = {q: quantile_test(one[:, 0], other[:, 0], q, random) for q in QUANTILES}
+    near = round(nearest_quantiles[QUANTILES[-1]].found * len(ours))
     of_training = CopiesOfTraining(
-        **found,
+        nearer=rank_test(one[:, 0], other[:, 0]),
+        nearest=nearest_quantiles,
+        equal=_equal_test(copies, len(one), equal_held_out, len(other)),
+        standing_out=quantile_test(_ratios(one), _ratios(other), QUANTILES[0], random),
         towards_training=_towards_training(samples[torch.from_numpy(ours)], training, held_out, near, random),
-        num_samples=len(ours),
+        num_samples=len(one),
         num_held_out=len(held_out),
+        equal_held_out=equal_held_out,
         shared=shared,
         num_training=len(training),
         training_total=max(training_total or 0, len(training)),
@@ -250,8 +246,7 @@ def quantile_test(
     drawn alike, the expected share is k / (m + 1), and the number below the bound is negative hypergeometric. A
     binomial would take the bound as known, and cry wolf.
     """
-    k = _rank(quantile, len(other))
-    below = int(_below(one, other, k, random).sum())
+    below, k = _below(one, other, quantile, random)
     return Share(below / len(one), k / (len(other) + 1), _chance_of(below, len(one), k, len(other)))
 
 
@@ -273,12 +268,11 @@ def _duplicates(samples: Tensor, held_out: Tensor, random: np.random.Generator) 
     count = min(len(samples), len(held_out))
     chosen = [part[torch.from_numpy(spread(len(part), count))] for part in (samples, held_out)]
     one, other = (nearest(part).distances[:, 0] for part in chosen)
-    k = _rank(QUANTILES[0], count)
-    below = int(_below(one / _usual(chosen[0]), other / _usual(chosen[1]), k, random).sum())
+    below, k = _below(one / _usual(chosen[0]), other / _usual(chosen[1]), QUANTILES[0], random)
     # Two images are each other's nearest, mostly, so they count once: as pairs.
     p = _chance_of(below // 2, count // 2, -(-k // 2), count // 2)
     near = Share(below / count, k / (count + 1), p)
-    equal = _chance_of_more(int((one == 0).sum()) // 2, count // 2, int((other == 0).sum()) // 2, count // 2)
+    equal = _equal_test(int((one == 0).sum()) // 2, count // 2, int((other == 0).sum()) // 2, count // 2)
     full = one if count == len(samples) else nearest(samples).distances[:, 0]
     return Duplicates(
         near=near,
@@ -287,7 +281,7 @@ def _duplicates(samples: Tensor, held_out: Tensor, random: np.random.Generator) 
         num_samples=len(samples),
         num_compared=count,
         num_nearest=k,
-        duplicated=(p < FALSE_ALARMS and near.found >= 2 * near.expected) or equal < FALSE_ALARMS,
+        duplicated=(p < FALSE_ALARMS and near.found >= 2 * near.expected) or equal.p < FALSE_ALARMS,
         threshold=float(np.sort(other)[k - 1]),
     )
 
@@ -306,23 +300,14 @@ def _usual(features: Tensor) -> NDArray[np.float64]:
     return usual.where(usual > 0, 1.0).numpy()
 
 
-def _tests(samples: NDArray[np.float64], held_out: NDArray[np.float64], random: np.random.Generator) -> dict[str, Any]:
-    """The tests, from distances [n, k] and [m, k] to the k nearest training images.
+def _ratios(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest over the k-th nearest, of distances [n, k] to the k nearest training images.
 
-    The nearest over the k-th nearest hardly knows how dense the training images are around an image, which is
-    what makes typical faces near. Carlini et al. 2023 (2301.13188) divide by the distances of the next ones too.
+    They hardly know how dense the training images are around an image, which is what makes typical faces near.
+    Carlini et al. 2023 (2301.13188) divide by the distances of the next ones too.
     """
-    one, other = samples[:, 0], held_out[:, 0]
-    copies, theirs = int((one == 0).sum()), int((other == 0).sum())
-    ratios = [part[:, 0] / np.maximum(part[:, -1], np.finfo(np.float64).tiny) for part in (samples, held_out)]
-    chance = _chance_of_more(copies, len(one), theirs, len(other))
-    return {
-        "nearer": rank_test(one, other),
-        "nearest": {quantile: quantile_test(one, other, quantile, random) for quantile in QUANTILES},
-        "equal": Share(copies / len(one), theirs / len(other), chance),
-        "standing_out": quantile_test(ratios[0], ratios[1], QUANTILES[0], random),
-        "equal_held_out": theirs,
-    }
+    found: NDArray[np.float64] = distances[:, 0] / np.maximum(distances[:, -1], np.finfo(np.float64).tiny)
+    return found
 
 
 def _towards_training(
@@ -359,27 +344,23 @@ def _drawn(features: Tensor, count: int, random: np.random.Generator) -> Tensor:
     return features[torch.from_numpy(np.sort(random.choice(len(features), count, replace=False)))]
 
 
-def _chance_of_more(found: int, n: int, other: int, m: int) -> float:
-    """P(at least ``found`` of n, where found + other of n + m are so and lie at random): Fisher's exact test."""
+def _equal_test(found: int, n: int, other: int, m: int) -> Share:
+    """The share ``found`` of n, expected as ``other`` of m, with its chance by Fisher's exact test."""
     from scipy.stats import fisher_exact
 
-    return float(fisher_exact([[found, n - found], [other, m - other]], alternative="greater").pvalue)
-
-
-def _rank(quantile: float, count: int) -> int:
-    return max(1, round(quantile * (count + 1)))
+    test = fisher_exact([[found, n - found], [other, m - other]], alternative="greater")
+    return Share(found / n, other / m, float(test.pvalue))
 
 
 def _below(
-    one: NDArray[np.float64], other: NDArray[np.float64], k: int, random: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which of ``one`` come before the k-th smallest of ``other``, equal values in random order."""
+    one: NDArray[np.float64], other: NDArray[np.float64], quantile: float, random: np.random.Generator
+) -> tuple[int, int]:
+    """How many of ``one`` come before the k-th smallest of ``other``, equal values in random order; and k."""
+    k = max(1, round(quantile * (len(other) + 1)))
     values = np.concatenate((one, other))
     order = np.lexsort((random.random(len(values)), values))
-    places = np.empty(len(values), dtype=np.int64)
-    places[order] = np.arange(len(values))
-    below: NDArray[np.bool_] = places[: len(one)] < np.sort(places[len(one) :])[k - 1]
-    return below
+    place = np.flatnonzero(order >= len(one))[k - 1]  # of the k-th, before which k - 1 others are
+    return int(place) - (k - 1), k
 
 
 def _chance_of(below: int, n: int, k: int, m: int) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.errors import UnveilError
@@ -15,22 +14,15 @@ DIGITS = 6  # significant ones that are kept; float32 features carry no more
 BLOCK_ROWS = 2048  # rows of a kernel matrix, or of features in float64, that are held at once
 
 KERNEL_VALUES = 2**22  # of a kernel matrix that are held at once in float64
+WHOLE_VALUES = 2**25  # of one that is computed once for all subsets
 INCEPTION_SCORE_SPLITS = 10
 
 Statistics = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class KernelDistance:
-    """Mean and standard deviation of the squared maximum mean discrepancy over random subsets."""
-
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True)
-class InceptionScore:
-    """Mean and standard deviation of the score over disjoint parts of the samples. At least 1."""
+class Spread:
+    """Mean and standard deviation of an estimate over random subsets (KID) or disjoint parts (Inception Score)."""
 
     mean: float
     std: float
@@ -85,7 +77,7 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     return float(between @ between + np.trace(one["sigma"]) + np.trace(other["sigma"]) - 2 * root)
 
 
-def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, seed: int) -> KernelDistance:
+def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, seed: int) -> Spread:
     """KID of features [N, D] and [M, D]: unbiased, may be below 0 (Binkowski et al. 2018, 1801.01401).
 
     The kernel is ``(x.y / D + 1)^3``; each of ``subsets`` estimates draws ``subset_size`` vectors of each
@@ -98,64 +90,25 @@ def kernel_distance(one: Tensor, other: Tensor, subsets: int, subset_size: int, 
         )
     check_features(one)
     check_features(other, dimension=one.shape[1])
-    if len(one) ** 2 + len(other) ** 2 <= 2 * subsets * subset_size**2:
-        both = one.to(torch.float64).numpy(), other.to(torch.float64).numpy()
-        return _kernel_distance_at_once(*both, subsets, subset_size, seed)
     random = np.random.RandomState(seed)
+    # Small sets, whose subsets overlap much, have every value of their kernel once.
+    few = (len(one) + len(other)) ** 2 <= WHOLE_VALUES
+    whole = _kernel(torch.cat((one, other)).double()) if few else None
     estimates = np.empty(subsets)
     for place in range(subsets):  # torch-fidelity's draws and estimate; only a subset is ever held in float64
-        x, y = (
-            part[torch.from_numpy(random.choice(len(part), subset_size, replace=False))].to(torch.float64).numpy()
-            for part in (one, other)
-        )
-        within = sum((k.sum() - k.trace()) / (subset_size * (subset_size - 1)) for k in (_poly(x, x), _poly(y, y)))
-        estimates[place] = within - 2 * _poly(x, y).mean()
-    return KernelDistance(float(estimates.mean()), float(estimates.std()))
+        x, y = (torch.from_numpy(random.choice(len(part), subset_size, replace=False)) for part in (one, other))
+        if whole is None:
+            kernel = _kernel(torch.cat((one[x], other[y])).double())
+        else:
+            rows = torch.cat((x, len(one) + y))
+            kernel = whole[rows[:, None], rows]
+        within = kernel[:subset_size, :subset_size].sum() + kernel[subset_size:, subset_size:].sum() - kernel.trace()
+        between = kernel[:subset_size, subset_size:].mean()
+        estimates[place] = within / (subset_size * (subset_size - 1)) - 2 * between
+    return Spread(float(estimates.mean()), float(estimates.std()))
 
 
-def _kernel_distance_at_once(
-    one: NDArray[np.float64], other: NDArray[np.float64], subsets: int, subset_size: int, seed: int
-) -> KernelDistance:
-    """The same estimates from one kernel matrix of all vectors, for subsets that overlap much.
-
-    With s the indicator of a subset, the sum of its block of K is s' K s.
-    """
-    random = np.random.RandomState(seed)
-    in_one, in_other = np.zeros((len(one), subsets)), np.zeros((len(other), subsets))
-    for column in range(subsets):  # torch-fidelity's order of draws
-        in_one[random.choice(len(one), subset_size, replace=False), column] = 1
-        in_other[random.choice(len(other), subset_size, replace=False), column] = 1
-    pairs = subset_size * (subset_size - 1)
-    within_one = (_block_sums(one, one, in_one, in_one) - _diagonal_sums(one, in_one)) / pairs
-    within_other = (_block_sums(other, other, in_other, in_other) - _diagonal_sums(other, in_other)) / pairs
-    between = _block_sums(one, other, in_one, in_other) / subset_size**2
-    estimates = within_one + within_other - 2 * between
-    return KernelDistance(float(estimates.mean()), float(estimates.std()))
-
-
-def _block_sums(
-    x: NDArray[np.float64], y: NDArray[np.float64], in_x: NDArray[np.float64], in_y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """For every column s of in_x and t of in_y: s' K t, with K the kernel matrix of x and y."""
-    sums = np.zeros(in_x.shape[1])
-    for start in range(0, len(x), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        sums += (in_x[rows] * (_poly(x[rows], y) @ in_y)).sum(axis=0)
-    return sums
-
-
-def _poly(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KID's kernel in float64: [len(x), len(y)]."""
-    kernel: NDArray[np.float64] = (x @ y.T * (1 / x.shape[1]) + 1) ** 3
-    return kernel
-
-
-def _diagonal_sums(x: NDArray[np.float64], in_x: NDArray[np.float64]) -> NDArray[np.float64]:
-    diagonal: NDArray[np.float64] = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
-    return diagonal @ in_x
-
-
-def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, subsets: int) -> float:
+def kernel_stderr(samples: Tensor, reference: Tensor, distance: Spread, subsets: int) -> float:
     """Standard error of ``distance.mean``, a mean over ``subsets`` subsets, over draws of the samples.
 
     The reference [M, D] is held fixed; samples are [N, D], N >= 4. It has two parts. With
@@ -192,12 +145,12 @@ def kernel_stderr(samples: Tensor, reference: Tensor, distance: KernelDistance, 
     return math.sqrt(variance + distance.std**2 / subsets)
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's kernel, float64 [len(x), len(y)]; the product is in the features' own type."""
-    return (x @ y.T).to(torch.float64).div_(x.shape[1]).add_(1).pow_(3)
+def _kernel(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """KID's kernel of x and y, or x itself, float64 [len(x), len(y)]; the product is in the features' own type."""
+    return (x @ (x if y is None else y).T).to(torch.float64).div_(x.shape[1]).add_(1).pow_(3)
 
 
-def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPLITS) -> InceptionScore:
+def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPLITS) -> Spread:
     """``exp E KL(p(y|x) || p(y))`` of logits [N, classes] (Salimans et al. 2016, 1606.03498), by torch-fidelity.
 
     The samples are shuffled as torch-fidelity does for ``rng_seed=seed``, and cut into ``splits`` parts. It
@@ -209,7 +162,7 @@ def inception_score(logits: Tensor, seed: int, splits: int = INCEPTION_SCORE_SPL
 
     check_features(logits, at_least=splits, what="logits")
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
-    return InceptionScore(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+    return Spread(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
 def significant(value: float, digits: int = DIGITS) -> float:

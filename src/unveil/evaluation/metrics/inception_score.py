@@ -1,6 +1,5 @@
 """The Inception Score, which knows no reference."""
 
-import re
 from typing import TYPE_CHECKING
 
 from unveil.evaluation.metrics.metric import DATA, FEATURES, Entry, Found, Kind
@@ -9,7 +8,7 @@ if TYPE_CHECKING:
     from unveil.evaluation.metrics.measurement import Asked, Sets
 
 SCORE = Kind(
-    re.compile(r"inception_score(_\w+)?"),
+    r"inception_score(_\w+)?",
     "Inception Score",
     lower_is_better=False,
     source="1606.03498",

@@ -1,6 +1,5 @@
 """The kernel distance."""
 
-import re
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -9,19 +8,17 @@ from unveil.evaluation.metrics.metric import LEVEL, Entry, Found, Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.evaluation.metrics.distances import KernelDistance
+    from unveil.evaluation.metrics.distances import Spread
     from unveil.evaluation.metrics.measurement import Asked, Sets
 
-KERNEL = Kind(
-    re.compile(r"kid(_\w+)?"), "kernel distance", lower_is_better=True, source="1801.01401", depends_on_n=False
-)
+KERNEL = Kind(r"kid(_\w+)?", "kernel distance", lower_is_better=True, source="1801.01401", depends_on_n=False)
 
 
 def measure(sets: "Sets", asked: "Asked") -> Found:
     """The distance with floor, noise, the spread over subsets, and an interval."""
     from unveil.evaluation.metrics.distances import kernel_distance, kernel_stderr
 
-    def distance(rows: "Tensor") -> "KernelDistance":
+    def distance(rows: "Tensor") -> "Spread":
         # Controls may be fewer than a subset, whose size does not bias the distance.
         size = min(len(rows), asked.kid_subset_size)
         return kernel_distance(rows, sets.reference, asked.kid_subsets, size, asked.seed)
@@ -35,4 +32,4 @@ def measure(sets: "Sets", asked: "Asked") -> Found:
     return Found((sets.metric(sets.features.metric("kid"), means, std=own.std, **interval),))
 
 
-ENTRY = Entry(4, (KERNEL,), measure, turn=0)
+ENTRY = Entry(4, (KERNEL,), measure)

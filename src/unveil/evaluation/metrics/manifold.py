@@ -63,8 +63,7 @@ def precision_recall(
     given. Raises UnveilError for features that are not finite, of different dimension, or not more than ``neighbours``
     in either set.
     """
-    samples, reference = _centred(samples, reference, neighbours)
-    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
+    samples, reference, radii = _prepared(samples, reference, neighbours, radii)
     own = _nearest(samples, neighbours + 1)[:, -1]
     balls, recalled = _overlap(samples, reference, radii, own)
     return PrecisionRecall(float((balls > 0).double().mean()), recalled / len(reference))
@@ -78,18 +77,13 @@ def density_coverage(
     Equations 4 and 5, with closed balls as in ``precision_recall``; ``radii`` [M] of the reference are computed where
     they are not given. Raises UnveilError as that does.
     """
-    samples, reference = _centred(samples, reference, neighbours)
-    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
+    samples, reference, radii = _prepared(samples, reference, neighbours, radii)
     balls, covered = _overlap(samples, reference, radii)
     return DensityCoverage(int(balls.sum()) / (neighbours * len(samples)), covered / len(reference))
 
 
 def precision_recall_stderr(
-    samples: Tensor,
-    reference: Tensor,
-    seed: int,
-    neighbours: int = PRECISION_NEIGHBOURS,
-    radii: Tensor | None = None,
+    samples: Tensor, reference: Tensor, seed: int, radii: Tensor | None = None
 ) -> PrecisionRecall:
     """Standard errors of both over draws of the samples, with the reference fixed; arguments as ``precision_recall``.
 
@@ -98,14 +92,13 @@ def precision_recall_stderr(
     1/N. Of more than ``MOST_FOR_ERROR`` images a set, so many are taken evenly, and the error of N samples is that of n
     times sqrt(n / N): rather too large, in simulations up to twice.
     """
-    samples, reference = _centred(samples, reference, neighbours)
-    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
+    samples, reference, radii = _prepared(samples, reference, PRECISION_NEIGHBOURS, radii)
     inside = _overlap(samples, reference, radii)[0] > 0
     few, real = _few(samples), _few(reference)
     between, among = torch.cdist(real, few), torch.cdist(few, few)
 
     def recall(half: Tensor) -> float:
-        place = min(neighbours + 1, len(half))
+        place = min(PRECISION_NEIGHBOURS + 1, len(half))
         radii = among[half][:, half].kthvalue(place, dim=1).values
         return float((between[:, half] <= radii).any(dim=1).double().mean())
 
@@ -113,16 +106,11 @@ def precision_recall_stderr(
 
 
 def density_coverage_stderr(
-    samples: Tensor,
-    reference: Tensor,
-    seed: int,
-    neighbours: int = DENSITY_NEIGHBOURS,
-    radii: Tensor | None = None,
+    samples: Tensor, reference: Tensor, seed: int, radii: Tensor | None = None
 ) -> DensityCoverage:
     """Standard errors of both, as ``precision_recall_stderr``: density is the mean, coverage needs the halves."""
-    samples, reference = _centred(samples, reference, neighbours)
-    radii = _nearest(reference, neighbours + 1)[:, -1] if radii is None else radii
-    counts = _overlap(samples, reference, radii)[0] / neighbours
+    samples, reference, radii = _prepared(samples, reference, DENSITY_NEIGHBOURS, radii)
+    counts = _overlap(samples, reference, radii)[0] / DENSITY_NEIGHBOURS
     few = _few(samples)
     within = torch.cdist(_few(reference), few) <= _few(radii)[:, None]
 
@@ -170,12 +158,15 @@ def _error_by_halves(value: Callable[[Tensor], float], few: int, count: int, see
     return float(np.sqrt(np.mean(squares) * few / count))
 
 
-def _centred(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Both sets less the mean of the reference. Raises UnveilError for features that these functions do not take."""
+def _prepared(
+    samples: Tensor, reference: Tensor, neighbours: int, radii: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both sets less the mean of the reference, and its radii. Raises UnveilError for features that are not taken."""
     if neighbours < 1:
         raise UnveilError(f"neighbours: found {neighbours}, expected 1 or more")
     least = neighbours + 1
     check_features(samples, least, "features of the samples")
     check_features(reference, least, "features of the reference", samples.shape[1])
     centre = reference.mean(dim=0)
-    return samples - centre, reference - centre
+    samples, reference = samples - centre, reference - centre
+    return samples, reference, _nearest(reference, least)[:, -1] if radii is None else radii

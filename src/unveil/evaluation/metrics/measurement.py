@@ -9,13 +9,12 @@ from torch import Tensor
 
 from unveil.data.order import spread
 from unveil.distributed import Processes
-from unveil.evaluation.choices import UNDAMAGED
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, feature_facts, features_of
 from unveil.evaluation.features.published import FeatureSet
 from unveil.evaluation.metrics.distances import significant
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, ball_radii
-from unveil.evaluation.metrics.metric import AFTER_NOISE, Found, Metric
+from unveil.evaluation.metrics.metric import UNDAMAGED, Found, Metric
 from unveil.evaluation.metrics.registry import METRICS, MetricName, kind_of
 
 SAMPLES, REFERENCE, HELD_OUT, NOISE = "samples", "reference", "held_out", "noise"
@@ -26,50 +25,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one kind.
-
-    Attributes:
-        title: for a line of progress.
-        facts: which images they are, as JSON can hold it: equal facts, equal images.
-        count: how many.
-        parts: gives them anew each time, uint8 [n, 3, size, size] at a time.
-    """
+    """Images of one kind."""
 
     title: str
+    """For a line of progress."""
     facts: Mapping[str, Any]
+    """Which images they are, as JSON can hold it: equal facts, equal images."""
     count: int
     parts: Callable[[], Iterable[Tensor]]
+    """Gives them anew each time, uint8 [n, 3, size, size] at a time."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be measured.
-
-    Attributes:
-        metrics: names.
-        kid_subsets: random subsets of KID.
-        kid_subset_size: images in each.
-        interval_splits: random halvings for intervals and the extrapolation, which fewer than
-            ``LEAST_FOR_INTERVAL`` samples do not get; 0 = neither. The limit needs N >= 8 D (``has_limit``).
-        seed: of all subsets.
-        shared: held-out images that the model was trained on.
-        training_total: images that the model was trained on, of which the reference may be a part; None = it is all.
-    """
+    """What is to be measured."""
 
     metrics: Sequence[MetricName]
     kid_subsets: int
     kid_subset_size: int
     interval_splits: int
+    """Random halvings for intervals and the extrapolation, which fewer than ``LEAST_FOR_INTERVAL`` samples do not get;
+    0 = neither. The limit needs N >= 8 D (``has_limit``)."""
     seed: int
     shared: int = 0
+    """Held-out images that the model was trained on."""
     training_total: int | None = None
+    """Images that the model was trained on, of which the reference may be a part; None = it is all."""
 
 
 class Sets:
     """The features [N, D] of one network by set, as the metrics see them.
 
     Args:
-        features: what they are.
         layers: by set and layer: ``samples``, ``reference``, ``held_out``, ``noise``, and any others as controls, whose
             names are theirs. A control is made of the held-out images at ``spread(held out, its N)``. The features
             are taken out of it, so that the memory of a set is free when the last metric has seen it.
@@ -80,18 +67,15 @@ class Sets:
         self.features = features
         self._layers = layers
         self._damaged = {name: found.pop(layer or features.layer) for name, found in layers.items()}
-        self.samples, self.reference, self.held_out = map(self._damaged.pop, (SAMPLES, REFERENCE, HELD_OUT))
-        self._noise: Tensor | None = self._damaged.pop(NOISE)
+        self.samples, self.reference, self.held_out, self._noise = map(
+            self._damaged.pop, (SAMPLES, REFERENCE, HELD_OUT, NOISE)
+        )
         self._control_images = next((len(rows) for rows in self._damaged.values()), None)
         self._radii: dict[int, Tensor] = {}
 
     def logits(self) -> "Sets":
         """The logits of the same sets, whose features these keep."""
         return Sets(self.features, self._layers, self.features.logits)
-
-    def let_go_of_noise(self) -> None:
-        """Its features are needed no more."""
-        self._noise = None
 
     def each(self, value: Callable[[Tensor], T], *, noise: bool = False) -> dict[str, T]:
         """``value`` of the features by set, but for the reference: of the noise if asked for, and of the controls.
@@ -100,7 +84,6 @@ class Sets:
         """
         found = {SAMPLES: value(self.samples), HELD_OUT: value(self.held_out)}
         if noise:
-            assert self._noise is not None  # by its turn
             found[NOISE] = value(self._noise)
         if self._control_images is not None:
             places = torch.from_numpy(spread(len(self.held_out), self._control_images))
@@ -117,10 +100,8 @@ class Sets:
     def metric(self, name: str, values: Mapping[str, float], **others: float | None) -> Metric:
         """The metric of this name, its numbers rounded to significant digits.
 
-        Args:
-            name: as in metrics/evaluate.json.
-            values: by set, as ``each`` gives them; or of the samples alone.
-            others: more numbers of ``Metric``, by the names of its fields.
+        ``values`` are by set, as ``each`` gives them, or of the samples alone; ``others`` are more numbers of
+        ``Metric``, by the names of its fields.
         """
         fields = {SAMPLES: "value", HELD_OUT: "floor", NOISE: "noise"}
         numbers = {fields[key]: value for key, value in values.items() if key in fields} | others
@@ -172,21 +153,16 @@ def extract_sets(
 def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Found:
     """All metrics that are asked for, of features by set and layer, which are taken out: see ``Sets``.
 
-    Raises:
-        UnveilError: for sets that are too small, or features that are not finite.
+    Raises UnveilError for sets that are too small, or features that are not finite.
     """
     sets = Sets(features, layers)
     if len(sets.samples) < LEAST_FOR_INTERVAL:
         asked = replace(asked, interval_splits=0)
     chosen = [name for name, entry in METRICS.items() if name in asked.metrics]
     chosen = [name for name in chosen if features.logits is not None or not METRICS[name].logits]
-    found: dict[MetricName, Found] = {}
-    for name in sorted(chosen, key=lambda name: METRICS[name].turn):
-        if METRICS[name].turn == AFTER_NOISE:
-            sets.let_go_of_noise()
-        found[name] = METRICS[name].measure(sets, asked)
+    found = [METRICS[name].measure(sets, asked) for name in chosen]
     return Found(
-        tuple(metric for name in chosen for metric in found[name].metrics),
-        next((part.by_size for part in found.values() if part.by_size is not None), None),
-        next((part.copies for part in found.values() if part.copies is not None), None),
+        tuple(metric for part in found for metric in part.metrics),
+        next((part.by_size for part in found if part.by_size is not None), None),
+        next((part.copies for part in found if part.copies is not None), None),
     )

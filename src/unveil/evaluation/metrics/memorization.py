@@ -1,6 +1,5 @@
 """Whether samples are copies of training images, or of each other."""
 
-import re
 from typing import TYPE_CHECKING
 
 from unveil.evaluation.metrics.metric import Entry, Found, Kind
@@ -9,14 +8,14 @@ if TYPE_CHECKING:
     from unveil.evaluation.metrics.measurement import Asked, Sets
 
 NEARER = Kind(
-    re.compile(r"nearer_to_training(_\w+)?"),
+    r"nearer_to_training(_\w+)?",
     "samples nearer to training images than held-out images are",
     lower_is_better=True,
     source="2004.05675",
     listed=False,
 )
 DUPLICATES = Kind(
-    re.compile(r"near_duplicates(_\w+)?"),
+    r"near_duplicates(_\w+)?",
     "near duplicates among the samples",
     lower_is_better=True,
     source="2301.13188",

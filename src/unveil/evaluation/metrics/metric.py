@@ -3,7 +3,6 @@
 This module and those of the entries import PyTorch and SciPy only to measure, so that a card is read without them.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Self
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from unveil.evaluation.metrics.measurement import Asked, Sets
     from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
+UNDAMAGED = "undamaged"  # the name, among the controls, of the same real images as they are
 LEVEL = 0.95  # of confidence intervals
 DATA = ("data.source", "data.protocol", "data.image_size")
 REFERENCE = (*DATA, "data.shards", "data.shard_hashes", "data.reference")
@@ -27,50 +27,42 @@ FEATURES = (
     "features.preprocessing",
     "features.weights_sha256",
 )
-AFTER_NOISE = 2  # a turn of measuring, of those that need none
 FLAT = ("stderr", "std", "low", "high", "floor", "noise", "fraction")
 
 
 class Metric(BaseModel):
-    """One number with what a reader needs to judge it.
-
-    Attributes:
-        name: as in metrics/evaluate.json.
-        value: of the samples.
-        lower_is_better: which direction is good.
-        n: samples that it is of (of bits per dimension: held-out images).
-        n_reference: real images that they were compared with; None where there are none.
-        stderr: standard error of ``value``.
-        std: spread of the estimates that ``value`` is the mean of, over subsets (KID) or splits (Inception Score).
-        low: lower end of the confidence interval.
-        high: its upper end.
-        level: its confidence, in (0, 1).
-        floor: value of held-out real images.
-        noise: value of uniform noise.
-        fraction: where the samples lie on the way from floor (0) to noise (1).
-        controls: values of real images that were damaged in a known way, by the control's name (``jpeg75``).
-        n_controls: images of each of them; None where there are none.
-        features: the feature network that it is on, a key of ``choices.features``; None for one without.
-    """
+    """One number with what a reader needs to judge it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Key
+    """As in metrics/evaluate.json."""
     value: FiniteFloat
     lower_is_better: bool
     n: Count
+    """Samples that it is of (of bits per dimension: held-out images)."""
     n_reference: Count | None = None
+    """Real images that they were compared with; None where there are none."""
     stderr: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    """Standard error of ``value``."""
     std: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    """Spread of the estimates that ``value`` is the mean of, over subsets (KID) or splits (Inception Score)."""
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     level: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+    """Confidence of the interval from ``low`` to ``high``, in (0, 1)."""
     floor: FiniteFloat | None = None
+    """Value of held-out real images."""
     noise: FiniteFloat | None = None
+    """Value of uniform noise."""
     fraction: FiniteFloat | None = None
+    """Where the samples lie on the way from floor (0) to noise (1)."""
     controls: dict[str, FiniteFloat] = {}
+    """Values of real images that were damaged in a known way, by the control's name (``jpeg75``)."""
     n_controls: Count | None = None
+    """Images of each of them; None where there are none."""
     features: Key | None = None
+    """The feature network that it is on, a key of ``choices.features``; None for one without."""
 
     @model_validator(mode="after")
     def _known_and_whole(self) -> Self:
@@ -99,60 +91,44 @@ def flat_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of metric.
+    """A kind of metric."""
 
-    Attributes:
-        names: pattern that its names match whole; the features may stand behind (``kid_dinov2``).
-        title: its usual name.
-        lower_is_better: its direction.
-        source: the paper that defines it.
-        defined_by: choices of the card, dotted, without which its values are numbers on different things. A name
-            stands for everything below it; ``features`` for those of the metric's own network.
-        depends_on_n: whether its expected value changes with the number of samples.
-        has_reference: whether samples are compared with real images.
-        listed: whether the card's table of metrics has it.
-    """
-
-    names: re.Pattern[str]
+    names: str
+    """Pattern that its names match whole; the features may stand behind (``kid_dinov2``)."""
     title: str
     lower_is_better: bool
     source: str
     defined_by: tuple[str, ...] = (*REFERENCE, *FEATURES)
+    """Choices of the card, dotted, without which its values are numbers on different things. A name stands for
+    everything below it; ``features`` for those of the metric's own network."""
     depends_on_n: bool = True
+    """Whether its expected value changes with the number of samples."""
     has_reference: bool = True
+    """Whether samples are compared with real images."""
     listed: bool = True
+    """Whether the card's table of metrics has it."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured on one network: metrics in a reader's order, and what a card and its figures show besides.
-
-    Attributes:
-        metrics: the headline first.
-        by_size: the Fréchet distance at several N.
-        copies: of training images and of each other.
-    """
+    """What was measured on one network: metrics in a reader's order, and what a card and its figures show besides."""
 
     metrics: tuple[Metric, ...]
+    """The headline first."""
     by_size: "FrechetBySize | None" = None
+    """The Fréchet distance at several N."""
     copies: "Copies | None" = None
+    """Of training images and of each other."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name of ``evaluate.metrics``.
-
-    Attributes:
-        least: images that a set needs for it to be defined.
-        kinds: of the metrics that it gives.
-        measure: from the features of one network.
-        logits: whether it needs logits, and so is left out on networks without.
-        turn: when it is measured: 0 where it needs the noise, 1 as the last that does, 2 after its features were let
-            go, so that memory is free.
-    """
+    """A name of ``evaluate.metrics``."""
 
     least: int
+    """Images that a set needs for it to be defined."""
     kinds: tuple[Kind, ...]
     measure: "Callable[[Sets, Asked], Found]"
+    """From the features of one network."""
     logits: bool = False
-    turn: int = AFTER_NOISE
+    """Whether it needs logits, and so is left out on networks without."""

@@ -1,6 +1,5 @@
 """Precision and recall, density and coverage: what part of each set lies near the other."""
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 def _kind(name: str, source: str) -> Kind:
     defined_by = (*REFERENCE, *FEATURES, "evaluation.neighbours")
-    return Kind(re.compile(rf"{name}(_\w+)?"), name, lower_is_better=False, source=source, defined_by=defined_by)
+    return Kind(rf"{name}(_\w+)?", name, lower_is_better=False, source=source, defined_by=defined_by)
 
 
 def measure_precision_recall(sets: "Sets", asked: "Asked") -> Found:

@@ -19,7 +19,7 @@ METRICS: dict[MetricName, Entry] = {
 LEAST_IMAGES: dict[MetricName, int] = {name: entry.least for name, entry in METRICS.items()}
 """Images that a set needs for a metric to be defined."""
 BITS_PER_DIM = Kind(  # of cards that were made when evaluate measured it; today `unveil likelihood` does
-    re.compile(r"bits_per_dim"),
+    "bits_per_dim",
     "bits per dimension",
     lower_is_better=True,
     source="2011.13456",
@@ -32,6 +32,6 @@ KINDS = (*(kind for entry in METRICS.values() for kind in entry.kinds), BITS_PER
 def kind_of(name: str) -> Kind:
     """The kind of the metric of this name. Raises ValueError for a name that is none's."""
     for kind in KINDS:
-        if kind.names.fullmatch(name):
+        if re.fullmatch(kind.names, name):
             return kind
     raise ValueError(f"metric {name!r} is of no known kind; expected one of {', '.join(kind.title for kind in KINDS)}")

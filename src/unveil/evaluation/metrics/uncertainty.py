@@ -8,8 +8,11 @@ V1 is larger; for one that equals its reference V1 is 0, and V2 is everything.
 """
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,12 +94,12 @@ def frechet_interval(
     for row in halves:
         order = torch.from_numpy(random.permutation(len(samples)))
         half = distance.part(order[: len(samples) // 2].sort().values)
-        row[:] = distance.of(half), distance.of(everything.without(half))
+        row[:] = distance.of(half), distance.of(_Sums(*map(operator.sub, everything, half)))
     both = float(((halves[:, 0] - halves[:, 1]) ** 2).mean()) / 4
     quadratic = min(float(halves.mean(axis=1).var(ddof=1)), both / 2)
     stderr = math.sqrt(both - quadratic)
     degrees = 1 / (1 / splits + 3 / len(samples))
-    reach = _student_quantile(level, degrees) * stderr
+    reach = _reach(level, degrees, stderr)
     return FrechetInterval(
         estimate=estimate,
         stderr=stderr,
@@ -134,25 +137,18 @@ def frechet_by_size(samples: Tensor, reference: Statistics, interval: FrechetInt
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(samples)))
     blocks = [distance.part(rows.sort().values) for rows in order.tensor_split(BLOCKS)]
     runs = [_runs(length) for length in WINDOWS]
-    subsets = ((_sum([blocks[place] for place in run]) for run in same) for same in runs)  # not all in memory
-    found = [np.array([(part.count, distance.of(part)) for part in same]) for same in subsets]
+    subsets = ((reduce(_plus, [blocks[place] for place in run]) for run in same) for same in runs)  # not all in memory
+    found = [np.array([(part.rows, distance.of(part)) for part in same]) for same in subsets]
     sizes, means = np.array([same.mean(axis=0) for same in found]).T
-    by_size = FrechetBySize(
-        sizes=tuple(round(size) for size in sizes),
-        distances=tuple(map(float, means)),
-        infinity=None,
-        stderr=None,
-        low=None,
-        high=None,
-        level=interval.level,
-    )
-    if not has_limit(len(samples), samples.shape[1]):
-        return by_size
-    weights = _intercept_weights(1 / sizes)
-    infinity = float(weights @ means)
-    stderr = math.sqrt(interval.linear + _pair_factor(runs, weights) * interval.quadratic)
-    reach = _student_quantile(interval.level, interval.degrees) * stderr
-    return replace(by_size, infinity=infinity, stderr=stderr, low=infinity - reach, high=infinity + reach)
+    infinity = stderr = low = high = None
+    if has_limit(len(samples), samples.shape[1]):
+        weights = np.linalg.pinv(np.vander(1 / sizes, 2))[1]  # of the means, for the intercept of their line
+        infinity = float(weights @ means)
+        stderr = math.sqrt(interval.linear + _pair_factor(runs, weights) * interval.quadratic)
+        reach = _reach(interval.level, interval.degrees, stderr)
+        low, high = infinity - reach, infinity + reach
+    rounded = tuple(round(size) for size in sizes)
+    return FrechetBySize(rounded, tuple(map(float, means)), infinity, stderr, low, high, interval.level)
 
 
 def has_limit(count: int, dimension: int) -> bool:
@@ -165,38 +161,24 @@ def least_for_limit(dimension: int) -> int:
     return LINE_FROM * dimension * BLOCKS // min(WINDOWS)
 
 
-def _student_quantile(level: float, degrees: float) -> float:
-    """Of Student's distribution, the end of the symmetric interval of this level."""
+def _reach(level: float, degrees: float, stderr: float) -> float:
+    """Half the width of the interval of this level, by Student's distribution."""
     from scipy.stats import t  # which takes part of a second to import
 
-    return float(t.ppf((1 + level) / 2, degrees))
+    return float(t.ppf((1 + level) / 2, degrees)) * stderr
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Sums over some samples, from which their covariance follows; parts add and subtract."""
+class _Sums(NamedTuple):
+    """Sums over some samples, from which their covariance follows; they add and subtract."""
 
-    count: int
+    rows: int
     sums: Tensor  # of z, [D]
     squares: float  # of |z|^2
     scatter: Tensor  # of R z z' R, [D, D]
 
-    def without(self, other: "_Part") -> "_Part":
-        return _Part(
-            self.count - other.count,
-            self.sums - other.sums,
-            self.squares - other.squares,
-            self.scatter - other.scatter,
-        )
 
-
-def _sum(parts: Sequence[_Part]) -> _Part:
-    return _Part(
-        sum(part.count for part in parts),
-        torch.stack([part.sums for part in parts]).sum(dim=0),
-        sum(part.squares for part in parts),
-        sum((part.scatter for part in parts[1:]), start=parts[0].scatter),
-    )
+def _plus(one: _Sums, other: _Sums) -> _Sums:
+    return _Sums(*map(operator.add, one, other))
 
 
 class _FrechetFrom:
@@ -218,7 +200,7 @@ class _FrechetFrom:
         few = len(samples) <= 2 * len(self._centre)  # then R z of all is less work than R (sum z z') R of each part
         self._turned = (samples.to(torch.float64) - self._centre) @ self._root if few else None
 
-    def part(self, rows: Tensor) -> _Part:
+    def part(self, rows: Tensor) -> _Sums:
         """Sums over the samples with these indices [n]."""
         size = len(self._centre)
         sums, squares = torch.zeros(size, dtype=torch.float64), 0.0
@@ -232,14 +214,14 @@ class _FrechetFrom:
             scatter.addmm_(z.T, z)
         if self._turned is None:
             scatter = self._root @ scatter @ self._root
-        return _Part(len(rows), sums, squares, scatter)
+        return _Sums(len(rows), sums, squares, scatter)
 
-    def of(self, part: _Part) -> float:
+    def of(self, part: _Sums) -> float:
         """The distance of the samples of a part, of two or more."""
-        mean = part.sums / part.count
+        mean = part.sums / part.rows
         turned = self._root @ mean
-        covariance = (part.scatter - part.count * torch.outer(turned, turned)) / (part.count - 1)
-        trace = (part.squares - part.count * float(mean @ mean)) / (part.count - 1)
+        covariance = (part.scatter - part.rows * torch.outer(turned, turned)) / (part.rows - 1)
+        trace = (part.squares - part.rows * float(mean @ mean)) / (part.rows - 1)
         roots = float(torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().sum())
         offset = self._offset + mean
         return float(offset @ offset) + trace + self._trace - 2 * roots
@@ -249,13 +231,6 @@ def _runs(length: int) -> list[tuple[int, ...]]:
     """The runs of so many of the blocks in a circle, one from each block; only one of all blocks."""
     starts = range(BLOCKS if length < BLOCKS else 1)
     return [tuple((start + step) % BLOCKS for step in range(length)) for start in starts]
-
-
-def _intercept_weights(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """w, so that w @ y is the intercept of the least-squares line of y over x."""
-    centred = x - x.mean()
-    weights: NDArray[np.float64] = 1 / len(x) - x.mean() * centred / (centred @ centred)
-    return weights
 
 
 def _pair_factor(runs: Sequence[Sequence[tuple[int, ...]]], weights: NDArray[np.float64]) -> float:
