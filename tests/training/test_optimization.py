@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.training.config import ScheduleName
+from unveil.training.config import ScheduleName, Training
 from unveil.training.optimization import ITERATIONS, NEWTON_SCHULZ, build_optimizer, learning_rate, orthogonalized
 from unveil.workers import ALONE, Workers
 
-LENGTHS = {"warmup_images": 100, "images": 1100, "reference_images": 400}
+LENGTHS = {"warmup_images": 100, "images": 1100, "lr_reference_images": 400, "batch_size": 1}
 SCHEDULES: list[ScheduleName] = ["constant", "cosine", "inverse-sqrt"]
 
 
 def _rate(schedule: ScheduleName, images_seen: int) -> float:
-    return learning_rate(schedule, 0.5, images_seen, **LENGTHS)
+    return learning_rate(Training.model_validate({"lr_schedule": schedule, "lr": 0.5, **LENGTHS}), images_seen)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -47,13 +47,15 @@ def test_inverse_sqrt_halves_in_four_times_the_images() -> None:
 
 def test_no_length_is_too_short() -> None:
     for schedule in SCHEDULES:
-        rate = learning_rate(schedule, 1.0, 1, warmup_images=1, images=1, reference_images=1)
-        assert math.isfinite(rate)
+        shortest = Training(
+            lr_schedule=schedule, lr=1.0, warmup_images=1, images=1, lr_reference_images=1, batch_size=1
+        )
+        assert math.isfinite(learning_rate(shortest, 1))
 
 
 def test_adamw_decays_weights_beside_the_gradient() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer("adamw", [weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2)
+    optimizer = build_optimizer(Training(optimizer="adamw", lr=0.1, betas=(0.9, 0.99), weight_decay=0.2), [weight])
     weight.grad = torch.zeros(3)
     optimizer.step()
     assert torch.allclose(weight, torch.full((3,), 1 - 0.1 * 0.2))
@@ -61,9 +63,7 @@ def test_adamw_decays_weights_beside_the_gradient() -> None:
 
 def test_adam_does_not_decay() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match="weight_decay"):
-        build_optimizer("adam", [weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2)
-    optimizer = build_optimizer("adam", [weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = build_optimizer(Training(optimizer="adam", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), [weight])
     weight.grad = torch.tensor([1.0, -1.0, 0.0])
     optimizer.step()  # Adam's first step is lr times the gradient's sign
     assert torch.allclose(weight, torch.tensor([0.9, 1.1, 1.0]))
@@ -83,7 +83,7 @@ def test_muon_makes_steps_of_matrices_nearly_orthogonal_and_as_long_as_adams() -
     parameters = _matrices()
     parameters[1].grad = torch.randn(20, 5) * torch.tensor([1.0, 0.3, 0.1, 0.03, 0.01])
     before = [parameter.detach().clone() for parameter in parameters]
-    build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    build_optimizer(Training(optimizer="muon", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), parameters).step()
     for parameter, old in list(zip(parameters, before, strict=True))[:2]:
         step = (parameter.detach() - old).flatten(1)
         values = torch.linalg.svdvals(step) / (0.1 * 0.2 * max(step.shape) ** 0.5)
@@ -101,7 +101,9 @@ def test_muon_is_pytorchs_on_matrices_and_adamw_elsewhere(precision: str, monkey
         torch.optim.Muon(matrices, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(theirs[2:], lr=0.1, betas=(0.8, 0.9), weight_decay=0.2),
     ]
-    optimizer = build_optimizer("muon", ours, lr=1.0, betas=(0.8, 0.9), weight_decay=0.2, precision=precision)
+    optimizer = build_optimizer(
+        Training(optimizer="muon", lr=1.0, betas=(0.8, 0.9), weight_decay=0.2), ours, precision=precision
+    )
     for step in range(3):
         optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)  # as a schedule does
         for peer in peers:
@@ -137,7 +139,9 @@ def test_threads_and_the_other_matrices_change_no_step(two_threads: Workers) -> 
         parameters = [torch.nn.Parameter(value.clone()) for value in values[:count]]
         for parameter, gradient in zip(parameters, gradients, strict=False):
             parameter.grad = gradient
-        build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, workers=threads).step()
+        build_optimizer(
+            Training(optimizer="muon", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), parameters, workers=threads
+        ).step()
         return parameters[0].detach()
 
     torch.manual_seed(0)
@@ -153,7 +157,7 @@ def test_muon_gives_the_same_steps_channels_last(of_gradient: torch.memory_forma
     laid_out = [torch.nn.Parameter(usual[0].detach().clone(memory_format=torch.channels_last))]
     laid_out[0].grad = gradient.contiguous(memory_format=of_gradient)
     for parameters in (usual, laid_out):
-        build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+        build_optimizer(Training(optimizer="muon", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), parameters).step()
     assert laid_out[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(laid_out[0], usual[0])
 
@@ -162,7 +166,7 @@ def test_muon_leaves_what_has_no_gradient() -> None:
     parameters = _matrices()
     before = [parameter.detach().clone() for parameter in parameters]
     parameters[0].grad = parameters[2].grad = None
-    build_optimizer("muon", parameters, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    build_optimizer(Training(optimizer="muon", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), parameters).step()
     assert [torch.equal(a, b) for a, b in zip(parameters, before, strict=True)] == [True, False, True, False]
 
 
@@ -170,5 +174,5 @@ def test_muon_leaves_what_has_no_gradient() -> None:
 def test_muon_takes_parameters_of_one_kind_alone(shape: tuple[int, ...]) -> None:
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = torch.ones(shape)
-    build_optimizer("muon", [weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    build_optimizer(Training(optimizer="muon", lr=0.1, betas=(0.9, 0.99), weight_decay=0.0), [weight]).step()
     assert weight.abs().min() > 0

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unveil.data.augmentation import Transformations, augment
 from unveil.data.batches import Batch, Batches
+from unveil.data.pixels import to_float
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.loss import Draws, Loss
 from unveil.distributed import Processes
@@ -23,22 +24,21 @@ from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.config import Training
 from unveil.training.ema import EMA, Average, FurtherAverages
-from unveil.training.gradient import add_gradients
 from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.progress import Progress, Record, failure
-from unveil.training.validation import validation_loss
 from unveil.workers import ALONE, Workers
 
 ONE_PROCESS = Processes()
 
 
+@dataclass(eq=False)
 class Trainer:
     """A denoiser in training: network, optimizer, averaged weights and the number of steps made.
 
     The noise of step k, dropout's included, is a function of (seed, k) alone, and so is its batch: a run that was
     taken up again from a checkpoint does what the uninterrupted one does, bit for bit on one machine.
 
-    Args:
+    Attributes:
         denoiser: on its device; its network's parameters are trained.
         loss: what is drawn for an image, and how its error counts.
         batches: training images on the same device.
@@ -53,55 +53,41 @@ class Trainer:
         optimizer_precision: of the optimizer's products, fp32 or bf16.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        loss: Loss,
-        batches: Batches,
-        config: Training,
-        checkpoints: Checkpoints | None = None,
-        held_out: Batch | None = None,
-        processes: Processes = ONE_PROCESS,
-        workers: Workers = ALONE,
-        optimizer_precision: str = "fp32",
-    ) -> None:
-        self.denoiser = denoiser
-        self.loss = loss
-        self.batches = batches
-        self.config = config
-        self.checkpoints = checkpoints
-        self.held_out = held_out
-        self.processes = processes
-        self.workers = workers
-        if workers.count > 1 and any(isinstance(part, nn.Dropout) and part.p > 0 for part in denoiser.modules()):
-            raise ValueError(f"found {workers.count} threads for a network with dropout, expected one")
+    denoiser: Denoiser
+    loss: Loss
+    batches: Batches
+    config: Training
+    checkpoints: Checkpoints | None = None
+    held_out: Batch | None = None
+    processes: Processes = ONE_PROCESS
+    workers: Workers = ALONE
+    optimizer_precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        config = self.config
+        drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.denoiser.modules())
+        if self.workers.count > 1 and drops:
+            raise ValueError(f"found {self.workers.count} threads for a network with dropout, expected one")
         self.saved: Path | None = None  # the last checkpoint that this process wrote
         self.saved_step = 0
         self.failures: list[OSError] = []  # of writing scratch; whoever tells of them empties it
         self.step = 0
         self.seconds = 0.0  # of all processes that had a part in it
         self.points: list[Progress] = []  # all of the curves so far, those before a checkpoint included
-        self.network = denoiser.network
+        self.network = self.denoiser.network
         self.parameters = list(self.network.parameters())
         self.device = self.parameters[0].device
-        self.optimizer = build_optimizer(
-            config.optimizer,
-            self.parameters,
-            config.lr,
-            config.betas,
-            config.weight_decay,
-            optimizer_precision,
-            workers,
-        )
+        self.optimizer = build_optimizer(config, self.parameters, self.optimizer_precision, self.workers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
         self.further = FurtherAverages(
             self.parameters, config.ema_more_half_lives, config.ema_rampup, config.ema_profiles
         )
         self.snapshots: dict[str, str] = {}  # those stored so far, see Checkpoints.save_snapshot
-        self.total_steps = -(-config.images // batches.batch_size)
-        self.part = processes.part(batches.batch_size)
-        self.model: nn.Module = denoiser if processes.count == 1 else DistributedDataParallel(denoiser)
+        self.total_steps = -(-config.images // self.batches.batch_size)
+        self.part = self.processes.part(self.batches.batch_size)
+        alone = self.processes.count == 1
+        self.model: nn.Module = self.denoiser if alone else DistributedDataParallel(self.denoiser)
         self._since = Record()  # what happened since the last point
 
     @property
@@ -162,7 +148,7 @@ class Trainer:
             images=self.images_seen,
             loss=self._since.mean_loss(),
             grad_norm=self._since.mean_norm(),
-            lr=self._lr(),
+            lr=learning_rate(self.config, self.images_seen),
             images_per_second=images_per_second,
             seconds_left=seconds_left,
             preview=preview,
@@ -177,21 +163,28 @@ class Trainer:
     def validation_loss(self) -> float:
         """Loss of the averaged weights on the held-out images, at noise that is the same every time.
 
+        The network is told nothing of these images. The size of a batch has a part in the draws.
+
         Raises:
             ValueError: if there are none.
         """
         if self.held_out is None:
             raise ValueError("no held-out images; expected Trainer(..., held_out=Batch(images))")
+        loss = self.loss.plain()
+        generator = torch.Generator(self.device).manual_seed(step_seed("validation", self.config.seed, 0))
+        size = self.batches.batch_size
+
+        @torch.no_grad()
+        def losses_of(part: tuple[Tensor, Draws]) -> Tensor:
+            with autocast(self.config.precision, self.device):
+                return loss(self.denoiser, *part)
+
+        losses: list[Tensor] = []
         with self.averaged():
-            return validation_loss(
-                self.denoiser,
-                self.loss.plain(),
-                self.held_out,
-                torch.Generator(self.device).manual_seed(step_seed("validation", self.config.seed, 0)),
-                self.batches.batch_size,
-                lambda: autocast(self.config.precision, self.device),
-                self.workers,
-            )
+            for images in self.held_out.images.split(size * self.workers.count):
+                parts = [to_float(part) for part in images.split(size)]
+                losses += self.workers.map(losses_of, [(part, loss.draw(part, generator)) for part in parts])
+        return torch.cat(losses).mean().item()
 
     @contextmanager
     def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
@@ -311,7 +304,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip or math.inf)
         self.step += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr()
+            group["lr"] = learning_rate(self.config, self.images_seen)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
@@ -342,20 +335,28 @@ class Trainer:
             factor = self.processes.count / self.batches.batch_size
             return losses.detach(), self.scaler.scale(losses.sum() * factor)
 
+        def apart(here: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            """Threads cannot add to one gradient at once."""
+            losses, mean = share(here)
+            return losses, torch.autograd.grad(mean, self.parameters, allow_unused=True)
+
         size = -(-len(images) // (self.config.gradient_accumulation * self.workers.count))
         places = [slice(start, start + size) for start in range(0, len(images), size)]
-        return add_gradients(share, places, self.model, self.parameters, self.workers)
-
-    def _lr(self) -> float:
-        config = self.config
-        return learning_rate(
-            config.lr_schedule,
-            config.lr,
-            self.images_seen,
-            warmup_images=config.warmup_images,
-            images=config.images,
-            reference_images=config.lr_reference_images,
-        )
+        found = []
+        if isinstance(self.model, DistributedDataParallel):
+            for here in places:  # the processes exchange gradients once, with the last part's
+                with nullcontext() if here is places[-1] else self.model.no_sync():
+                    losses, mean = share(here)
+                    mean.backward()
+                found.append(losses)
+            return torch.cat(found)
+        for start in range(0, len(places), self.workers.count):
+            for losses, gradients in self.workers.map(apart, places[start:][: self.workers.count]):
+                found.append(losses)
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    if gradient is not None:
+                        _add(parameter, gradient)
+        return torch.cat(found)
 
     def _seconds_left(self, seconds_a_step: float) -> float:
         left = (self.total_steps - self.step) * seconds_a_step
@@ -384,6 +385,15 @@ class Trainer:
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     """``value`` in memory as a parameter of its shape is, channels last or not: a fused optimizer wants them alike."""
     return torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+
+
+def _add(parameter: Tensor, gradient: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad += gradient
+    elif gradient.stride() == parameter.stride():
+        parameter.grad = gradient
+    else:  # laid out otherwise, or one value that stands for many
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 @contextmanager

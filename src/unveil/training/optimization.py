@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unveil.training.config import OptimizerName, ScheduleName
+from unveil.training.config import Training
 from unveil.workers import ALONE, Workers
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -18,28 +18,21 @@ MOMENTUM = 0.95
 
 
 def build_optimizer(
-    name: OptimizerName,
-    parameters: Iterable[Tensor],
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    precision: str = "fp32",
-    workers: Workers = ALONE,
+    config: Training, parameters: Iterable[Tensor], precision: str = "fp32", workers: Workers = ALONE
 ) -> torch.optim.Optimizer:
     """Adam (1412.6980), AdamW (1711.05101) with its decoupled weight decay, or :class:`Muon`; Adam's steps are fused.
 
     ``precision`` and ``workers`` are Muon's. The others compute in float32.
-
-    Raises:
-        ValueError: if Adam is to decay weights, which its scaling would distort.
     """
-    if name == "muon":
-        return Muon(parameters, lr, betas, weight_decay, precision, workers)
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    if weight_decay:
-        raise ValueError(f"weight_decay is {weight_decay} with adam; expected 0, or adamw or muon")
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+    if config.optimizer == "muon":
+        return Muon(config, parameters, precision, workers)
+    if config.optimizer == "adamw":
+        return _adamw(config, parameters)
+    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _adamw(config: Training, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 class Muon(torch.optim.Optimizer):
@@ -54,32 +47,21 @@ class Muon(torch.optim.Optimizer):
     The steps are those of ``torch.optim.Muon``, which computes them one matrix at a time and always in bf16.
 
     Args:
+        config: of which it reads the learning rate, the weight decay (decoupled, of all) and AdamW's betas; Muon's
+            momentum is 0.95, Nesterov's, as published.
         parameters: on their device.
-        lr: learning rate.
-        betas: AdamW's; Muon's momentum is 0.95, Nesterov's, as published.
-        weight_decay: decoupled, of all.
         precision: of the products that make a matrix orthogonal, ``fp32`` or ``bf16``.
         workers: threads that share the matrices.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        precision: str = "fp32",
-        workers: Workers = ALONE,
-    ) -> None:
+    def __init__(self, config: Training, parameters: Iterable[Tensor], precision: str, workers: Workers) -> None:
         every = list(parameters)
-        super().__init__(every, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(every, {"lr": config.lr, "weight_decay": config.weight_decay})
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.workers = workers
         self.matrices = [parameter for parameter in every if parameter.dim() >= 2]
         rest = [parameter for parameter in every if parameter.dim() < 2]
-        self._adamw = (
-            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=True) if rest else None
-        )
+        self._adamw = _adamw(config, rest) if rest else None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -159,25 +141,18 @@ def _factor(gram: Tensor) -> Tensor:
     return product
 
 
-def learning_rate(
-    schedule: ScheduleName, lr: float, images_seen: int, *, warmup_images: int, images: int, reference_images: int
-) -> float:
+def learning_rate(config: Training, images_seen: int) -> float:
     """Learning rate of the step that ends at ``images_seen``: linear warm-up to ``lr``, times a schedule.
 
-    Args:
-        schedule: ``constant``; ``cosine``, half a wave from the end of warm-up to 0 at the end of training
-            (1608.03983, eq. 5, without restarts); ``inverse-sqrt``, constant up to ``reference_images`` and then
-            ``sqrt(reference_images / images_seen)`` (EDM2, 2312.02696, eq. 67).
-        lr: the greatest.
-        images_seen: images seen with this step.
-        warmup_images: length of the warm-up.
-        images: length of training.
-        reference_images: of ``inverse-sqrt``.
+    Of ``lr_schedule``: ``constant``; ``cosine``, half a wave from the end of warm-up to 0 at the end of training
+    (1608.03983, eq. 5, without restarts); ``inverse-sqrt``, constant up to ``lr_reference_images`` and then
+    ``sqrt(lr_reference_images / images_seen)`` (EDM2, 2312.02696, eq. 67).
     """
-    rate = lr * min(1.0, images_seen / max(warmup_images, 1))
-    if schedule == "cosine":
-        done = (images_seen - warmup_images) / max(images - warmup_images, 1)
+    warmup = config.warmup_images
+    rate = config.lr * min(1.0, images_seen / max(warmup, 1))
+    if config.lr_schedule == "cosine":
+        done = (images_seen - warmup) / max(config.images - warmup, 1)
         return rate * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
-    if schedule == "inverse-sqrt":
-        return rate * math.sqrt(min(1.0, reference_images / images_seen)) if images_seen else rate
+    if config.lr_schedule == "inverse-sqrt" and images_seen:
+        return rate * math.sqrt(min(1.0, config.lr_reference_images / images_seen))
     return rate
