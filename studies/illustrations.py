@@ -30,7 +30,6 @@ from unveil.diffusion.objectives import (
     MinSNR,
     Objective,
     Simple,
-    UniformTimes,
 )
 from unveil.diffusion.paths import EDM, VE, DiscreteVP, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 from unveil.diffusion.samplers import Churn, NoiseSource, SamplerFunction, Step
@@ -65,7 +64,7 @@ def log_sigma_density(objective: Objective) -> tuple[Tensor, Tensor]:
         least, greatest = objective.path.sigma_range()
         sigmas = torch.logspace(log10(least), log10(greatest), 401, dtype=torch.float64)
         return sigmas, torch.full_like(sigmas, 1 / float((sigmas[-1] / sigmas[0]).log()))
-    if isinstance(objective, UniformTimes):
+    if isinstance(objective, Simple):
         return _density_of_uniform_times(objective.path)
     if isinstance(objective, FlowMatching) and objective.times == "uniform":
         return _density_of_uniform_times(Flow())

@@ -1,4 +1,4 @@
-"""The score view: the gradient of the log density, the reverse process, and Langevin dynamics that keep a density."""
+"""The score view: the gradient of the log density, and Langevin dynamics that keep a density."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.diffusion.closed_form import gaussian
-from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
+from unveil.diffusion.score import langevin_step, score
 
 MEAN, STD = 0.3, 0.6
 
@@ -18,18 +18,6 @@ def test_the_score_is_the_gradient_of_the_log_density() -> None:
     (gradient,) = torch.autograd.grad(density.log_prob(x).sum(), x)
     found = score(gaussian(MEAN, STD).denoise)(x, sigma)
     torch.testing.assert_close(found, gradient)
-
-
-def test_the_reverse_process_undoes_the_variance_of_the_forward_one() -> None:
-    """Of Gaussian data: ``d var / dsigma`` is g^2 forward, and ``2 drift' var - g^2`` backward; they are the same."""
-    sigma, var = 1.7, STD**2 + 1.7**2
-    x = torch.tensor([[MEAN], [MEAN + 1.0]], dtype=torch.float64)
-    gradient = score(gaussian(MEAN, STD).denoise)(x, torch.full((2,), sigma, dtype=torch.float64))
-    drift = reverse_drift(gradient, sigma)
-    slope = float(drift[1] - drift[0])
-    assert float(drift[0]) == pytest.approx(0.0)
-    assert 2 * slope * var - diffusion(sigma) ** 2 == pytest.approx(diffusion(sigma) ** 2)
-    assert diffusion(sigma) ** 2 == pytest.approx(2 * sigma)  # d(sigma^2) / dsigma
 
 
 def test_langevin_steps_have_the_papers_size() -> None:

@@ -20,6 +20,7 @@ PATHS = {
     "edm": EDM,
     "flow": Flow,
 }
+PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"eps": Eps, "v": V, "x0": X0, "velocity": Velocity}
 
 
 def denoiser_values(config: Diffusion) -> dict[str, Any]:
@@ -36,17 +37,9 @@ def build_path(config: Diffusion) -> NoisePath:
 
 def build_parameterization(config: Diffusion) -> Parameterization:
     """The parameterization that ``config`` names."""
-    match config.parameterization:
-        case "eps":
-            return Eps()
-        case "v":
-            return V()
-        case "x0":
-            return X0()
-        case "edm":
-            return EDMPreconditioning(config.sigma_data)
-        case "velocity":
-            return Velocity()
+    if config.parameterization == "edm":
+        return EDMPreconditioning(config.sigma_data)
+    return PARAMETERIZATIONS[config.parameterization]()
 
 
 def build_denoiser(network: nn.Module, config: Diffusion) -> Denoiser:

@@ -1,7 +1,7 @@
 """Noise levels of each path, and which parts go together, in plain numbers: for the rules and for the paths."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unveil.diffusion import betas
@@ -67,20 +67,7 @@ LEAST_LEVEL_SIGMA = 1e-3
 def sigma_range(diffusion: Any) -> tuple[float, float]:
     """The least and the greatest sigma that training visits, of a :class:`unveil.diffusion.config.Diffusion`."""
     values = [getattr(diffusion, name) for name in PATH_VALUES[diffusion.path]]
-    match diffusion.path:
-        case "vp-linear":
-            return chain_range(betas.linear(*values))
-        case "vp-cosine":
-            return chain_range(betas.cosine(*values))
-        case "vp-sigmoid":
-            return chain_range(betas.sigmoid(*values))
-        case "vp-sde":
-            return vp_sde_range(*values)
-        case "sub-vp":
-            return sub_vp_range(*values)
-        case "ve":
-            return diffusion.sigma_min, diffusion.sigma_max
-    return EDM_RANGE if diffusion.path == "edm" else flow_range()
+    return RANGES[diffusion.path](*values)
 
 
 def chain_range(variances: Sequence[float]) -> tuple[float, float]:
@@ -116,6 +103,18 @@ def _integral(beta_min: float, beta_max: float, t: float) -> float:
 def _log_expm1(x: float) -> float:
     """ln(e^x - 1) for x > 0, without overflow."""
     return x + math.log1p(-math.exp(-x)) if x > 1 else math.log(math.expm1(x))
+
+
+RANGES: dict[str, Callable[..., tuple[float, float]]] = {
+    "vp-linear": lambda *values: chain_range(betas.linear(*values)),
+    "vp-cosine": lambda *values: chain_range(betas.cosine(*values)),
+    "vp-sigmoid": lambda *values: chain_range(betas.sigmoid(*values)),
+    "vp-sde": vp_sde_range,
+    "sub-vp": sub_vp_range,
+    "ve": lambda least, greatest: (least, greatest),
+    "edm": lambda: EDM_RANGE,
+    "flow": flow_range,
+}
 
 
 class Refusal(NamedTuple):

@@ -35,13 +35,16 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class UniformTimes(Objective):
-    """The density of DDPM and Score SDE: times of the path are uniform, whole timesteps on a discrete one."""
+class Simple(Objective):
+    """DDPM's L_simple (2006.11239, eq. 14): times of the path uniform, squared error of the noise.
+
+    On a discrete path they are whole timesteps. On a continuous one this is Score SDE's loss with lambda = s^2
+    (2011.13456, eq. 7).
+    """
 
     path: NoisePath
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels of uniform times."""
         device = generator.device
         if isinstance(self.path, DiscreteVP):
             t = torch.randint(self.path.timesteps, (count,), generator=generator, device=device)
@@ -52,15 +55,7 @@ class UniformTimes(Objective):
 
 
 @dataclass(frozen=True)
-class Simple(UniformTimes):
-    """DDPM's L_simple (2006.11239, eq. 14): t uniform, squared error of the noise.
-
-    On a continuous path this is Score SDE's loss with lambda = s^2 (2011.13456, eq. 7).
-    """
-
-
-@dataclass(frozen=True)
-class MinSNR(UniformTimes):
+class MinSNR(Simple):
     """Min-SNR-gamma (Hang et al., 2303.09556, sec. 3.4): as Simple, but small sigma counts no more than 1 / gamma^1/2.
 
     Attributes:
@@ -75,7 +70,7 @@ class MinSNR(UniformTimes):
 
 
 @dataclass(frozen=True)
-class P2(UniformTimes):
+class P2(Simple):
     """Perception-prioritised weighting (Choi et al., 2204.00227): less weight where only details are lost.
 
     Attributes:
@@ -104,7 +99,6 @@ class Likelihood(Objective):
     path: NoisePath
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Log-uniform noise levels between the path's ends."""
         least, greatest = self.path.sigma_range()
         share = torch.rand(count, generator=generator, device=generator.device)
         return (log(least) + log(greatest / least) * share.double()).exp().float()
@@ -126,7 +120,6 @@ class EDMObjective(Objective):
     ends: Ends | None = None
 
     def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """Log-normal noise levels."""
         return _log_normal(self.p_mean, self.p_std, count, generator, self.ends)
 
     def weight(self, sigma: Tensor) -> Tensor:
@@ -161,7 +154,6 @@ class FlowMatching(Objective):
         return _within(Simple(Flow()).sample_sigma(count, generator), self.ends)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """1 / max(t, t_min)^2."""
         return Flow().t(sigma).clamp_min(self.t_min).square().reciprocal()
 
 
@@ -179,15 +171,12 @@ def build_objective(config: Diffusion) -> Objective:
     path = build_path(config)
     ends = None if isinstance(path, EDM) else path.sigma_range()
     match config.objective:
-        case "simple":
-            return Simple(path)
-        case "likelihood":
-            return Likelihood(path)
-        case "min-snr":
-            return MinSNR(path, config.min_snr_gamma)
-        case "p2":
-            return P2(path, config.p2_k, config.p2_gamma)
         case "edm":
             return EDMObjective(config.p_mean, config.p_std, config.sigma_data, ends)
         case "flow":
             return FlowMatching(config.logit_mean, config.logit_std, config.t_min, config.flow_times, ends)
+        case "min-snr":
+            return MinSNR(path, config.min_snr_gamma)
+        case "p2":
+            return P2(path, config.p2_k, config.p2_gamma)
+    return Simple(path) if config.objective == "simple" else Likelihood(path)

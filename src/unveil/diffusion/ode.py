@@ -4,7 +4,7 @@ Every row of a batch has its own time and its own step, so that the result of a 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,34 +29,20 @@ ERROR_EXPONENT = -1 / 5  # the error of a step is of order 5 in its length
 SAFETY = 0.9  # of the step that the error would just allow; Hairer, Norsett and Wanner, Solving ODEs I, sec. II.4
 EPSILON = torch.finfo(torch.float64).eps  # of the times
 LEAST_FACTOR, GREATEST_FACTOR = 0.2, 10.0  # by which a step may shrink or grow
+MOST_STEPS = 10_000  # tried before it is given up
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Where the solver arrived.
+class Solution(NamedTuple):
+    """States at the end, of the start's shape and dtype, and evaluations that each row needed, int64 [B].
 
-    Attributes:
-        y: states at the end, of the start's shape and dtype.
-        nfe: evaluations of the right-hand side that each row needed, int64 [B]. The batch took the greatest of
-            them, because finished rows wait for the others.
-        step: length of the step that each row would take next, float64 [B]; a start for an adjacent interval.
+    The batch took the greatest of these, because finished rows wait for the others.
     """
 
     y: Tensor
     nfe: Tensor
-    step: Tensor
 
 
-def rk45(
-    f: Field,
-    y0: Tensor,
-    t0: float,
-    t1: float,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    first_step: Tensor | None = None,
-    max_steps: int = 10_000,
-) -> Solution:
+def rk45(f: Field, y0: Tensor, t0: float, t1: float, rtol: float = 1e-5, atol: float = 1e-5) -> Solution:
     """Dormand and Prince's method of order 5 with an error estimate of order 4.
 
     A step is accepted if the root mean square, over the elements of its row, of
@@ -70,28 +56,22 @@ def rk45(
         t1: end; below ``t0`` the time runs backwards.
         rtol: relative tolerance, positive.
         atol: absolute tolerance, not negative.
-        first_step: lengths of the first step, float64 [B]; None = chosen, with one more evaluation.
-        max_steps: steps tried before it is given up.
 
     Raises:
         ArithmeticError: if a step became too short to advance the time (the slope is not finite or jumps), or if
-            ``max_steps`` were not enough.
+            ``MOST_STEPS`` were not enough.
     """
     rows = len(y0)
     direction = 1.0 if t1 >= t0 else -1.0
     t = torch.full((rows,), t0, dtype=torch.float64, device=y0.device)
     y, slope = y0, f(t, y0)
-    nfe = torch.ones(rows, dtype=torch.int64, device=y0.device)
-    if first_step is None:
-        step = _first_step(f, t, y, slope, abs(t1 - t0), direction, rtol, atol)
-        nfe += 1
-    else:
-        step = first_step
+    nfe = torch.full((rows,), 2, device=y0.device)
+    step = _first_step(f, t, y, slope, abs(t1 - t0), direction, rtol, atol)
     shrunk = torch.zeros(rows, dtype=torch.bool, device=y0.device)
-    for _ in range(max_steps):
+    for _ in range(MOST_STEPS):
         active = direction * (t1 - t) > 0
         if not active.any():
-            return Solution(y, nfe, step)
+            return Solution(y, nfe)
         stuck = active & ~(step >= 10 * EPSILON * t.abs())  # a step that is not a number is stuck too
         if stuck.any():
             raise ArithmeticError(f"no step is short enough at t = {t[stuck][0]:.6g}: the slope is not smooth there")
@@ -110,7 +90,7 @@ def rk45(
         factor = torch.minimum((SAFETY * ratio**ERROR_EXPONENT).nan_to_num(LEAST_FACTOR), greatest)
         step = torch.where(active, length * factor.clamp_min(LEAST_FACTOR), step)
         shrunk = active & ~accepted
-    raise ArithmeticError(f"not at t = {t1:g} after {max_steps} steps")
+    raise ArithmeticError(f"not at t = {t1:g} after {MOST_STEPS} steps")
 
 
 def _step(f: Field, t: Tensor, y: Tensor, slope: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,7 +54,6 @@ class VariancePreserving(NoisePath):
     """A path on which data of unit variance stay so: ``alpha^2 (1 + sigma^2) = 1``."""
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """(1 + sigma^2)^-1/2."""
         return (1 + sigma.square()).rsqrt()
 
     def start_scale(self, sigma: Tensor) -> Tensor:
@@ -85,7 +84,6 @@ class DiscreteVP(VariancePreserving):
         )  # (1 - alpha_bar) / alpha_bar, in full
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at t in [0, T - 1]."""
         log_sigmas = self.sigmas.log().to(t.device)
         position = t.double().clamp(0, self.timesteps - 1)
         low = position.floor().long().clamp(max=self.timesteps - 2)
@@ -93,7 +91,6 @@ class DiscreteVP(VariancePreserving):
         return torch.lerp(log_sigmas[low], log_sigmas[low + 1], share).exp().to(_float_type(t))
 
     def t(self, sigma: Tensor) -> Tensor:
-        """Time in [0, T - 1]."""
         log_sigmas = self.sigmas.log().to(sigma.device)
         target = sigma.double().log().clamp(log_sigmas[0], log_sigmas[-1])
         low = (torch.searchsorted(log_sigmas, target, right=True) - 1).clamp(0, self.timesteps - 2)
@@ -105,11 +102,9 @@ class DiscreteVP(VariancePreserving):
         return self.t(sigma)
 
     def t_range(self) -> tuple[float, float]:
-        """0 and T - 1."""
         return 0.0, float(self.timesteps - 1)
 
     def sigma_range(self) -> tuple[float, float]:
-        """The noise levels of the first and the last timestep."""
         return levels.chain_range(self.betas())
 
 
@@ -122,7 +117,6 @@ class VPLinear(DiscreteVP):
     beta_end: float = 0.02
 
     def betas(self) -> list[float]:
-        """Evenly spaced."""
         return betas.linear(self.timesteps, self.beta_start, self.beta_end)
 
 
@@ -134,7 +128,6 @@ class VPCosine(DiscreteVP):
     offset: float = 0.008
 
     def betas(self) -> list[float]:
-        """From alpha_bar as a squared cosine."""
         return betas.cosine(self.timesteps, self.offset)
 
 
@@ -148,7 +141,6 @@ class VPSigmoid(DiscreteVP):
     tau: float = 1.0
 
     def betas(self) -> list[float]:
-        """From alpha_bar as a piece of the logistic function."""
         return betas.sigmoid(self.timesteps, self.start, self.end, self.tau)
 
 
@@ -167,7 +159,6 @@ class VPSDE(VariancePreserving):
     t_min: float = 1e-5  # of training, as in Score SDE's code
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma = sqrt(exp(B(t)) - 1)."""
         return torch.expm1(self._integral(t)).sqrt()
 
     def t(self, sigma: Tensor) -> Tensor:
@@ -175,7 +166,6 @@ class VPSDE(VariancePreserving):
         return self._root(torch.log1p(sigma.square()))
 
     def _integral(self, t: Tensor) -> Tensor:
-        """B(t)."""
         return self.beta_min * t + (self.beta_max - self.beta_min) * t.square() / 2
 
     def _root(self, integral: Tensor) -> Tensor:
@@ -188,11 +178,9 @@ class VPSDE(VariancePreserving):
         return 999 * self.t(sigma)
 
     def t_range(self) -> tuple[float, float]:
-        """1e-5 and 1."""
         return self.t_min, 1.0
 
     def sigma_range(self) -> tuple[float, float]:
-        """The noise levels at those times."""
         return levels.vp_sde_range(self.beta_min, self.beta_max, self.t_min)
 
 
@@ -205,7 +193,6 @@ class SubVP(VPSDE):
     """
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma = 2 sinh(B(t) / 2)."""
         return 2 * torch.sinh(self._integral(t) / 2)
 
     def t(self, sigma: Tensor) -> Tensor:
@@ -217,7 +204,6 @@ class SubVP(VPSDE):
         return torch.exp(-torch.asinh(sigma / 2))
 
     def sigma_range(self) -> tuple[float, float]:
-        """The noise levels at the times that training visits."""
         return levels.sub_vp_range(self.beta_min, self.beta_max, self.t_min)
 
 
@@ -233,11 +219,9 @@ class VE(NoisePath):
     sigma_max: float = 100.0
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Geometric between the ends."""
         return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
 
     def t(self, sigma: Tensor) -> Tensor:
-        """The place of ln(sigma) between the ends' logarithms."""
         return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
@@ -245,11 +229,9 @@ class VE(NoisePath):
         return (sigma / 2).log()
 
     def t_range(self) -> tuple[float, float]:
-        """0 and 1."""
         return 0.0, 1.0
 
     def sigma_range(self) -> tuple[float, float]:
-        """sigma_min and sigma_max."""
         return self.sigma_min, self.sigma_max
 
 
@@ -258,11 +240,9 @@ class EDM(NoisePath):
     """The frame of Karras et al. itself (2206.00364): alpha = 1, and time is sigma, any positive number."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma(t) = t."""
         return t
 
     def t(self, sigma: Tensor) -> Tensor:
-        """t(sigma) = sigma."""
         return sigma
 
     def c_noise(self, sigma: Tensor) -> Tensor:
@@ -282,27 +262,21 @@ class Flow(NoisePath):
     t_min: float = 1e-3  # at t = 1 sigma is infinite: training keeps this far from both ends
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma = t / (1 - t)."""
         return t / (1 - t)
 
     def t(self, sigma: Tensor) -> Tensor:
-        """t = sigma / (1 + sigma)."""
         return sigma / (1 + sigma)
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """alpha = 1 - t = 1 / (1 + sigma)."""
         return 1 / (1 + sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        """Time in thousandths."""
         return self.time_scale * self.t(sigma)
 
     def t_range(self) -> tuple[float, float]:
-        """0.001 and 0.999: sigma from about 0.001 to 999."""
         return self.t_min, 1 - self.t_min
 
     def sigma_range(self) -> tuple[float, float]:
-        """About 0.001 and 999."""
         return levels.flow_range(self.t_min)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from unveil.diffusion import ode
 from unveil.diffusion.denoiser import DenoiserFunction, expand
-from unveil.diffusion.score import diffusion, langevin_step, reverse_drift, score
+from unveil.diffusion.score import langevin_step, score
 
 P = ParamSpec("P")
 States = Iterator[tuple[Tensor, Tensor, float]]
@@ -259,8 +259,9 @@ def euler_maruyama(denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise:
         gradient = score_of(x, _levels(x, sigma))
         denoised = x + sigma**2 * gradient
         if sigma_next > 0:
+            drift, spread = -2 * sigma * gradient, math.sqrt(2 * sigma)  # f x - g^2 score, and g, with g^2 = 2 sigma
             change = sigma_next - sigma
-            x = x + change * reverse_drift(gradient, sigma) + diffusion(sigma) * math.sqrt(-change) * noise()
+            x = x + change * drift + spread * math.sqrt(-change) * noise()
         else:
             x = denoised
         yield x, denoised, sigma_next
@@ -305,15 +306,8 @@ def rk45(
 
     Of the grid only the two ends above 0 count: between them each image has steps of its own, as long as the
     tolerances allow, so that its result depends on no other image. Two steps are yielded, the state at the lower end
-    and, of a grid that ends at 0, the denoised image. Their NFE is that of the image that needed most.
-
-    Args:
-        denoiser: see above.
-        sigmas: a grid with two levels above 0.
-        x: the start.
-        noise: not used.
-        rtol: error a step, relative to x.
-        atol: error a step, in units of x.
+    and, of a grid that ends at 0, the denoised image. Their NFE is that of the image that needed most. The error a step
+    is at most ``atol``, in units of x, and ``rtol`` relative to x.
 
     Raises:
         ValueError: if the grid has no two ends above 0.

@@ -22,24 +22,6 @@ def score(denoiser: DenoiserFunction) -> ScoreFunction:
     return lambda x, sigma: (denoiser(x, sigma) - x) / expand(sigma, x).square()
 
 
-def reverse_drift(gradient: Tensor, sigma: float) -> Tensor:
-    """Drift of the reverse process, ``f x - g^2 score`` (2011.13456, eq. 6) with f = 0 and g^2 = 2 sigma.
-
-    Args:
-        gradient: the score at x, [B, ...].
-        sigma: the noise level of x.
-
-    Returns:
-        ``dx / dsigma`` of the mean, [B, ...]; sigma falls, so it is followed backwards.
-    """
-    return -2 * sigma * gradient
-
-
-def diffusion(sigma: float) -> float:
-    """Diffusion coefficient of both processes, ``g = sqrt(2 sigma)``: ``g^2 = d(sigma^2) / dsigma``."""
-    return math.sqrt(2 * sigma)
-
-
 def langevin_step(x: Tensor, gradient: Tensor, noise: Tensor, snr: float, sigma: float) -> Tensor:
     """One step of Langevin dynamics at a constant noise level (2011.13456, algorithm 4): the corrector.
 
