@@ -12,7 +12,7 @@ From the snapshots the average of any other profile is made: see :mod:`unveil.po
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -118,26 +118,20 @@ class _SnapshotFacts:
 
 
 @dataclass(frozen=True)
-class Averages:
-    """What ``index.json`` says.
+class Averages(_Index):
+    """What ``index.json`` in ``folder`` says.
 
     Attributes:
-        folder: where it lies.
-        images: images that training saw.
+        images: that training saw.
         ema_rampup: largest share of the images seen that a half-life had.
         half_lives: stored exponential averages.
-        profiles: relative standard deviations in every snapshot.
+        profiles: in every snapshot.
         snapshots: the earliest first; the last is of the end of training.
         model: sha256 of the ``model.safetensors`` that they were kept beside; None if that is not known.
+        folder: where it lies.
     """
 
-    folder: Path
-    images: int
-    ema_rampup: float
-    half_lives: tuple[HalfLife, ...]
-    profiles: tuple[float, ...]
-    snapshots: tuple[Snapshot, ...]
-    model: str | None = None
+    folder: Path = field(kw_only=True)
 
     @classmethod
     def load(cls, folder: Path) -> "Averages":
@@ -146,10 +140,7 @@ class Averages:
         Raises:
             UnveilError: if it is missing, damaged or of another format.
         """
-        index = read_json(folder / INDEX_FILE, _Index, MEND)
-        profiles = tuple(profile.sigma_rel for profile in index.profiles)
-        facts = (index.images, index.ema_rampup, index.half_lives, profiles, index.snapshots)
-        return cls(folder, *facts, index.model)
+        return cls(**vars(read_json(folder / INDEX_FILE, _Index, MEND)), folder=folder)
 
     @classmethod
     def beside(cls, weights: Path) -> "Averages":
@@ -160,7 +151,7 @@ class Averages:
         """
         folder = weights.parent / FOLDER
         if not folder.exists():
-            return cls(folder, 0, 0.0, (), (), ())
+            return cls(FORMAT, 0, 0.0, (), (), (), folder=folder)
         found = cls.load(folder)
         if found.model is not None and found.model != (digest := file_digest(weights)):
             raise UnveilError(
@@ -176,7 +167,7 @@ class Averages:
 
     def choices(self) -> list[WeightsChoice]:
         """What was stored: the half-lives, and the profiles, which each is its own reconstruction."""
-        powers = (WeightsChoice("power", sigma_rel) for sigma_rel in self.profiles)
+        powers = (WeightsChoice("power", profile.sigma_rel) for profile in self.profiles)
         return [*(entry.choice for entry in self.half_lives), *powers]
 
     def read(self, choice: WeightsChoice) -> dict[str, Tensor]:
@@ -223,7 +214,7 @@ class Averages:
 
     def _last_reached(self, ratio: float, bound: float) -> float:
         """The last deviation before the first that cannot be reconstructed, in steps of ``ratio`` up to ``bound``."""
-        value, nearer = min(self.profiles), max if ratio < 1 else min
+        value, nearer = min(profile.sigma_rel for profile in self.profiles), max if ratio < 1 else min
         while value != bound and self._reaches(beyond := nearer(value * ratio, bound)):
             value = beyond
         if value == bound:
@@ -249,7 +240,8 @@ class Averages:
                 f"{self.folder}: found {self._stored()} and train.ema_rampup {self.ema_rampup:g}, expected {choice}, "
                 f"or a ramp in (0, {STEEPEST_RAMP}] to reconstruct it with; choose another"
             )
-        stored = [PowerProfile.of(value, snapshot.images) for snapshot in self.snapshots for value in self.profiles]
+        deviations = [profile.sigma_rel for profile in self.profiles]
+        stored = [PowerProfile.of(value, snapshot.images) for snapshot in self.snapshots for value in deviations]
         return reconstruct(target, stored, ROUNDING)
 
     def _stored(self) -> str:
@@ -260,14 +252,12 @@ class Averages:
         remaining = iter(coefficients)
         for snapshot in self.snapshots:
             with open_tensors(self._whole(snapshot), MEND) as file:
-                for sigma_rel in self.profiles:
-                    coefficient, prefix = next(remaining), _prefix(sigma_rel)
+                for profile in self.profiles:
+                    coefficient, prefix = next(remaining), _prefix(profile.sigma_rel)
                     for name in (key for key in file.keys() if key.startswith(prefix)):  # noqa: SIM118, no mapping
-                        tensor = file.get_tensor(name).float()
-                        parameter = name.removeprefix(prefix)
-                        total[parameter] = total.get(parameter, torch.zeros_like(tensor)).add_(
-                            tensor, alpha=coefficient
-                        )
+                        tensor, parameter = file.get_tensor(name).float(), name.removeprefix(prefix)
+                        before = total.get(parameter, torch.zeros_like(tensor))
+                        total[parameter] = before.add_(tensor, alpha=coefficient)
         return total
 
     def _whole(self, entry: Snapshot | HalfLife) -> Path:

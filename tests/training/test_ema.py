@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.training.ema import EMA, FurtherAverages, PowerAverage, decay
+from unveil.training.config import Training
+from unveil.training.ema import EMA, PowerAverage, build_averages, decay
 
 
 def _weights(*values: float) -> list[Tensor]:
@@ -101,18 +102,16 @@ def test_a_half_life_within_its_ramp_is_nearly_a_power_function() -> None:
     assert float(ramped.parameters[0]) == pytest.approx(float(power.parameters[0]), abs=5e-3)
 
 
-def test_further_averages_are_those_that_each_would_be_alone() -> None:
+def test_all_averages_are_those_that_each_would_be_alone() -> None:
     start = _weights(0.0, 1.0)
-    together = FurtherAverages(start, (40, 80), 0.0, (0.05, 0.2))
-    alone = [EMA(start, 40, 0.0), EMA(start, 80, 0.0), PowerAverage(start, 0.05), PowerAverage(start, 0.2)]
+    config = Training(ema_half_life_images=20, ema_more_half_lives=(40, 80), ema_profiles=(0.05, 0.2))
+    together = build_averages(config, start)
+    assert [str(name) for name in together] == ["ema", "half-life:40", "half-life:80", "power:0.05", "power:0.2"]
+    alone = [*(EMA(start, images, 0.0) for images in (20, 40, 80)), *(PowerAverage(start, s) for s in (0.05, 0.2))]
     for step in range(1, 30):
         weights = _weights(math.sin(step), math.cos(step))
-        together.update(weights, 4, 4 * step)
-        for average in alone:
+        for average in (*together.values(), *alone):
             average.update(weights, 4, 4 * step)
-    kept = together.tensors()
-    assert list(kept) == [
-        f"{n}.{i}" for n in ("half-life:40", "half-life:80", "power:0.05", "power:0.2") for i in (0, 1)
-    ]
-    assert list(kept.values()) == [tensor for average in alone for tensor in average.parameters]
-    assert len({float(kept[name]) for name in kept if name.endswith(".0")}) == 4
+    for kept, average in zip(together.values(), alone, strict=True):
+        assert kept.parameters == average.parameters
+    assert len({float(average.parameters[0]) for average in alone}) == 5

@@ -29,6 +29,7 @@ from unveil.training.config import OptimizerName, Training
 from unveil.training.ema import EMA, PowerAverage
 from unveil.training.loop import Trainer
 from unveil.training.progress import Progress, Record
+from unveil.weights import WeightsChoice
 from unveil.workers import ALONE, Workers
 
 NETWORK = UNetConfig(
@@ -49,6 +50,7 @@ CONFIG = Training(
     log_every_images=2 * BATCH,
     checkpoint_every_images=4 * BATCH,
 )
+OWN = WeightsChoice()
 LOSS = Loss(FlowMatching())
 CPU_PRECISIONS = ["fp32", "bf16"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -86,8 +88,8 @@ def _curve(points: list[Progress]) -> list[tuple[int, float, float, float, bool]
 def _same(one: Trainer, other: Trainer) -> bool:
     """Whether everything that the next step depends on is equal, bit for bit."""
     pairs: list[tuple[Tensor, Tensor]] = [*zip(one.parameters, other.parameters, strict=True)]
-    pairs += zip(one.ema.parameters, other.ema.parameters, strict=True)
-    pairs += zip(one.further.tensors().values(), other.further.tensors().values(), strict=True)
+    for average, peer in zip(one.averages.values(), other.averages.values(), strict=True):
+        pairs += zip(average.parameters, peer.parameters, strict=True)
     for a, b in zip(one.parameters, other.parameters, strict=True):
         mine, theirs = one.optimizer.state[a], other.optimizer.state[b]
         assert mine.keys() == theirs.keys() and mine.keys() in ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
@@ -114,7 +116,9 @@ def test_bf16_is_for_the_products_and_weights_stay_in_full_precision() -> None:
     points = list(trainer.run())
     assert seen == {torch.bfloat16}
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    assert {tensor.dtype for tensor in (*trainer.parameters, *trainer.ema.parameters, *state)} == {torch.float32}
+    assert {tensor.dtype for tensor in (*trainer.parameters, *trainer.averages[OWN].parameters, *state)} == {
+        torch.float32
+    }
     assert all(math.isfinite(point.loss) for point in points)
 
 
@@ -271,7 +275,7 @@ def test_the_average_takes_the_networks_place_for_a_while() -> None:
     raw = [parameter.detach().clone() for parameter in trainer.parameters]
     with trainer.averaged() as network:
         assert network is trainer.network and _modes(trainer) == {False}
-        assert all(map(torch.equal, trainer.parameters, trainer.ema.parameters))
+        assert all(map(torch.equal, trainer.parameters, trainer.averages[OWN].parameters))
         assert not all(map(torch.equal, trainer.parameters, raw))
     assert all(map(torch.equal, trainer.parameters, raw))
     assert _modes(trainer) == {True}
@@ -298,7 +302,7 @@ def test_looking_at_the_average_changes_nothing_that_follows() -> None:
 def test_without_a_half_life_the_average_is_the_weights() -> None:
     trainer = _trainer(CONFIG.replace(ema_half_life_images=0))
     list(trainer.run())
-    assert all(map(torch.equal, trainer.parameters, trainer.ema.parameters))
+    assert all(map(torch.equal, trainer.parameters, trainer.averages[OWN].parameters))
 
 
 def test_the_average_follows_the_weights_by_their_images() -> None:
@@ -308,7 +312,7 @@ def test_the_average_follows_the_weights_by_their_images() -> None:
     for step, _ in zip((1, 2), trainer.run(), strict=False):
         share = 0.5 ** (BATCH / min(3 * BATCH, 0.2 * step * BATCH))
         average = share * average + (1 - share) * trainer.parameters[0].detach()
-        torch.testing.assert_close(trainer.ema.parameters[0], average)
+        torch.testing.assert_close(trainer.averages[OWN].parameters[0], average)
 
 
 # ----------------------------------------------------------------------------- kill and resume
@@ -680,7 +684,10 @@ def _stored(folder: Path) -> dict[str, bytes]:
 def test_further_averages_leave_the_training_as_it_is(tmp_path: Path) -> None:
     plain, more = _trainer(), _trainer(AVERAGES, tmp_path)
     assert _curve(list(plain.run())) == _curve(list(more.run()))
-    for one, other in ((plain.parameters, more.parameters), (plain.ema.parameters, more.ema.parameters)):
+    for one, other in (
+        (plain.parameters, more.parameters),
+        (plain.averages[OWN].parameters, more.averages[OWN].parameters),
+    ):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert [name.removesuffix(".safetensors")[-4:] for name in _stored(tmp_path)] == ["0012", "0024", "0036", "0048"]
 
@@ -688,14 +695,15 @@ def test_further_averages_leave_the_training_as_it_is(tmp_path: Path) -> None:
 def test_further_averages_follow_the_weights_as_an_average_alone_would(tmp_path: Path) -> None:
     trainer = _trainer(AVERAGES, tmp_path)
     alone = [EMA(trainer.parameters, 40, 0.2), PowerAverage(trainer.parameters, 0.1)]
-    kept = [trainer.further.half_lives[40], trainer.further.profiles[0.1]]
+    names = [WeightsChoice("half-life", 40), WeightsChoice("power", 0.1)]
+    kept = [trainer.averages[name] for name in names]
     for _ in range(5):
         trainer._step()
         for average in alone:
             average.update(trainer.parameters, BATCH, trainer.images_seen)
     for one, other in zip(alone, kept, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
-    with trainer.averaged(kept[0]) as network:
+    with trainer.averaged(names[0]) as network:
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), alone[0].parameters, strict=True))
 
 

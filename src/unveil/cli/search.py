@@ -196,7 +196,7 @@ class Search:
         if beyond := [value for value in DEVIATIONS if not least <= value <= greatest]:
             names = ", ".join(str(WeightsChoice("power", value)) for value in beyond)
             self.say(f"left out, beyond what the snapshots reach ({least:.3g} to {greatest:.3g}): {names}")
-        values = sorted({*DEVIATIONS, *self.averages.profiles})
+        values = sorted({*DEVIATIONS, *(profile.sigma_rel for profile in self.averages.profiles)})
         return [WeightsChoice("power", value) for value in values if least <= value <= greatest]
 
     def _error(self, choice: WeightsChoice) -> float:

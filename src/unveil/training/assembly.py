@@ -23,6 +23,7 @@ from unveil.networks.config import Network, UNetConfig
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.config import Training
 from unveil.training.loop import Trainer
+from unveil.weights import WeightsChoice
 from unveil.workers import workers
 
 
@@ -119,20 +120,16 @@ def keep_model(folder: Path, trainer: Trainer, config: ModelConfig) -> Averages:
     """
     with trainer.averaged() as network:
         save_model(folder, network, replace(config, training={**config.training, "images_seen": trainer.images_seen}))
-    profiles = trainer.config.ema_profiles
-    return write_averages(
-        folder / FOLDER,
-        trainer.images_seen,
-        trainer.config.ema_rampup,
-        _further_averages(trainer),
-        profiles,
-        trainer.checkpoints.snapshots() if profiles and trainer.checkpoints is not None else [],
-        file_digest(folder / WEIGHTS_FILE),  # so that those of an earlier model are refused
-    )
+    profiles, scratch = trainer.config.ema_profiles, trainer.checkpoints
+    snapshots = scratch.snapshots() if profiles and scratch is not None else []
+    digest = file_digest(folder / WEIGHTS_FILE)  # so that those of an earlier model are refused
+    others = _further_averages(trainer)
+    rampup = trainer.config.ema_rampup
+    return write_averages(folder / FOLDER, trainer.images_seen, rampup, others, profiles, snapshots, digest)
 
 
 def _further_averages(trainer: Trainer) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The network's state with the average of each further half-life, one at a time."""
-    for half_life, average in trainer.further.half_lives.items():
-        with trainer.averaged(average) as network:
+    for half_life in trainer.config.ema_more_half_lives:
+        with trainer.averaged(WeightsChoice("half-life", half_life)) as network:
             yield half_life, network.state_dict()

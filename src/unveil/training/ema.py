@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unveil.posthoc import exponent
+from unveil.training.config import Training
 from unveil.weights import WeightsChoice
 
 
@@ -82,29 +83,11 @@ class PowerAverage(Average):
         return float((1 - batch_size / images_seen) ** (self.gamma + 1))
 
 
-class FurtherAverages:
-    """Averages that are kept beside the model's own, each by its name in ``sample.weights``.
-
-    Args:
-        parameters: of the network.
-        half_lives: of exponential averages, in images.
-        rampup: theirs, see :class:`EMA`.
-        profiles: relative standard deviations of power-function averages.
-    """
-
-    def __init__(
-        self, parameters: Sequence[Tensor], half_lives: Sequence[int], rampup: float, profiles: Sequence[float]
-    ) -> None:
-        self.half_lives = {number: EMA(parameters, number, rampup) for number in half_lives}
-        self.profiles = {deviation: PowerAverage(parameters, deviation) for deviation in profiles}
-
-    def update(self, parameters: Sequence[Tensor], batch_size: int, images_seen: int) -> None:
-        """Move all of them after a step."""
-        for average in (*self.half_lives.values(), *self.profiles.values()):
-            average.update(parameters, batch_size, images_seen)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them by name and number, for a checkpoint: themselves, not copies."""
-        named: dict[WeightsChoice, Average] = {WeightsChoice("half-life", n): own for n, own in self.half_lives.items()}
-        named |= {WeightsChoice("power", deviation): own for deviation, own in self.profiles.items()}
-        return {f"{name}.{n}": tensor for name, own in named.items() for n, tensor in enumerate(own.parameters)}
+def build_averages(config: Training, parameters: Sequence[Tensor]) -> dict[WeightsChoice, Average]:
+    """All that ``config`` wants, by what they are called in ``sample.weights``; the model's own, ``ema``, is first."""
+    half_lives = {WeightsChoice(): config.ema_half_life_images}
+    half_lives |= {WeightsChoice("half-life", number): number for number in config.ema_more_half_lives}
+    return {
+        **{name: EMA(parameters, images, config.ema_rampup) for name, images in half_lives.items()},
+        **{WeightsChoice("power", value): PowerAverage(parameters, value) for value in config.ema_profiles},
+    }

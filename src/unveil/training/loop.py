@@ -23,9 +23,10 @@ from unveil.precision import autocast
 from unveil.seeds import step_seed
 from unveil.training.checkpoint import Checkpoints
 from unveil.training.config import Training
-from unveil.training.ema import EMA, Average, FurtherAverages
+from unveil.training.ema import build_averages
 from unveil.training.optimization import build_optimizer, learning_rate
 from unveil.training.progress import Progress, Record, failure
+from unveil.weights import WeightsChoice
 from unveil.workers import ALONE, Workers
 
 ONE_PROCESS = Processes()
@@ -79,10 +80,7 @@ class Trainer:
         self.device = self.parameters[0].device
         self.optimizer = build_optimizer(config, self.parameters, self.optimizer_precision, self.workers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.ema = EMA(self.parameters, config.ema_half_life_images, config.ema_rampup)
-        self.further = FurtherAverages(
-            self.parameters, config.ema_more_half_lives, config.ema_rampup, config.ema_profiles
-        )
+        self.averages = build_averages(config, self.parameters)
         self.snapshots: dict[str, str] = {}  # those stored so far, see Checkpoints.save_snapshot
         self.total_steps = -(-config.images // self.batches.batch_size)
         self.part = self.processes.part(self.batches.batch_size)
@@ -187,14 +185,10 @@ class Trainer:
         return torch.cat(losses).mean().item()
 
     @contextmanager
-    def averaged(self, average: Average | None = None) -> Iterator[nn.Module]:
-        """The network, in evaluation mode, with the averaged weights in place of its own for the while.
-
-        Args:
-            average: which; None = the model's own.
-        """
+    def averaged(self, choice: WeightsChoice = WeightsChoice()) -> Iterator[nn.Module]:
+        """The network, in evaluation mode, with the averaged weights in place of its own for the while."""
         raw = [parameter.detach().clone() for parameter in self.parameters]
-        (average or self.ema).copy_to(self.parameters)
+        self.averages[choice].copy_to(self.parameters)
         self.denoiser.eval()
         try:
             yield self.network
@@ -206,13 +200,14 @@ class Trainer:
 
     def snapshot(self) -> None:
         """Store the power-function averages as they are now, from which others are made after training."""
-        if self.checkpoints is None or not self.processes.is_main or not self.further.profiles:
-            return
         names = [name for name, _ in self.network.named_parameters()]
         averages = {
-            sigma_rel: dict(zip(names, average.parameters, strict=True))
-            for sigma_rel, average in self.further.profiles.items()
+            choice.value: dict(zip(names, average.parameters, strict=True))
+            for choice, average in self.averages.items()
+            if choice.kind == "power"
         }
+        if self.checkpoints is None or not self.processes.is_main or not averages:
+            return
         with self._going_on():
             self.snapshots |= self.checkpoints.save_snapshot(self.images_seen, averages)
 
@@ -244,9 +239,9 @@ class Trainer:
 
     def _weights(self) -> dict[str, Tensor]:
         """The weights and all averages of them, by their names in a checkpoint: themselves, not copies."""
-        own: dict[str, Sequence[Tensor]] = {"parameter": self.parameters, "ema": self.ema.parameters}
-        named = {f"{name}.{n}": weight.detach() for name, weights in own.items() for n, weight in enumerate(weights)}
-        return named | self.further.tensors()
+        averages = {str(choice): average.parameters for choice, average in self.averages.items()}
+        named: dict[str, Sequence[Tensor]] = {"parameter": self.parameters, **averages}
+        return {f"{name}.{n}": weight.detach() for name, weights in named.items() for n, weight in enumerate(weights)}
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint from before the end; False if there is none.
@@ -307,8 +302,8 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.images_seen)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.ema.update(self.parameters, self.batches.batch_size, self.images_seen)
-        self.further.update(self.parameters, self.batches.batch_size, self.images_seen)
+        for average in self.averages.values():
+            average.update(self.parameters, self.batches.batch_size, self.images_seen)
         whole = torch.zeros(2, self.batches.batch_size, device=self.device)  # of all processes
         whole[:, self.part] = torch.stack([losses, draws.sigma])
         losses, sigma = self.processes.sum(whole)
