@@ -402,13 +402,6 @@ def test_every_path_goes_with_every_parameterization_and_with_the_objectives_tha
     assert taken == 7 * 5 * 6 + 5 * 2 - 2  # x0 on sub-vp with simple and likelihood
 
 
-def test_ema_decay_halves_the_weight_of_the_past_in_one_half_life() -> None:
-    train = load_params(SHIPPED).train
-    steps = train.ema_half_life_images / train.batch_size
-    assert train.ema_decay**steps == pytest.approx(0.5, rel=1e-12)
-    assert train.model_copy(update={"ema_half_life_images": 0}).ema_decay == 0.0
-
-
 def test_numbers_beyond_float32_are_refused() -> None:
     for key, low, high in (
         ("sample.sigma_min", 1e-8, 79.0),

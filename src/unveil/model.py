@@ -154,13 +154,9 @@ def load_denoiser(
     denoiser.network.load_state_dict(load_tensors(path, MEND))
     own = WeightsChoice("half-life", config.training.get("ema_half_life_images", 0))
     if weights not in (WeightsChoice(), own):
-        _load_average(denoiser.network, folder, weights)
+        average = Averages.beside(path).read(weights)
+        wanted = {name: parameter.shape for name, parameter in denoiser.network.named_parameters()}
+        if any(name not in average or average[name].shape != shape for name, shape in wanted.items()):
+            raise UnveilError(f"{folder / FOLDER}: averages of another network than {CONFIG_FILE} says; train again")
+        denoiser.network.load_state_dict(average, strict=False)  # buffers are not averaged
     return denoiser.to(device).eval().requires_grad_(False)
-
-
-def _load_average(network: nn.Module, folder: Path, weights: WeightsChoice) -> None:
-    average = Averages.beside(folder / WEIGHTS_FILE).read(weights)
-    wanted = {name: parameter.shape for name, parameter in network.named_parameters()}
-    if any(name not in average or average[name].shape != shape for name, shape in wanted.items()):
-        raise UnveilError(f"{folder / FOLDER}: averages of another network than {CONFIG_FILE} says; train again")
-    network.load_state_dict(average, strict=False)  # buffers are not averaged

@@ -128,7 +128,7 @@ class Diffusion(Section):
             yield from empty
             return
         if (refused := levels.refusal(self)) is not None:
-            yield Problem(*refused)
+            yield refused
         if 0 < self.huber_scale < LEAST_HUBER_SCALE:
             yield Problem("huber_scale", f"0, or a number in [{LEAST_HUBER_SCALE:g}, 100]")
         if self.objective == "likelihood":

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from unveil.diffusion import betas
+from unveil.section import Problem
 
 DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
@@ -117,43 +118,30 @@ RANGES: dict[str, Callable[..., tuple[float, float]]] = {
 }
 
 
-class Refusal(NamedTuple):
-    """Why parts do not go together.
-
-    Attributes:
-        part: which to change: parameterization or objective.
-        expected: what it could be, with the reason.
-    """
-
-    part: str
-    expected: str
-
-
-def refusal(diffusion: Any) -> Refusal | None:
+def refusal(diffusion: Any) -> Problem | None:
     """Why a diffusion's path, objective and parameterization do not go together, or None if they do.
 
     Every parameterization goes with every path: its coefficients hold at any sigma.
     """
     path, objective, parameterization = diffusion.path, diffusion.objective, diffusion.parameterization
     if path == "edm" and objective in NEEDS_ENDS:
-        return Refusal(
+        return Problem(
             "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
         )
     least, _ = sigma_range(diffusion)
-    growth = _growth(objective, least, diffusion.p2_k, diffusion.p2_gamma)
+    snr, k = max(least, TINY) ** -2, diffusion.p2_k
+    growth = (
+        1.0  # of the weight of an error of the image, from sigma = 1 to the least; of these objectives without limit
+    )
+    if objective in ("simple", "likelihood"):
+        growth = snr
+    elif objective == "p2":
+        growth = snr * ((k + 1) / (k + snr)) ** diffusion.p2_gamma
     if parameterization in LEVEL_OUTPUT and growth > LEAST_LEVEL_SIGMA**-2:
-        return Refusal(
+        return Problem(
             "parameterization",
             f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
             f"{least:.3g}: an error of {parameterization} does not fall with sigma, and its weight there is "
             f"{growth:.1g} times that at 1, so that a few draws would decide every step",
         )
     return None
-
-
-def _growth(objective: str, sigma: float, k: float, gamma: float) -> float:
-    """The objective's weight of the error of the image at sigma, by that at 1; of those whose weight has no limit."""
-    snr = max(sigma, TINY) ** -2
-    if objective in ("simple", "likelihood"):
-        return snr
-    return snr * ((k + 1) / (k + snr)) ** gamma if objective == "p2" else 1.0

@@ -125,12 +125,6 @@ class Checkpoints:
         """The stored snapshots, the earliest first."""
         return sorted((self.folder / SNAPSHOTS).glob("*.safetensors"))
 
-    def keep_snapshots(self, names: Collection[str]) -> None:
-        """Remove the snapshots that a training which goes on from a checkpoint has not made yet."""
-        for path in self.snapshots():
-            if path.name not in names:
-                path.unlink()
-
     def load(self, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest whole checkpoint, or None; one with a wrong hash, its own or a snapshot's, is passed over.
 
@@ -157,11 +151,17 @@ class Checkpoints:
         except (OSError, UnveilError):
             return None
 
-    def remove_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps: of a longer training, if this one begins anew or further back."""
+    def go_back(self, step: int, snapshots: Collection[str]) -> None:
+        """Remove the checkpoints of later steps, and the snapshots that a training at ``step`` has not made yet.
+
+        They are of a longer training, or of this one, which begins anew or further back.
+        """
         for path in self._paths():
             if int(path.name.removeprefix("step-")) > step:
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.snapshots():
+            if path.name not in snapshots:
+                path.unlink()
 
     def remove(self) -> None:
         """Remove all checkpoints of this run."""

@@ -103,11 +103,6 @@ class Training(Section):
     checkpoint_every_images: Amount = 640_000
     """images between two scratch checkpoints; 0 = none"""
 
-    @property
-    def ema_decay(self) -> float:
-        """What is kept of the averaged weights in one step, before any ramp-up; 0 = the raw weights."""
-        return 0.5 ** (self.batch_size / self.ema_half_life_images) if self.ema_half_life_images else 0.0
-
     def problems(self) -> Iterator[Problem]:
         """Lengths that do not fit into the training, choices that exclude each other, averages that are there twice."""
         for key, most in (

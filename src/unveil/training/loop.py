@@ -249,19 +249,19 @@ class Trainer:
         Raises:
             UnveilError: if it belongs to another network, or processes found different ones.
         """
-        found = self.checkpoints.load(before=self.total_steps) if self.checkpoints is not None else None
-        step = found[1]["step"] if found is not None else 0
+        if self.checkpoints is None:
+            return False
+        tensors, facts = self.checkpoints.load(before=self.total_steps) or ({}, {"step": 0, "snapshots": {}})
+        step = facts["step"]
         if self.processes.agree(step, -step) != [step, -step]:
             raise UnveilError(
                 f"train: this process found a checkpoint of step {step}, another one of another step; expected a "
                 "project folder that all machines share"
             )
-        if self.checkpoints is not None and self.processes.is_main:
-            self.checkpoints.remove_after(step)
-            self.checkpoints.keep_snapshots(found[1]["snapshots"] if found is not None else ())
-        if self.checkpoints is None or found is None:
+        if self.processes.is_main:
+            self.checkpoints.go_back(step, facts["snapshots"])
+        if not tensors:
             return False
-        tensors, facts = found
         shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("parameter.")}
         if shapes != {f"parameter.{number}": parameter.shape for number, parameter in enumerate(self.parameters)}:
             raise UnveilError(
@@ -282,7 +282,7 @@ class Trainer:
         self.points = [Progress(**point) for point in facts["points"]]
         self._since = Record.of(tensors, self.device)
         self.seconds = facts["seconds"]
-        self.step = facts["step"]
+        self.step = step
         return True
 
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 
 import torch
@@ -79,14 +79,12 @@ class Record:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, for a checkpoint."""
-        parts = {"losses": self.losses, "sigmas": self.sigmas, "norms": self.norms}
-        return {f"since.{name}": torch.stack(values) for name, values in parts.items() if values}
+        return {f"since.{name}": torch.stack(values) for name, values in vars(self).items() if values}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "Record":
         """As ``tensors`` wrote it."""
-        parts = ("losses", "sigmas", "norms")
-        return cls(*(list(tensors.get(f"since.{name}", torch.empty(0)).to(device)) for name in parts))
+        return cls(*(list(tensors.get(f"since.{part.name}", torch.empty(0)).to(device)) for part in fields(cls)))
 
 
 def failure(loss: float, points: Sequence[Progress], parameters: Sequence[Tensor]) -> str | None:
