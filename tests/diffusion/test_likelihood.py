@@ -13,7 +13,6 @@ from unveil.diffusion.likelihood import (
     BitsPerDim,
     LikelihoodConfig,
     bits_per_dim,
-    exact_probes,
     log_density,
 )
 from unveil.diffusion.parameterizations import EDMPreconditioning
@@ -27,6 +26,12 @@ PLANE = Mixture([0.3, 0.7], [[-0.6, 0.2], [0.5, -0.4]], [0.15, 0.3])
 TWELVE = Mixture(
     [0.2, 0.5, 0.3], torch.randn(3, 12, generator=torch.Generator().manual_seed(0)).tolist(), [0.1, 0.25, 0.4]
 )
+
+
+def exact_probes(x: Tensor) -> Tensor:
+    """Probes that give the trace itself: sqrt(dim) times the unit vectors, [dim, B, dim]."""
+    dim = x[0].numel()
+    return (math.sqrt(dim) * torch.eye(dim, dtype=x.dtype))[:, None].expand(dim, len(x), dim)
 
 
 def _bits(nats: Tensor, dim: int) -> Tensor:

@@ -10,16 +10,7 @@ from unveil.diffusion.levels import PATH_VALUES
 from unveil.diffusion.parameterizations import X0, EDMPreconditioning, Eps, Parameterization, V, Velocity
 from unveil.diffusion.paths import EDM, VE, VPSDE, Flow, NoisePath, SubVP, VPCosine, VPLinear, VPSigmoid
 
-PATHS = {
-    "vp-linear": VPLinear,
-    "vp-cosine": VPCosine,
-    "vp-sigmoid": VPSigmoid,
-    "vp-sde": VPSDE,
-    "sub-vp": SubVP,
-    "ve": VE,
-    "edm": EDM,
-    "flow": Flow,
-}
+PATHS = {path.name: path for path in (VPLinear, VPCosine, VPSigmoid, VPSDE, SubVP, VE, EDM, Flow)}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"eps": Eps, "v": V, "x0": X0, "velocity": Velocity}
 
 

@@ -7,7 +7,12 @@ from typing import Any
 from unveil.diffusion import betas
 from unveil.section import Problem
 
-DISCRETE_PATHS = ("vp-linear", "vp-cosine", "vp-sigmoid")
+BETAS: dict[str, Callable[..., list[float]]] = {
+    "vp-linear": betas.linear,
+    "vp-cosine": betas.cosine,
+    "vp-sigmoid": betas.sigmoid,
+}
+DISCRETE_PATHS = tuple(BETAS)
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""
 
 PRESERVING_PATHS = (*DISCRETE_PATHS, "vp-sde")
@@ -67,8 +72,14 @@ LEAST_LEVEL_SIGMA = 1e-3
 
 def sigma_range(diffusion: Any) -> tuple[float, float]:
     """The least and the greatest sigma that training visits, of a :class:`unveil.diffusion.config.Diffusion`."""
-    values = [getattr(diffusion, name) for name in PATH_VALUES[diffusion.path]]
-    return RANGES[diffusion.path](*values)
+    return path_range(diffusion.path, *(getattr(diffusion, name) for name in PATH_VALUES[diffusion.path]))
+
+
+def path_range(name: str, *values: Any) -> tuple[float, float]:
+    """The same of a path by its name and values."""
+    if name in BETAS:
+        return chain_range(BETAS[name](*values))
+    return RANGES[name](*values)
 
 
 def chain_range(variances: Sequence[float]) -> tuple[float, float]:
@@ -107,9 +118,6 @@ def _log_expm1(x: float) -> float:
 
 
 RANGES: dict[str, Callable[..., tuple[float, float]]] = {
-    "vp-linear": lambda *values: chain_range(betas.linear(*values)),
-    "vp-cosine": lambda *values: chain_range(betas.cosine(*values)),
-    "vp-sigmoid": lambda *values: chain_range(betas.sigmoid(*values)),
     "vp-sde": vp_sde_range,
     "sub-vp": sub_vp_range,
     "ve": lambda least, greatest: (least, greatest),

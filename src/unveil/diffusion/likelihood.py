@@ -172,17 +172,11 @@ def _denoised_and_trace(denoiser: DenoiserFunction, x: Tensor, sigma: Tensor, pr
     return denoised.detach(), trace / len(probes)
 
 
-def exact_probes(x: Tensor) -> Tensor:
-    """Probes that give the trace itself, for x of few dimensions: sqrt(dim) times the unit vectors, [dim, B, ...]."""
-    dim = x[0].numel()
-    vectors = math.sqrt(dim) * torch.eye(dim, dtype=x.dtype, device=x.device)
-    return vectors[:, None].expand(dim, len(x), dim).reshape(dim, *x.shape)
-
-
 def _draw_probes(config: LikelihoodConfig, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Probes of one image: float32 [P, *shape]."""
     if config.probe == "exact":
-        return exact_probes(torch.zeros(1, *shape))[:, 0].numpy()
+        dim = math.prod(shape)  # unit vectors of unit covariance
+        return (math.sqrt(dim) * np.eye(dim, dtype=np.float32)).reshape(dim, *shape)
     if config.probe == "gaussian":
         return generator.standard_normal((config.probes, *shape), np.float32)
     return (2 * generator.integers(0, 2, (config.probes, *shape)) - 1).astype(np.float32)

@@ -8,17 +8,25 @@ objectives, grids and samplers are written in terms of sigma.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unveil.diffusion import betas, levels
+from unveil.diffusion import levels
 
 
+@dataclass(frozen=True)
 class NoisePath(ABC):
-    """A noise path. All methods but the ranges work elementwise on float tensors of any shape."""
+    """A noise path. All methods but the ranges work elementwise on float tensors of any shape.
+
+    Attributes:
+        name: in ``train.diffusion.path``; the fields of a path are the values that :mod:`unveil.diffusion.levels` has.
+    """
+
+    name: ClassVar[str]
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -46,8 +54,7 @@ class NoisePath(ABC):
 
     def sigma_range(self) -> tuple[float, float]:
         """The noise levels at the ends of :meth:`t_range`."""
-        least, greatest = self.sigma(torch.tensor(self.t_range(), dtype=torch.float64)).tolist()
-        return least, greatest
+        return levels.path_range(self.name, *astuple(self))
 
 
 class VariancePreserving(NoisePath):
@@ -72,9 +79,9 @@ class DiscreteVP(VariancePreserving):
 
     timesteps: int
 
-    @abstractmethod
     def betas(self) -> list[float]:
         """Variance of every step, T numbers in (0, 1)."""
+        return levels.BETAS[self.name](*astuple(self))
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -104,44 +111,35 @@ class DiscreteVP(VariancePreserving):
     def t_range(self) -> tuple[float, float]:
         return 0.0, float(self.timesteps - 1)
 
-    def sigma_range(self) -> tuple[float, float]:
-        return levels.chain_range(self.betas())
-
 
 @dataclass(frozen=True)
 class VPLinear(DiscreteVP):
     """DDPM's path: see :func:`unveil.diffusion.betas.linear`."""
 
+    name: ClassVar[str] = "vp-linear"
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-
-    def betas(self) -> list[float]:
-        return betas.linear(self.timesteps, self.beta_start, self.beta_end)
 
 
 @dataclass(frozen=True)
 class VPCosine(DiscreteVP):
     """Improved DDPM's path: see :func:`unveil.diffusion.betas.cosine`."""
 
+    name: ClassVar[str] = "vp-cosine"
     timesteps: int = 1000
     offset: float = 0.008
-
-    def betas(self) -> list[float]:
-        return betas.cosine(self.timesteps, self.offset)
 
 
 @dataclass(frozen=True)
 class VPSigmoid(DiscreteVP):
     """The path of Jabri et al., in T steps: see :func:`unveil.diffusion.betas.sigmoid`."""
 
+    name: ClassVar[str] = "vp-sigmoid"
     timesteps: int = 1000
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0
-
-    def betas(self) -> list[float]:
-        return betas.sigmoid(self.timesteps, self.start, self.end, self.tau)
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,7 @@ class VPSDE(VariancePreserving):
     reaches a sigma up to 3.4 timesteps sooner.
     """
 
+    name: ClassVar[str] = "vp-sde"
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-5  # of training, as in Score SDE's code
@@ -180,9 +179,6 @@ class VPSDE(VariancePreserving):
     def t_range(self) -> tuple[float, float]:
         return self.t_min, 1.0
 
-    def sigma_range(self) -> tuple[float, float]:
-        return levels.vp_sde_range(self.beta_min, self.beta_max, self.t_min)
-
 
 @dataclass(frozen=True)
 class SubVP(VPSDE):
@@ -191,6 +187,8 @@ class SubVP(VPSDE):
     :math:`\alpha(t) = e^{-B/2}` as :class:`VPSDE`, and :math:`s = 1 - e^{-B} = 1 - \alpha^2`. Hence
     :math:`\sigma = e^{B/2} - e^{-B/2} = 2 \sinh(B/2)`.
     """
+
+    name: ClassVar[str] = "sub-vp"
 
     def sigma(self, t: Tensor) -> Tensor:
         return 2 * torch.sinh(self._integral(t) / 2)
@@ -203,9 +201,6 @@ class SubVP(VPSDE):
         """alpha = exp(-asinh(sigma / 2)): the solution of ``alpha sigma = 1 - alpha^2``."""
         return torch.exp(-torch.asinh(sigma / 2))
 
-    def sigma_range(self) -> tuple[float, float]:
-        return levels.sub_vp_range(self.beta_min, self.beta_max, self.t_min)
-
 
 @dataclass(frozen=True)
 class VE(NoisePath):
@@ -215,6 +210,7 @@ class VE(NoisePath):
     Score SDE's 0.01 and 50 are for pixels in [0, 1]; in ours, [-1, 1], the same noise is twice as large.
     """
 
+    name: ClassVar[str] = "ve"
     sigma_min: float = 0.02
     sigma_max: float = 100.0
 
@@ -231,13 +227,12 @@ class VE(NoisePath):
     def t_range(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def sigma_range(self) -> tuple[float, float]:
-        return self.sigma_min, self.sigma_max
-
 
 @dataclass(frozen=True)
 class EDM(NoisePath):
     """The frame of Karras et al. itself (2206.00364): alpha = 1, and time is sigma, any positive number."""
+
+    name: ClassVar[str] = "edm"
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
@@ -258,7 +253,10 @@ class EDM(NoisePath):
 class Flow(NoisePath):
     """Rectified flow (2209.03003, eq. 1; 2210.02747): ``x_t = (1 - t) x0 + t n``, t from 0 (image) to 1 (noise)."""
 
-    time_scale: float = 1000.0  # of c_noise, so that the sinusoidal embedding resolves times as it does timesteps
+    name: ClassVar[str] = "flow"
+    time_scale: ClassVar[float] = (
+        1000.0  # of c_noise, so that the sinusoidal embedding resolves times as it does timesteps
+    )
     t_min: float = 1e-3  # at t = 1 sigma is infinite: training keeps this far from both ends
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -275,9 +273,6 @@ class Flow(NoisePath):
 
     def t_range(self) -> tuple[float, float]:
         return self.t_min, 1 - self.t_min
-
-    def sigma_range(self) -> tuple[float, float]:
-        return levels.flow_range(self.t_min)
 
 
 def _float_type(x: Tensor) -> torch.dtype:
