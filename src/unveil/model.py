@@ -50,11 +50,9 @@ class ModelConfig:
     """All that is needed to rebuild a denoiser, and what it was trained on.
 
     Attributes:
-        network: of the U-Net.
         diffusion: path, parameterization and objective.
         data: source, protocol, image_size and the digest of the shards.
         training: how the weights came about: images, batch_size, lr, the averages' half-life, precision, ...
-        format: of config.json.
     """
 
     __pydantic_config__ = NO_OTHERS
@@ -133,10 +131,7 @@ def load_denoiser(
     >>> denoiser(torch.randn(2, 3, 8, 8), sigma=torch.tensor([0.5, 3.0])).shape
     torch.Size([2, 3, 8, 8])
 
-    Args:
-        folder: of the model.
-        device: where to put it.
-        weights: which average of them; another than the model's own is in ``averages``, or made from what is there.
+    Another average of the weights than the model's own is in ``averages``, or made from what is there.
 
     Raises:
         UnveilError: if a file is missing or damaged, the weights do not fit the configuration, or there is no such

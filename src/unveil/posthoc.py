@@ -135,10 +135,7 @@ def reconstruct(
     Unlike there, the coefficients are not divided by their sum: that it is 1 is a condition of the least squares, so
     that weights which never moved come out as they are. A profile that is stored is its own reconstruction.
 
-    Args:
-        target: the profile that is asked for.
-        stored: what to make it from.
-        rounding: standard deviation of the error of each stored average, in the unit of ``Reconstruction.error``.
+    ``rounding`` is the standard deviation of the error of each stored average, in the unit of ``Reconstruction.error``.
 
     Raises:
         ValueError: if there are none, or two are equal.

@@ -18,7 +18,7 @@ from unveil.diffusion.denoiser import Denoiser, DenoiserFunction, expand
 from unveil.diffusion.parameterizations import Eps
 from unveil.diffusion.paths import DiscreteVP, VPCosine, VPLinear
 from unveil.diffusion.samplers import NoiseSource, SamplerFunction, Step
-from unveil.diffusion.thresholding import clipped
+from unveil.diffusion.sampling import clipped
 
 
 class BentNoise(nn.Module):

@@ -9,8 +9,7 @@ from torch import Tensor
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.samplers import SamplerFunction
-from unveil.diffusion.sampling import run_sampler
-from unveil.diffusion.thresholding import clipped, dynamically_thresholded
+from unveil.diffusion.sampling import clipped, dynamically_thresholded, run_sampler
 
 ONE = torch.ones(1)
 

@@ -11,7 +11,7 @@ from diffusers.schedulers import DDIMScheduler, DDPMScheduler
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.design import build_path
 from unveil.diffusion.paths import DiscreteVP
-from unveil.diffusion.thresholding import dynamically_thresholded
+from unveil.diffusion.sampling import dynamically_thresholded
 from unveil.errors import UnveilError
 from unveil.files import parse_json
 from unveil.interchange import scheduler as schedulers

@@ -2,15 +2,48 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-from unveil.diffusion import betas
 from unveil.section import Problem
 
+GREATEST_BETA = 0.999  # where the last would be 1, and sigma infinite (2102.09672, sec. 3.2)
+
+
+def linear_betas(timesteps: int, start: float, end: float) -> list[float]:
+    """DDPM's (2006.11239, sec. 4): evenly spaced from ``start`` to ``end``."""
+    return [start + (end - start) * i / (timesteps - 1) for i in range(timesteps)]
+
+
+def cosine_betas(timesteps: int, offset: float) -> list[float]:
+    """Nichol and Dhariwal's (2102.09672, eq. 17): alpha_bar_t = f(t) / f(0), t = 1 .. T.
+
+    ``f(t) = cos^2((t/T + offset) / (1 + offset) pi/2)``; the offset keeps the first betas from vanishing.
+    """
+    return _from_alpha_bar(
+        [math.cos((i / timesteps + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(timesteps + 1)]
+    )
+
+
+def sigmoid_betas(timesteps: int, start: float, end: float, tau: float) -> list[float]:
+    """Jabri et al.'s (2212.11972; code in 2301.10972, alg. 1): alpha_bar falls as a piece of the logistic function S.
+
+    ``alpha_bar_t`` is proportional to ``S(end/tau) - S(x_t/tau)``, x_t evenly from ``start`` to ``end``, t = 1 .. T.
+    """
+    places = [(start + (end - start) * i / timesteps) / tau for i in range(timesteps + 1)]
+    # S(e) - S(x) = sinh((e - x) / 2) / (2 cosh(e / 2) cosh(x / 2)): the difference would lose its digits near e.
+    return _from_alpha_bar([math.sinh((places[-1] - place) / 2) / math.cosh(place / 2) for place in places])
+
+
+def _from_alpha_bar(values: list[float]) -> list[float]:
+    """``1 - alpha_bar_t / alpha_bar_{t-1}`` of T + 1 values, to a common factor, clipped below 1."""
+    return [min(1 - after / before, GREATEST_BETA) for before, after in pairwise(values)]
+
+
 BETAS: dict[str, Callable[..., list[float]]] = {
-    "vp-linear": betas.linear,
-    "vp-cosine": betas.cosine,
-    "vp-sigmoid": betas.sigmoid,
+    "vp-linear": linear_betas,
+    "vp-cosine": cosine_betas,
+    "vp-sigmoid": sigmoid_betas,
 }
 DISCRETE_PATHS = tuple(BETAS)
 """Paths of T timesteps; see :class:`unveil.diffusion.paths.DiscreteVP`."""

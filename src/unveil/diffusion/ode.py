@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.diffusion.denoiser import expand
+
 Field = Callable[[Tensor, Tensor], Tensor]
 """Right-hand side ``dy/dt = f(t, y)``: maps times [B] and states [B, ...] to slopes [B, ...]."""
 
@@ -49,13 +51,8 @@ def rk45(f: Field, y0: Tensor, t0: float, t1: float, rtol: float = 1e-5, atol: f
     ``error / (atol + rtol max(|y|, |y_next|))`` is below 1. Controller and first step are those of Hairer, Norsett
     and Wanner (Solving ODEs I, sec. II.4), so that one row takes the steps of ``scipy.integrate.RK45``.
 
-    Args:
-        f: the right-hand side.
-        y0: states at ``t0``, float [B, ...]; float64 if the tolerances are below float32's precision.
-        t0: start.
-        t1: end; below ``t0`` the time runs backwards.
-        rtol: relative tolerance, positive.
-        atol: absolute tolerance, not negative.
+    The states ``y0``, float [B, ...], are those at ``t0``: float64 if the tolerances are below float32's precision.
+    To an end ``t1`` below ``t0`` the time runs backwards.
 
     Raises:
         ArithmeticError: if a step became too short to advance the time (the slope is not finite or jumps), or if
@@ -83,8 +80,8 @@ def rk45(f: Field, y0: Tensor, t0: float, t1: float, rtol: float = 1e-5, atol: f
         ratio = _norm(error, y, y_next, rtol, atol)
         accepted = active & (ratio < 1)
         t = torch.where(accepted, torch.where(last, t1, t + direction * length), t)
-        y = torch.where(_column(accepted, y), y_next, y)
-        slope = torch.where(_column(accepted, y), slope_next, slope)
+        y = torch.where(expand(accepted, y), y_next, y)
+        slope = torch.where(expand(accepted, y), slope_next, slope)
         # After a rejected step the next one must not grow at once.
         greatest = torch.where(accepted & ~shrunk, GREATEST_FACTOR, 1.0)
         factor = torch.minimum((SAFETY * ratio**ERROR_EXPONENT).nan_to_num(LEAST_FACTOR), greatest)
@@ -95,7 +92,7 @@ def rk45(f: Field, y0: Tensor, t0: float, t1: float, rtol: float = 1e-5, atol: f
 
 def _step(f: Field, t: Tensor, y: Tensor, slope: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """States and slopes one step ahead, and the estimated error of the states."""
-    column = _column(step, y).to(y.dtype)
+    column = expand(step, y).to(y.dtype)
     slopes = [slope]
     y_next = y
     for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
@@ -120,12 +117,8 @@ def _first_step(
     """Lengths [B] at which an explicit Euler step would change the slope little (Hairer et al., sec. II.4)."""
     size, speed = _norm(y, y, y, rtol, atol), _norm(slope, y, y, rtol, atol)
     small = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp_max(span)
-    ahead = f(t + direction * small, y + _column(direction * small, y).to(y.dtype) * slope)
+    ahead = f(t + direction * small, y + expand(direction * small, y).to(y.dtype) * slope)
     bend = _norm(ahead - slope, y, y, rtol, atol) / small
     steepest = torch.maximum(speed, bend)
     fitting = torch.where(steepest <= 1e-15, (small * 1e-3).clamp_min(1e-6), (0.01 / steepest) ** (1 / 5))
     return torch.minimum(100 * small, fitting).clamp_max(span)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -114,7 +114,7 @@ class DiscreteVP(VariancePreserving):
 
 @dataclass(frozen=True)
 class VPLinear(DiscreteVP):
-    """DDPM's path: see :func:`unveil.diffusion.betas.linear`."""
+    """DDPM's path: see :func:`unveil.diffusion.levels.linear_betas`."""
 
     name: ClassVar[str] = "vp-linear"
     timesteps: int = 1000
@@ -124,7 +124,7 @@ class VPLinear(DiscreteVP):
 
 @dataclass(frozen=True)
 class VPCosine(DiscreteVP):
-    """Improved DDPM's path: see :func:`unveil.diffusion.betas.cosine`."""
+    """Improved DDPM's path: see :func:`unveil.diffusion.levels.cosine_betas`."""
 
     name: ClassVar[str] = "vp-cosine"
     timesteps: int = 1000
@@ -133,7 +133,7 @@ class VPCosine(DiscreteVP):
 
 @dataclass(frozen=True)
 class VPSigmoid(DiscreteVP):
-    """The path of Jabri et al., in T steps: see :func:`unveil.diffusion.betas.sigmoid`."""
+    """The path of Jabri et al., in T steps: see :func:`unveil.diffusion.levels.sigmoid_betas`."""
 
     name: ClassVar[str] = "vp-sigmoid"
     timesteps: int = 1000

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.config import Sampler, SamplerName
-from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
+from unveil.diffusion.denoiser import Denoiser, DenoiserFunction, expand
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, Counted, NoiseSource, SamplerFunction, Step
-from unveil.diffusion.thresholding import clipped, dynamically_thresholded
 from unveil.seeds import image_seed
 from unveil.workers import ALONE, Workers
 
@@ -66,6 +65,31 @@ def build_sampler(config: Sampler) -> SamplerFunction:
     return built[config.sampler]
 
 
+def clipped(denoiser: DenoiserFunction) -> DenoiserFunction:
+    """A denoiser whose estimates are clipped to [-1, 1], as DDPM's code does in every step."""
+    return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
+
+
+def dynamically_thresholded(denoiser: DenoiserFunction, percentile: float) -> DenoiserFunction:
+    """A denoiser with dynamic thresholding (Imagen, 2205.11487, sec. 2.3).
+
+    Of each estimate s is the ``percentile`` (a share, such as 0.995) of its absolute pixel values; if it is above 1,
+    the estimate is clipped to [-s, s] and divided by s. Where clipping leaves whole areas saturated, this pulls
+    them back into the range.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        estimate = denoiser(x, sigma)
+        if not len(estimate):
+            return estimate
+        # By image: of more than 16 million numbers at once torch.quantile refuses to find one.
+        limits = torch.stack([image.abs().flatten().quantile(percentile) for image in estimate])
+        limit = expand(limits.clamp_min(1), estimate)
+        return estimate.clamp(-limit, limit) / limit
+
+    return denoise
+
+
 def run_sampler(
     config: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
@@ -83,12 +107,6 @@ class SampleNoise:
 
     It is drawn on the CPU, so that it is the same on every device, and by NumPy: PyTorch's CPU generator takes
     only the low 32 bits of a seed, and among 50,000 images two would start from the same noise.
-
-    Args:
-        seed: of all images.
-        ids: numbers of the images of this batch.
-        shape: of one image.
-        device: where the noise is wanted.
     """
 
     def __init__(self, seed: int, ids: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -206,14 +224,8 @@ def draw_batches(
 ) -> Iterator[tuple[Sequence[int], Step]]:
     """Of each batch the numbers of its images and their last step; image i is a function of (seed, i) alone.
 
-    Args:
-        denoiser: of the trained model.
-        sampler: which, and on which grid.
-        seed: of all images.
-        shape: of one image.
-        parts: numbers of each batch's images, such as :func:`batches` has them.
-        watch: told of every step, from number 0, the start.
-        how: what else :func:`draw` takes.
+    ``parts`` has the numbers of each batch's images, as :func:`batches` makes them. ``watch`` is told of every step,
+    from number 0, the start. ``how`` is what else :func:`draw` takes.
 
     Raises:
         NotDrawn: if the images of a batch cannot be drawn, or are not finite.

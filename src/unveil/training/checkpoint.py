@@ -59,13 +59,8 @@ def checkpoints_for(
     """Scratch checkpoints named by all that decides the weights, the code too, but not the length of training.
 
     The length is in the name where the learning rate follows it. No other training has them within the block, not
-    even one of the same name that runs at once.
-
-    Args:
-        root: folder of the checkpoints of all trainings.
-        model: what config.json will say.
-        code: digest of the code.
-        processes: of which the main one claims the folder for all.
+    even one of the same name that runs at once. The main process claims the folder in ``root`` for all. ``model`` is
+    what config.json will say, ``code`` a digest.
     """
     training = model["training"]
     length = {"max_minutes"} if training["lr_schedule"] == "cosine" else {"max_minutes", "images"}
@@ -88,13 +83,9 @@ class _Facts(BaseModel):
 
 
 class Checkpoints:
-    """Scratch checkpoints of one run: ``<root>/<fingerprint>/step-00000500/``; the newest few are kept.
+    """Scratch checkpoints of one run: ``<root>/<fingerprint>/step-00000500/``; the newest ``keep`` are kept.
 
     Beside them lie the snapshots of its power-function averages, all of them: ``snapshots/``.
-
-    Args:
-        folder: of this run.
-        keep: how many to keep.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:

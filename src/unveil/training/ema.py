@@ -17,11 +17,7 @@ def decay(batch_size: int, half_life_images: float) -> float:
 
 
 class Average(ABC):
-    """An average of parameters, ``a <- d a + (1 - d) w`` after every step; what ``d`` is, a subclass says.
-
-    Args:
-        parameters: of the network; copied.
-    """
+    """An average of parameters, ``a <- d a + (1 - d) w`` after every step. What ``d`` is, a subclass says."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = [parameter.detach().clone() for parameter in parameters]
@@ -45,10 +41,7 @@ class Average(ABC):
 class EMA(Average):
     """Exponential average with a half-life measured in images, so that it does not depend on the batch size.
 
-    Args:
-        parameters: of the network; copied.
-        half_life_images: images after which a weight's share has halved; 0 keeps the raw weights.
-        rampup: the half-life is at most this share of the images seen (as EDM's code does); 0 = no limit.
+    A half-life of 0 keeps the raw weights. It is at most ``rampup`` of the images seen, as in EDM's code; 0 = no limit.
     """
 
     def __init__(self, parameters: Iterable[Tensor], half_life_images: float, rampup: float) -> None:
@@ -68,10 +61,7 @@ class PowerAverage(Average):
 
     Its decay ``(1 - batch_size / images_seen) ** (gamma + 1)`` (eq. 127) forgets the initial weights in the first
     step, and makes it the exact integral of the profile over weights that are constant between steps.
-
-    Args:
-        parameters: of the network; copied.
-        sigma_rel: standard deviation of the profile relative to the training's length, in (0, 12 ** -0.5].
+    ``sigma_rel`` is the profile's standard deviation relative to the training's length, in (0, 12 ** -0.5].
     """
 
     def __init__(self, parameters: Iterable[Tensor], sigma_rel: float) -> None:

@@ -88,13 +88,7 @@ class Record:
 
 
 def failure(loss: float, points: Sequence[Progress], parameters: Sequence[Tensor]) -> str | None:
-    """What shows that a training has failed, in words; None if nothing does.
-
-    Args:
-        loss: the mean since the last point.
-        points: those before it.
-        parameters: of the network.
-    """
+    """What shows, in the mean loss since the last point, that a training has failed; None if nothing does."""
     if not math.isfinite(loss):
         return f"the loss became {loss}"
     if not torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all():
