@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.diffusion.closed_form import gaussian
-from unveil.diffusion.score import langevin_step, score
+from unveil.diffusion.samplers import langevin_step, score
 
 MEAN, STD = 0.3, 0.6
 

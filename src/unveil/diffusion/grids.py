@@ -34,10 +34,10 @@ def uniform_t(steps: int, sigma_max: float, path: NoisePath) -> Tensor:
         ValueError: if the path has no time above 0 for ``sigma_max``.
     """
     start = float(path.t(torch.tensor(sigma_max, dtype=torch.float64)))
+    least = float(path.sigma(torch.zeros((), dtype=torch.float64)))
     if not start > 0:
-        least = float(path.sigma(torch.zeros((), dtype=torch.float64)))
         raise ValueError(f"sigma_max is {sigma_max:g}, expected a number above {least:g}, where the path begins")
-    if float(path.sigma(torch.zeros((), dtype=torch.float64))) > 0:
+    if least > 0:
         return _with_zero(path.sigma(torch.linspace(start, 0, steps, dtype=torch.float64)))
     return path.sigma(torch.linspace(start, 0, steps + 1, dtype=torch.float64))
 

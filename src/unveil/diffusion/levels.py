@@ -54,14 +54,8 @@ PRESERVING_PATHS = (*DISCRETE_PATHS, "vp-sde")
 UNBOUNDED_PATHS = ("edm", "flow")
 """Paths on which no sigma is refused for lying outside those that training draws evenly from."""
 
-NEEDS_ENDS = ("simple", "likelihood", "min-snr", "p2")
-"""Objectives that draw times evenly between the ends of the path."""
-
 FULL_NOISE = ("eps", "velocity")
 """Parameterizations whose network must give the whole noise back at every noise level: ``n`` and ``n - x0``."""
-
-LEVEL_OUTPUT = ("x0",)
-"""Parameterizations whose ``c_out`` does not fall with sigma: the error of D stays as large as that of the network."""
 
 PATH_VALUES: dict[str, tuple[str, ...]] = {
     "vp-linear": ("timesteps", "beta_start", "beta_end"),
@@ -125,8 +119,8 @@ def chain_range(variances: Sequence[float]) -> tuple[float, float]:
 
 def vp_sde_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
     """``sqrt(exp(B(t)) - 1)`` at t_min and 1, with B the integral of beta."""
-    least, greatest = (math.sqrt(math.expm1(_integral(beta_min, beta_max, t))) for t in (t_min, 1.0))
-    return least, greatest
+    integrals = _integral(beta_min, beta_max, t_min), _integral(beta_min, beta_max, 1.0)
+    return math.sqrt(math.expm1(integrals[0])), math.sqrt(math.expm1(integrals[1]))
 
 
 def sub_vp_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
@@ -137,8 +131,7 @@ def sub_vp_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple
 
 def flow_range(t_min: float = 1e-3) -> tuple[float, float]:
     """``t / (1 - t)`` at t_min and 1 - t_min."""
-    least, greatest = (t / (1 - t) for t in (t_min, 1 - t_min))
-    return least, greatest
+    return t_min / (1 - t_min), (1 - t_min) / (1 - (1 - t_min))
 
 
 def _integral(beta_min: float, beta_max: float, t: float) -> float:
@@ -165,7 +158,7 @@ def refusal(diffusion: Any) -> Problem | None:
     Every parameterization goes with every path: its coefficients hold at any sigma.
     """
     path, objective, parameterization = diffusion.path, diffusion.objective, diffusion.parameterization
-    if path == "edm" and objective in NEEDS_ENDS:
+    if path == "edm" and objective not in ("edm", "flow"):
         return Problem(
             "objective", f"edm | flow on path edm, which has no ends between which {objective} could draw evenly"
         )
@@ -178,7 +171,8 @@ def refusal(diffusion: Any) -> Problem | None:
         growth = snr
     elif objective == "p2":
         growth = snr * ((k + 1) / (k + snr)) ** diffusion.p2_gamma
-    if parameterization in LEVEL_OUTPUT and growth > LEAST_LEVEL_SIGMA**-2:
+    # The c_out of x0 alone does not fall with sigma: the error of D stays as large as that of the network.
+    if parameterization == "x0" and growth > LEAST_LEVEL_SIGMA**-2:
         return Problem(
             "parameterization",
             f"eps | v | edm | velocity for objective {objective} on path {path}, whose sigma starts at "
