@@ -119,8 +119,8 @@ def chain_range(variances: Sequence[float]) -> tuple[float, float]:
 
 def vp_sde_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
     """``sqrt(exp(B(t)) - 1)`` at t_min and 1, with B the integral of beta."""
-    integrals = _integral(beta_min, beta_max, t_min), _integral(beta_min, beta_max, 1.0)
-    return math.sqrt(math.expm1(integrals[0])), math.sqrt(math.expm1(integrals[1]))
+    least, greatest = (math.sqrt(math.expm1(_integral(beta_min, beta_max, t))) for t in (t_min, 1.0))
+    return least, greatest
 
 
 def sub_vp_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple[float, float]:
@@ -131,7 +131,8 @@ def sub_vp_range(beta_min: float, beta_max: float, t_min: float = 1e-5) -> tuple
 
 def flow_range(t_min: float = 1e-3) -> tuple[float, float]:
     """``t / (1 - t)`` at t_min and 1 - t_min."""
-    return t_min / (1 - t_min), (1 - t_min) / (1 - (1 - t_min))
+    least, greatest = (t / (1 - t) for t in (t_min, 1 - t_min))
+    return least, greatest
 
 
 def _integral(beta_min: float, beta_max: float, t: float) -> float:

@@ -32,7 +32,7 @@ from unveil.workers import ALONE, Workers
 ONE_PROCESS = Processes()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Trainer:
     """A denoiser in training: network, optimizer, averaged weights and the number of steps made.
 
