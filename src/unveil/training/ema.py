@@ -66,7 +66,6 @@ class PowerAverage(Average):
 
     def __init__(self, parameters: Iterable[Tensor], sigma_rel: float) -> None:
         super().__init__(parameters)
-        self.sigma_rel = sigma_rel
         self.gamma = exponent(sigma_rel)
 
     def decay(self, batch_size: int, images_seen: int) -> float:
