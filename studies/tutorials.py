@@ -701,11 +701,11 @@ def table(results: Sequence[Result], controls: Mapping[str, float], budget: Budg
             f"| {result.loss:.3g} |"
         )
     lines.append(
-        f"\nN = {budget.samples:,} samples against {budget.reference_images:,} real images at "
-        f"{budget.network.image_size} x {budget.network.image_size}; floor (held-out real images) "
-        f"{controls['floor']:.4g}, scale (uniform noise) {controls['noise']:.4g}; without a mistake the mean is "
-        f"{mean:.4g} and the range over the seeds {spread:.2g}. {budget.images:,} images a training, "
-        f"{budget.steps} steps a sample."
+        f"\nN = {budget.samples:,} samples against {budget.reference_images:,} real images of "
+        f"{budget.network.image_size} x {budget.network.image_size} pixels. The floor, held-out real images, is "
+        f"{controls['floor']:.4g}. The scale, uniform noise, is {controls['noise']:.4g}. Without a mistake the mean is "
+        f"{mean:.4g} and the range over the seeds {spread:.2g}. A training sees {budget.images:,} images, and a sample "
+        f"takes {budget.steps} steps."
     )
     return "\n".join(lines) + "\n"
 

@@ -473,7 +473,7 @@ def test_the_table_says_what_was_measured() -> None:
     text = table([*SEEDS, _result("no-time", 22.0)], {"floor": 3.0, "noise": 400.0}, Budget())
     assert "| no time conditioning | 22 | 2.00 | worse | 0.1 |" in text
     assert "| without a mistake | 10 | 0.91 |  | 0.1 |" in text
-    assert "500 samples" in text and "floor (held-out real images) 3" in text and "(uniform noise) 400" in text
+    assert "500 samples" in text and "held-out real images, is 3" in text and "uniform noise, is 400" in text
 
 
 @pytest.mark.parametrize("old", ["", "an older table\n"])

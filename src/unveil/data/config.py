@@ -81,7 +81,7 @@ class Preprocess(Section):
     """From the archive to shards."""
 
     protocol: ProtocolName = "ddim"
-    """crop and resize: ddim | score-sde | score-sde-tf | gan | adm-ip | squash (README, "Protocols")"""
+    """crop and resize: ddim | score-sde | score-sde-tf | gan | adm-ip | squash (docs/protocols.md)"""
     image_size: Annotated[int, Ge(8), Le(1024)] = 64
     """height and width in pixels; a multiple of the network's downsampling"""
     shard_size: Count = 20_000

@@ -112,7 +112,7 @@ def _inspect(path: Path, published: PublishedFile) -> tuple[str, str]:
             start = stream.read(512).lstrip().lower()
         digest = file_digest(path)
     except OSError as error:
-        return f"unreadable ({error.strerror})", ""
+        return "no such file" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})", ""
     if not start or start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not weights" if start else "an empty file", ""
     return ("" if digest.startswith(published.sha256) else f"sha256 {digest}"), digest
