@@ -30,6 +30,7 @@ from unveil.data.shards import ShardIndex, load_tensor, verify
 from unveil.diffusion import grids
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.denoiser import Denoiser, DenoiserFunction
+from unveil.diffusion.levels import linear_betas
 from unveil.diffusion.loss import Loss
 from unveil.diffusion.objectives import Objective, Simple
 from unveil.diffusion.parameterizations import X0, Eps, Parameterization
@@ -291,6 +292,9 @@ class ToldPlace(VPLinear):
     """
 
     steps: int = 25
+
+    def betas(self) -> list[float]:
+        return linear_betas(self.timesteps, self.beta_start, self.beta_end)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The number of the step; ``t`` is rounded first, since it comes from the logarithm of sigma."""

@@ -211,6 +211,42 @@ def test_the_shipped_file_is_rendered_and_every_value_has_a_default_a_text_and_a
         assert all(bound in comment_of(field) for bound in bounds), key
 
 
+def test_what_is_written_is_read_again() -> None:
+    """Also paths that would be something else in YAML."""
+    params = load_params(SHIPPED)
+    params = params.replace(preprocess=params.preprocess.replace(protocol="squash"))
+    for place in (
+        "/data/celeba",
+        "/a b/c: d",
+        "/data/{x",
+        "/d: [x",
+        "/d #x",
+        "@x",
+        "%x",
+        "2024-05-01",
+        "null",
+        "1e3",
+        "é",
+    ):
+        path = Path(place)
+        download = params.download.replace(
+            source="folder",
+            celeba=params.download.celeba.replace(path=path),
+            folder=params.download.folder.replace(path=path, attributes=path),
+        )
+        changed = params.replace(download=download, evaluate=params.evaluate.replace(weights=path))
+        assert parse_params(render(changed), "params.yaml") == changed, place
+
+
+def test_a_retired_key_is_named_and_fmt_takes_it_out(tmp_path: Path) -> None:
+    shipped = SHIPPED.read_text(encoding="utf-8")
+    text = shipped.replace("\nevaluate:", "\nevaluate:\n  likelihood_images: 0\n  #", 1)
+    with pytest.raises(UnveilError, match="likelihood_images: no longer a parameter: `unveil likelihood`"):
+        parse_params(text, "params.yaml")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert load_params(tmp_path / "params.yaml", fill=True) == load_params(SHIPPED)
+
+
 def test_the_parameters_need_no_pytorch() -> None:
     code = "import sys, unveil.params, unveil.recipes; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -8,13 +8,10 @@ RULES = {"files.py", "tensors.py"}  # the two modules that open what is read
 READERS = {"ZipFile", "load_file", "open", "read_bytes", "read_text", "safe_open"}
 # Of the package itself, of memory or of an archive that is open, and what another process of the stage just wrote.
 TAKEN = {
-    "data/celeba.py: files(__package__).joinpath('celeba.yaml').read_text('utf-8')",
-    "data/sources/cartoon.py: files(__package__).joinpath('cartoon.yaml').read_text('utf-8')",
     "data/sources/cartoon.py: files('dicebear_styles').joinpath('avataaars.json').read_text('utf-8')",
-    "evaluation/features/published.py: (files(__package__) / 'networks.yaml').read_text(encoding='utf-8')",
+    "parameter_file.py: files(package).joinpath(name).read_text(encoding='utf-8')",
     "rank.py: path.read_text(encoding='utf-8')",
     "run/checkout.py: Path('/proc/cpuinfo').read_text(encoding='utf-8')",
-    "yaml.py: files(package).joinpath(name).read_text(encoding='utf-8')",
 }
 RECEIVERS = {"Image", "archive", "store", "files", "os", "self._archive"}  # whose `open` opens no path
 

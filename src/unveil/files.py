@@ -190,21 +190,29 @@ def _temporary(path: Path, ending: str = "tmp") -> Path:
 
 def _sweep(path: Path) -> None:
     """Remove what processes that are gone left of writing ``path``; put back what one had moved aside."""
-    import psutil  # which only a process that writes needs
-
     for left in path.parent.glob(".*"):
         match = re.fullmatch(rf"\.{re.escape(path.name)}\.([^.]+)-(\d{{1,7}})\.(tmp|old)", left.name)
         if match is None:
             continue
         with suppress(OSError):  # another process may be at it too
             if match[1] == MACHINE:
-                in_use = psutil.pid_exists(int(match[2]))
+                in_use = _is_alive(int(match[2]))
             else:  # nobody can ask another machine
                 in_use = time.time() - left.stat().st_mtime < FOREIGN_SECONDS
             if not in_use and match[3] == "old" and not path.exists():
                 os.replace(left, path)
             elif not in_use:
                 _remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,10 @@ from unveil.section import Section
 
 Key: TypeAlias = tuple[str, ...]
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+RETIRED = dict.fromkeys(
+    ("evaluate.likelihood_images", "evaluate.likelihood_probes"), "`unveil likelihood` measures bits per dimension"
+)
+"""Keys of earlier versions, with what there is in their place."""
 Schema: TypeAlias = Mapping[Key, FieldInfo]
 """Every key of the sections, with its field; see :func:`schema_of`."""
 
@@ -81,6 +85,8 @@ def _unknown(schema: Schema, key: Key, missing: set[Key]) -> tuple[Key, str]:
     here = {known[-1]: known for known in schema if known[:-1] == key[:-1]}
     everywhere = {known[-1]: known for known in reversed(list(schema)) if section_at(schema[known]) is None} | here
     absent = [name for name, known in here.items() if known in missing]
+    if (sentence := RETIRED.get(".".join(key))) is not None:
+        return key, f"no longer a parameter: {sentence}; `unveil params fmt` takes the line out"
     match = absent[0] if len(absent) == 1 else nearest(key[-1], absent) or nearest(key[-1], list(everywhere))
     if match is None:
         return key, f"unknown key, expected {', '.join(here)}"

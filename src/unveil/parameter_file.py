@@ -1,7 +1,9 @@
 """YAML 1.2 with a mapping at its top, as params.yaml: read with the line of every key, and written a value a line."""
 
 import json
+from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
@@ -66,8 +68,11 @@ def written(value: object) -> str:
         return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent)}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(written, value))}]"
-    if isinstance(value, str) and YAML(typ="safe", pure=True).load(f"[{value}]") == [value]:
-        return value
+    if isinstance(value, Path):
+        value = str(value)
+    with suppress(YAMLError):  # of text that is no plain value: it needs quotes
+        if isinstance(value, str) and YAML(typ="safe", pure=True).load(f"[{value}]") == [value]:
+            return value
     return json.dumps(value, ensure_ascii=False)
 
 

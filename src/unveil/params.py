@@ -21,7 +21,7 @@ from unveil.diffusion.config import Diffusion, Sampler
 from unveil.diffusion.levels import DISCRETE_PATHS, FULL_NOISE, PRESERVING_PATHS, UNBOUNDED_PATHS
 from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
-from unveil.messages import comment_of, findings, look_up, schema_of, section_at
+from unveil.messages import RETIRED, comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
 from unveil.parameter_file import Key, Lines, parse_mapping, written
 from unveil.posthoc import STEEPEST_RAMP
@@ -292,7 +292,7 @@ SECTIONS = f"the sections {', '.join(Params.model_fields)}"
 
 
 def load_params(path: Path, *, fill: bool = False) -> Params:
-    """Read and check a params.yaml; with ``fill``, a key that it lacks has its default.
+    """Read and check a params.yaml; with ``fill``, a key that it lacks has its default, and a retired one goes.
 
     Raises:
         UnveilError: with one line, if the file is missing or not YAML, or if a key or a value is wrong.
@@ -315,7 +315,41 @@ def read_text(path: Path) -> str:
 def parse_params(text: str, name: str, *, fill: bool = False) -> Params:
     """Check the text of a params.yaml; ``name`` is what messages call the file. Raises UnveilError."""
     lines, values = parse_mapping(text, name, SECTIONS)
+    if fill:
+        drop_retired(values)
     return check_params(values, name, lines, fill=fill)
+
+
+def drop_retired(values: dict[Any, Any]) -> None:
+    """Take the keys of earlier versions out of the values of a file."""
+    for section, name in (key.split(".") for key in RETIRED):
+        if isinstance(values.get(section), dict):
+            values[section].pop(name, None)
+
+
+def write_params(path: Path, text: str, rendered: str) -> Path | None:
+    """Write a parameter file anew.
+
+    Args:
+        path: of the file.
+        text: what it holds.
+        rendered: what it is to hold.
+
+    Returns:
+        Where the file before is kept, if it held more than its values: own comments, other keys, another layout.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        own = render(parse_params(text, str(path))) != text
+    except UnveilError:
+        own = True
+    kept = path.with_name(f"{path.name}.before") if own else None
+    if kept is not None:
+        files.write_text(kept, text)
+    files.write_text(path, rendered)
+    return kept
 
 
 def check_params(values: dict[Any, Any], name: str, lines: Lines | None = None, *, fill: bool = False) -> Params:

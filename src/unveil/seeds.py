@@ -1,13 +1,14 @@
 """The seed of every random stream, so that each is a function of a seed in params.yaml and of one number.
 
-No draw depends on another one, on the size of a batch or on the number of processes. An interrupted run therefore goes
-on with the numbers that the uninterrupted one draws.
+No draw depends on another one, so an interrupted run goes on with the numbers that the uninterrupted one draws. What
+is drawn for an image depends on no batch. What is drawn for a step is of its whole batch, so it depends on the size of
+that, but not on how processes and threads divide it; the masks of dropout alone differ by process.
 
 =============  ===========================  ==================  ===================================================
 purpose        seed                         number              what is drawn
 =============  ===========================  ==================  ===================================================
 sample         sample.seed                  the image           the noise it starts from, then its sampler's
-likelihood     evaluate.seed                the image           its dequantization, then the probes of the trace
+likelihood     --seed of the command        its place           its dequantization, then the probes of the trace
 control        of the control               the image           the noise added to it
 order          train.seed                   the epoch           the order of its images
 flips          train.seed                   the batch           which of its images are mirrored

@@ -48,7 +48,7 @@ def imported(smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_samples_and_evaluation_are_of_the_imported_model(imported: Project) -> None:
-    imported.dvc("repro", "sample", "evaluate")
+    imported.dvc("repro")
     root: Path = imported.root
     with safe_open(root / "samples" / "samples.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["facts"])

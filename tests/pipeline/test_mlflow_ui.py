@@ -118,7 +118,8 @@ def test_the_runs_table_names_every_run(page: Page, by_name: dict[tuple[str, str
 
 
 def test_the_address_of_the_evaluations_shows_them_alone(page: Page, by_name: dict[tuple[str, str], Run]) -> None:
-    route = "/experiments/1/runs?workflowType=machine_learning&searchFilter={filtered}"
+    filtered = "tags.%60unveil.stage%60%20%3D%20%27evaluate%27"
+    route = f"/experiments/1/runs?workflowType=machine_learning&searchFilter={filtered}"
     html = page(route, tuple(f"{stage} {experiment}" for stage, experiment in by_name if stage == "evaluate"))
     assert "train lower" not in cells(html)
 

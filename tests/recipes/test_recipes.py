@@ -180,13 +180,14 @@ def test_celeba64_ddpm_says_how_its_clipping_differs_from_ddims() -> None:
 def test_applied_a_recipe_is_what_the_file_says_and_applied_again_nothing_changes(path: Path) -> None:
     for name in NAMES:
         path.write_bytes(SHIPPED.read_bytes())
-        changed = apply_recipe(name, path)
+        changed, kept = apply_recipe(name, path)
+        assert kept is None
         params = load_params(path)
         assert params == load_recipe(name).params == parse_params(load_recipe(name).to_yaml(), name)
         shipped, found = flatten(load_params(SHIPPED)), flatten(params)
         assert changed == [key for key in shipped if shipped[key] != found[key]]
         once, stamp = path.read_bytes(), path.stat().st_mtime_ns
-        assert apply_recipe(name, path) == []
+        assert apply_recipe(name, path) == ([], None)
         assert (path.read_bytes(), path.stat().st_mtime_ns) == (once, stamp)
 
 
@@ -204,7 +205,7 @@ def test_demo_mends_the_layout_and_replaces_wrong_values(path: Path) -> None:
         values["train"]["lr"] = "fast"
         values["train"]["betas"] = [0.5, 0.75]
     assert b"  - 0.75" in path.read_bytes()
-    assert "train.lr" in apply_recipe("demo", path)
+    assert "train.lr" in apply_recipe("demo", path)[0]
     assert path.read_bytes() == SHIPPED.read_bytes()
 
 
@@ -233,6 +234,15 @@ def test_a_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.
     assert [entry.name for entry in path.parent.iterdir()] == ["params.yaml"]
 
 
+def test_what_a_user_wrote_beside_the_values_is_kept(path: Path) -> None:
+    for own in ("# mine\n", "mine: {a: 1}\n", "evaluate_more: 1\n"):
+        text = SHIPPED.read_text(encoding="utf-8") + own
+        path.write_text(text, encoding="utf-8")
+        _, kept = apply_recipe("demo", path)
+        assert kept is not None and kept.read_text(encoding="utf-8") == text
+        assert path.read_bytes() == SHIPPED.read_bytes()
+
+
 # Partial recipes
 
 
@@ -246,7 +256,7 @@ def test_a_partial_recipe_is_its_section_over_the_defaults_and_keeps_the_rest(pa
         assert after.train == before.train.replace(network=recipe.params.train.network)
         assert after == before.replace(train=after.train)
         assert path.read_text(encoding="utf-8") == render(after)
-        assert apply_recipe(name, path) == []
+        assert apply_recipe(name, path) == ([], None)
         assert recipe.to_yaml() == render(recipe.params, ("train", "network"))
         assert recipe.to_yaml().startswith("train:") and "lr:" not in recipe.to_yaml()
 

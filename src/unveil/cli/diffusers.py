@@ -38,7 +38,7 @@ def import_(
         typer.echo(f"{params}: not there, expected the model's train.network and train.diffusion in it")
     elif lines := list(disagreements(current, pipeline)):
         typer.echo("\n".join([f"set in {params} before the next stage:", *lines]))
-    typer.echo("next: mkdir -p plots/train && dvc commit --force train && dvc repro sample evaluate")
+    typer.echo("next: mkdir -p plots/train && dvc commit --force train && dvc repro")
 
 
 def export(

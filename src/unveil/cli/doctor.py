@@ -16,6 +16,7 @@ import typer
 
 from unveil.cli.find import project_root
 from unveil.errors import UnveilError
+from unveil.files import expanded
 from unveil.params import Params, load_params
 from unveil.recipes import Recipe, load_recipe, names
 
@@ -66,7 +67,7 @@ def doctor() -> None:
     if not ready:
         typer.echo("The demo cannot run here: mend what is marked !!")
         raise typer.Exit(1)
-    typer.echo("The demo can run here: `dvc repro`, or `make repro`")
+    typer.echo("The demo can run here: `dvc repro`, or `make repro`. It needs nothing of what is marked --")
 
 
 def examine(settings: Params | None) -> Machine:
@@ -125,7 +126,7 @@ def _project(wrong: str | None) -> Iterator[Finding]:
     if project:
         yield _finding("params.yaml", not wrong and "right", wrong or "", "!!")
     state, store = _store()
-    yield state, "MLflow store", store if state == "ok" else f"{store}; or set UNVEIL_TRACKING=off"
+    yield state, "MLflow store", store
 
 
 def _files(settings: Params | None) -> Iterator[Finding]:
@@ -158,9 +159,9 @@ def recipe_line(recipe: Recipe, machine: Machine, ready: bool) -> Finding:
 
 def _params() -> tuple[Params | None, str | None]:
     try:
-        return load_params(Path("params.yaml")), None
+        return load_params((project_root() or Path.cwd()) / "params.yaml"), None
     except (UnveilError, OSError) as error:
-        return None, f"{error}; `git checkout params.yaml` brings the shipped one back"
+        return None, f"{error}; `unveil params fmt` adds keys that are missing, and takes out those of earlier versions"
 
 
 def _git() -> str | None:
@@ -179,15 +180,17 @@ def _store() -> tuple[State, str]:
     """Where MLflow's store is, or why it does not open. One that is not there yet is not made."""
     if find_spec("mlflow") is None:
         return "--", "mlflow is not installed"
-    from unveil.run.store import Store
+    from unveil.run.store import Store, tracking_is_off
 
     try:
-        store = Store.locate(Path.cwd())
+        if tracking_is_off():
+            return "--", "switched off by UNVEIL_TRACKING"
+        store = Store.locate(project_root() or Path.cwd())
         if store.database is not None and not store.database.exists():
             return "ok", f"{store.shown}: none yet, the first run makes it"
         store.open()
     except (UnveilError, OSError) as error:
-        return "--", f"it does not open: {error}"
+        return "!!", f"it does not open: {error}"
     return "ok", store.shown
 
 
@@ -198,10 +201,10 @@ def _weights(settings: Params | None) -> Iterator[Finding]:
     from unveil.evaluation.features.published import FEATURE_SETS, PUBLISHED
     from unveil.evaluation.features.weights import ENVIRONMENT
 
-    own = settings.evaluate.weights if settings else None
+    own = expanded(settings.evaluate.weights) if settings and settings.evaluate.weights else None
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     names = (ENVIRONMENT, *(file.environment for file in PUBLISHED if file.environment))
-    variables = {name: Path(value) for name in names if (value := os.environ.get(name))}
+    variables = {name: expanded(Path(value)) for name in names if (value := os.environ.get(name))}
     places = ", ".join(str(place) for place in (own, *variables.values(), cache) if place)
     for features in FEATURE_SETS.values():
         if (weights := features.weights) is None:
@@ -221,6 +224,7 @@ def _celeba(settings: Params | None) -> tuple[Path | None, str]:
     place = (settings and settings.download.celeba.path) or os.environ.get(ROOT_VARIABLE)
     if not place:
         return None, f"params.yaml's download.celeba.path or {ROOT_VARIABLE}, which name no place"
-    holders = [Path(place), *(Path(place) / base / name for base in BASES for name in (ZIP_NAME, IMAGE_FOLDER))]
+    folder = expanded(Path(place))
+    holders = [folder, *(folder / base / name for base in BASES for name in (ZIP_NAME, IMAGE_FOLDER))]
     found = (path for path in holders if path.is_file() or (path.name == IMAGE_FOLDER and path.is_dir()))
     return next(found, None), str(place)

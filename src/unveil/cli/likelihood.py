@@ -63,6 +63,7 @@ def likelihood(
     denoiser = load_denoiser(models, where, chosen)
     unseen = load_real(shards, index, split, images)
     config = LikelihoodConfig(seed=seed, probes=probes)
+    say(f"likelihood of {images:,} images: minutes on a CPU, by the size of the network")
     found = measure(denoiser, unseen, config, batch_size if where.type == "cuda" else CPU_BATCH, where)
     numbers = {
         "bits_per_dim": significant(found.mean),

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from unveil.errors import UnveilError
-from unveil.files import read_text, write_text
-from unveil.params import load_params, render
+from unveil.params import load_params, read_text, render, write_params
 from unveil.recipes import apply_recipe, load_recipe, names
 from unveil.run.commands import examples
 
@@ -22,13 +21,14 @@ File = Annotated[Path, typer.Option(help="The file of parameters.")]
 def fmt(params: File = Path("params.yaml")) -> None:
     """Write params.yaml in its usual order and layout, with the comments of every key; the values stay.
 
-    A key that is not there is added with its default.
+    A key that is not there is added with its default, and one of an earlier version goes. Your own comments go, too:
+    the file before is then kept beside it.
     """
-    text = render(load_params(params, fill=True))
-    changed = text != read_text(params)
-    if changed:
-        write_text(params, text)
-    typer.echo(f"{params}: {'written anew, the values stay' if changed else 'nothing to change'}")
+    text, rendered = read_text(params), render(load_params(params, fill=True))
+    if text == rendered:
+        typer.echo(f"{params}: nothing to change")
+        return
+    typer.echo(f"{params}: written anew, the values stay{_kept(write_params(params, text, rendered))}")
 
 
 @app.command(epilog=examples("unveil params check", "unveil params check --params other.yaml"))
@@ -56,7 +56,11 @@ def show(name: Name) -> None:
 
 @recipes.command(epilog=examples("unveil recipes apply celeba64-ddpm", "unveil recipes apply demo"))
 def apply(name: Name, params: File = Path("params.yaml")) -> None:
-    """Write a recipe's values into params.yaml."""
-    changed = apply_recipe(name, params)
-    what = f"{len(changed)} value{'s'[: len(changed) != 1]} changed" if changed else "nothing to change"
-    typer.echo(f"{params}: recipe {name}, {what}")
+    """Write a recipe's values into params.yaml. Own comments go: the file before is then kept beside it."""
+    changed, kept = apply_recipe(name, params)
+    what = f"{len(changed)} value{'s'[: len(changed) != 1]} changed" if changed or kept else "nothing to change"
+    typer.echo(f"{params}: recipe {name}, {what}{_kept(kept)}")
+
+
+def _kept(path: Path | None) -> str:
+    return f"; the file before, with your comments and layout, is {path}" if path else ""

@@ -206,7 +206,8 @@ class Sampler(Section):
         read = {
             "sigma_min": self.grid in ("karras", "log-linear"),
             "sigma_max": not self.grid.startswith("ddim"),
-            "rho": self.grid == "karras",
+            "rho": self.grid == "karras" and self.sampler != "rk45",
+            "steps": self.sampler != "rk45" or self.grid not in ("karras", "log-linear"),  # whose ends alone it takes
             "eta": self.sampler == "ddim",
             "variance": self.sampler == "ddpm",
             "s_churn": churns,

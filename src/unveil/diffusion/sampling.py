@@ -155,7 +155,8 @@ def draw(
         seed: of all images.
         ids: numbers of the images of this batch.
         shape: of one image.
-        path: on which the denoiser was trained, which says how strong the first noise is; None = ``denoiser.path``.
+        path: on which the denoiser was trained, which says how strong the first noise is; None = the denoiser's own,
+            its attribute ``path``.
         device: where to draw; None = where the denoiser's parameters or the start are, or the CPU.
         condition: what the network is told, a row an image; it is sliced as the batch is.
         start: the caller's own x at ``sigmas[0]``, float [B, ...], in the place of noise.
@@ -167,10 +168,12 @@ def draw(
         ValueError: if the grid is none, or is of another path.
         ArithmeticError: if rk45 finds no step that is short enough.
     """
-    path = denoiser.path if path is None and isinstance(denoiser, Denoiser) else path
+    if condition is not None and len(condition) not in (0, len(ids)):
+        raise ValueError(f"condition: found {len(condition)} rows, expected one for each of {len(ids)} images")
     network = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
+    path = getattr(network.denoiser, "path", None) if path is None else path
     if device is None:
-        parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
+        parameters = network.denoiser.parameters() if isinstance(network.denoiser, nn.Module) else iter(())
         device = next((tensor.device for tensor in (*parameters, start) if tensor is not None), "cpu")
     noise = SampleNoise(seed, ids, shape, device)
     if path is not None:

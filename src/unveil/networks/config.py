@@ -98,11 +98,6 @@ class UNetConfig(Network):
     augment_labels: Annotated[int, Ge(0), Le(256)] = 0
     """numbers that tell how an image was augmented, beside the noise level; 0 = it is not told"""
 
-    @property
-    def patch_channels(self) -> int:
-        """Channels of what enters the first convolution: those of the image times the pixels of a stem's patch."""
-        return self.image_channels * self.stem**2
-
     def problems(self) -> Iterator[Problem]:
         """Sizes that do not divide, and labels without a noise embedding to be added to."""
         if self.augment_labels and self.noise_conditioning == "none":

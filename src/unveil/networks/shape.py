@@ -19,3 +19,8 @@ class Shape:
     def resolutions(self: Any, image_size: int) -> tuple[int, ...]:
         """Side lengths of the feature maps inside the network, from the highest to the lowest."""
         return tuple(image_size // self.stem // 2**level for level in range(len(self.channel_multipliers)))
+
+    @property
+    def patch_channels(self: Any) -> int:
+        """Channels of what enters the first convolution: those of the image times the pixels of a stem's patch."""
+        return int(self.image_channels * self.stem**2)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import UnveilError
-from unveil.files import write_text
 from unveil.messages import look_up, nearest
 from unveil.parameter_file import Key, package_data, parse_mapping
-from unveil.params import SECTIONS, Params, check_params, read_text, render
+from unveil.params import SECTIONS, Params, check_params, read_text, render, write_params
 from unveil.section import flatten
 
 BASE = "demo"
@@ -55,13 +54,13 @@ def load_recipe(name: str) -> Recipe:
     return Recipe(name, recipe["description"], check_params(values, f"recipe {name}", fill=True), section)
 
 
-def apply_recipe(name: str, path: Path) -> list[str]:
+def apply_recipe(name: str, path: Path) -> tuple[list[str], Path | None]:
     """Write a params.yaml anew with a recipe's values, or with those of its section in the place of the file's own.
 
-    A file that is not YAML or has none of the sections is left as it is.
+    A file that is not YAML or lacks a section is left as it is.
 
     Returns:
-        The dotted keys whose value changed.
+        The dotted keys whose value changed, and where the file before is kept if it held more than its values.
 
     Raises:
         UnveilError: in one line, if there is no such recipe, its values do not go with the file's others, or the file
@@ -81,11 +80,10 @@ def apply_recipe(name: str, path: Path) -> list[str]:
     if recipe.section:
         params = check_params(_put(params.model_dump(), recipe.section, values), str(path), lines)
     try:
-        if (rendered := render(params)) != text:
-            write_text(path, rendered)
+        kept = write_params(path, text, rendered) if (rendered := render(params)) != text else None
     except OSError as error:
         raise UnveilError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return [key for key, value in flatten(params).items() if key not in old or old[key] != value]
+    return [key for key, value in flatten(params).items() if key not in old or old[key] != value], kept
 
 
 @cache

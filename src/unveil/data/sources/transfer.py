@@ -116,7 +116,7 @@ def from_mirror(target: Path, published: CelebAFile, say: Say) -> None:
     try:
         path = hf_hub_download(MIRROR_REPOSITORY, target.name, repo_type="dataset", local_dir=folder)
         os.replace(path, target)
-    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:  # ValueError: of HF_ENDPOINT
         if getattr(error, "errno", None) is not None:  # a full disk, say: no other host mends that
             raise
         raise HostFailed(_reason(error, httpx2.TransportError)) from None
