@@ -90,13 +90,20 @@ def test_a_full_disk_stops_the_demo(project: Path, monkeypatch: Patch) -> None:
 
 
 def test_what_a_recipe_lacks_does_not_stop_the_demo(project: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://such")
     done, lines = examined(monkeypatch, Machine(instructions=("AVX2",), gpus=(), free=5 * GIB, celeba=None))
     assert done.exit_code == 0
     assert "13.4 minutes" in lines["demo"] and "without bf16" in lines["processor"]
     assert lines["celeba64-ddpm"].startswith("lacks ") and "GiB of free disk; a GPU" in lines["celeba64-ddpm"]
-    assert "CELEBA_ROOT" in lines["CelebA"] and "it does not open: " in lines["MLflow store"]
-    assert "no checkout" in lines["Git"]
+    assert "CELEBA_ROOT" in lines["CelebA"] and "no checkout" in lines["Git"]
+
+
+def test_a_store_that_does_not_open_stops_the_demo_unless_tracking_is_off(project: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://such")
+    done, lines = examined(monkeypatch, GOOD)
+    assert done.exit_code == 1 and "it does not open: " in lines["MLflow store"]
+    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    done, lines = examined(monkeypatch, GOOD)
+    assert done.exit_code == 0 and "switched off" in lines["MLflow store"]
 
 
 def test_this_machine_is_examined_and_nothing_is_made(project: Path, monkeypatch: Patch) -> None:

@@ -102,7 +102,8 @@ def _revision_card(name: str) -> bytes:
     except (FileMissingError, OutputNotFoundError, PathMissingError):
         raise UnveilError(
             f"{name}: found no {CARD} of this revision here, expected one in DVC's cache; if you made it here, "
-            "`git commit -am 'my result'` after `dvc repro` gives it a name; `dvc fetch --all-commits` brings it from a remote"
+            "`git commit -am 'my result'` after `dvc repro` gives it a name; "
+            "`dvc fetch --all-commits` brings it from a remote"
         ) from None
     except (DvcException, OSError) as error:
         line = one_line(error)
