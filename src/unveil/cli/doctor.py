@@ -27,7 +27,7 @@ PACKAGES = ("torch", "dvc", "mlflow")
 CELEBA_IMAGES, CELEBA_BYTES = 202_599, 3 * 10**9  # the published archive, once fetched and once in data/raw
 # The whole pipeline with nothing beside it, by whether there is bf16 (README).
 MEASURED = {
-    True: "9.9 minutes on two cores of an AMD EPYC with bf16",
+    True: "10.6 minutes on two cores of an AMD EPYC with bf16",
     False: "13.4 minutes on two cores of an AMD EPYC kept to AVX2",
 }
 State = Literal["ok", "--", "!!"]  # !!: the demo cannot run without

@@ -138,7 +138,7 @@ def test_a_named_file_that_is_missing_is_no_reason_to_look_further(
     for word in (
         "evaluate.weights",
         str(absent),
-        "unreadable (No such file or directory)",
+        "no such file",
         published.url,
         published.sha256,
     ):
