@@ -2,52 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from unveil.data.pixels import to_uint8
-from unveil.diffusion.config import Diffusion, Sampler
-from unveil.diffusion.samplers import Step
-from unveil.diffusion.sampling import NotDrawn, batches, draw_batches
+from unveil.data.batches import load_attributes
+from unveil.diffusion.config import Diffusion, Guidance, Sampler
+from unveil.diffusion.sampling import NotDrawn, batches
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
-from unveil.layout import GRID, MODELS, SAMPLE_RECORD, SAMPLES, TRAIN_RECORD, TRAJECTORY
-from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
+from unveil.generation import Watch, asking, generate, load_guided
+from unveil.layout import GRID, MODELS, SAMPLE_RECORD, SAMPLES, SHARDS, TRAIN_RECORD, TRAJECTORY
+from unveil.model import WEIGHTS_FILE, ModelConfig
+from unveil.networks.condition import told
+from unveil.params import AS_DATA
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
-from unveil.progress import Passing, renews
 from unveil.run.launch import start_processes
 from unveil.run.stage import stage
 from unveil.tensors import save_tensors
+from unveil.weights import parse_weights
 from unveil.workers import workers
 
-FACES = 4  # of the strip
 COLUMNS = 10
-STEP_SECONDS = 15  # between two lines about the steps of one batch
 app = typer.Typer(add_completion=False)
-
-
-def watched(strip: list[Step], steps: int, say: Callable[[str], None]) -> Callable[[Sequence[int], int, Step], None]:
-    """Keeps a few faces of every step of the first batch, and now and then says where a long grid is."""
-    said = time.perf_counter()
-
-    def watch(ids: Sequence[int], number: int, step: Step) -> None:
-        nonlocal said
-        now = time.perf_counter()
-        due = now - said >= (0.2 if renews() else STEP_SECONDS)
-        if number and due:
-            say(Passing(f"samples {ids[0]:,} to {ids[-1]:,}: step {number:,} of {steps:,}"))
-        said = said if number and not due else now
-        if ids[0] == 0:  # a thousand steps of a whole batch would not fit into memory
-            strip.append(replace(step, x=step.x[:FACES].cpu(), denoised=step.denoised[:FACES].cpu()))
-
-    return watch
 
 
 def refusal(error: NotDrawn, sampler: Sampler, precision: str) -> UnveilError:
@@ -57,6 +38,16 @@ def refusal(error: NotDrawn, sampler: Sampler, precision: str) -> UnveilError:
     if error.cause is None:
         mend = "train again, or set sample.precision to fp32"
     return UnveilError(f"{MODELS / WEIGHTS_FILE}: {error}; {mend}")
+
+
+def asked_for(request: tuple[str, ...], names: tuple[str, ...]) -> torch.Tensor | None:
+    """The rows of attributes that ``asking`` chooses from: int8 [n, k]; None for an unconditional model."""
+    if request == (AS_DATA,) and names:
+        return load_attributes(SHARDS, "train", names)
+    try:
+        return told(request, names)[None] if names or request else None
+    except ValueError as error:
+        raise UnveilError(f"sample.attributes: {error}; the model in {MODELS} knows no others") from None
 
 
 @app.command()
@@ -74,37 +65,42 @@ def main(
         set_tf32(False, device)  # fp32 is meant as such; bf16 and fp16 are faster still
         processes = held.enter_context(joined(device))
         precision = resolve_precision(settings.precision, device)
-        denoiser = load_denoiser(MODELS, device, settings.average)
+        guidance = settings.only(Guidance)
+        if guidance.guide is not None and parse_weights(guidance.guide) is None:
+            guidance = guidance.replace(guide=str(run.locate(Path(guidance.guide))))
+        denoiser, guide = load_guided(MODELS, device, settings.average, guidance)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])
-        sampler = settings.only(Sampler)
+        sampler, attributes = settings.only(Sampler), asked_for(settings.attributes, model.network.attributes)
+        tell = asking(attributes, settings.seed, device)
         shape = (3, model.network.image_size, model.network.image_size)
         parts = batches(settings.num_samples, settings.batch_size)
         parts = parts[processes.part(len(parts))]
-        images, strip, nfe = [torch.empty(0, *shape, dtype=torch.uint8)], list[Step](), 0
-        started = time.perf_counter()
-        watch, context = watched(strip, sampler.steps, run.say), lambda: autocast(precision, device)
-        how = {"context": context, "workers": held.enter_context(workers(device, settings.batch_size))}
+        started, watch = time.perf_counter(), Watch(sampler.steps, run.say)
+        how = {
+            "tell": tell,
+            "context": lambda: autocast(precision, device),
+            "workers": held.enter_context(workers(device, settings.batch_size)),
+        }
         try:
-            for ids, last in draw_batches(denoiser, sampler, settings.seed, shape, parts, watch, **how):
-                images.append(to_uint8(last.x).cpu())
-                nfe = max(nfe, last.nfe)  # rk45: of the image that needed most
-                done, total, seconds = ids[-1] + 1, parts[-1][-1] + 1, time.perf_counter() - started
-                left = "{}:{:02d}".format(*divmod(round((total - done) * seconds / done), 60))
-                run.say(Passing(f"{done:>7,} of {total:,} samples  {done / seconds:6.1f} images/s  {left} left"))
+            images, nfe = generate(denoiser, sampler, settings.seed, shape, parts, run.say, watch, **how)
         except NotDrawn as error:
             raise refusal(error, sampler, precision) from None
-        if strip:
-            columns = min(COLUMNS, len(strip))
-            save_grid(emergence(strip, len(strip[0].x), columns), columns, TRAJECTORY)
-        together = processes.gather(torch.cat(images))
+        if watch.strip:
+            columns = min(COLUMNS, len(watch.strip))
+            save_grid(emergence(watch.strip, len(watch.strip[0].x), columns), columns, TRAJECTORY)
+        together = processes.gather(images)
         nfe = int(processes.agree(nfe)[0])
         seconds = time.perf_counter() - started
         if together is None:  # another process has all of them
             return
-        facts |= {"seed": settings.seed, "precision": precision, "nfe": nfe, **sampler.read_values()}
+        facts |= {"seed": settings.seed, "precision": precision, "nfe": nfe, **sampler.read_values(), **guide}
+        tensors = {"images": together, "ids": torch.arange(len(together))}
+        if (asked := tell(range(len(together)))) is not None and asked.attributes is not None:
+            facts |= {"attributes": list(model.network.attributes), "asked": list(settings.attributes)}
+            tensors |= {"attributes": asked.attributes.cpu()}
         # Under one key: safetensors writes several in random order, and equal samples must be equal bytes.
-        save_tensors(SAMPLES, {"images": together, "ids": torch.arange(len(together))}, {"facts": json.dumps(facts)})
+        save_tensors(SAMPLES, tensors, {"facts": json.dumps(facts)})
         save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)
         speed = len(together) / seconds
         run.log_metrics({"nfe": nfe, "num_samples": len(together), "images_per_second": speed}, model=True)

@@ -37,15 +37,17 @@ FLOORS: tuple[set[str], ...] = (
     GROUND,
     {"data", "networks", "diffusion"},
     {"figures", "model"},
+    {"generation"},
     {"training", "evaluation"},
     {"params", "interchange"},
+    {"serving"},
     {"recipes", "run"},
     {"cli", "stages", "studies"},
     {"__main__"},
 )
 LONGEST_FUNCTION = 60  # lines of code: without docstring, comments and blank lines
 LONGEST_STAGE = 120
-MOST_LINES = 18_850  # of src and stages; what is added is to be paid for
+MOST_LINES = 22_000  # of src and stages; what is added is to be paid for
 
 
 def room(module: str) -> str:

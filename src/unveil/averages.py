@@ -178,10 +178,20 @@ class Averages(_Index):
             ValueError: for ``ema``, which lies in ``model.safetensors``.
         """
         if choice.kind == "ema":
-            raise ValueError("found ema, expected half-life:N or power:S")
+            raise ValueError("found ema, expected half-life:N, power:S or snapshot:N")
         if stored := next((entry for entry in self.half_lives if choice == entry.choice), None):
             return load_tensors(self._whole(stored), MEND)
+        if choice.kind == "snapshot":
+            return self._snapshot(choice)
         return self._combine(self.reconstruction(choice).coefficients)
+
+    def _snapshot(self, choice: WeightsChoice) -> dict[str, Tensor]:
+        if (stored := next((each for each in self.snapshots if each.images == choice.value), None)) is None:
+            there = ", ".join(str(snapshot.images) for snapshot in self.snapshots) or "none"
+            raise UnveilError(f"{self.folder}: found snapshots {there}, expected {choice}; choose one of them")
+        prefix = _prefix(min(profile.sigma_rel for profile in self.profiles))
+        tensors = load_tensors(self._whole(stored), MEND)
+        return {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
 
     def reconstruction(self, choice: WeightsChoice) -> Reconstruction:
         """How the snapshots make an average at the end of training.

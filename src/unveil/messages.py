@@ -112,6 +112,22 @@ def nearest(word: str, candidates: Sequence[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def chosen(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The places of some names among those that are known.
+
+    Raises:
+        ValueError: for a name that is none of them, with the nearest, or that stands twice.
+    """
+    for number, word in enumerate(wanted):
+        if word not in known:
+            match = nearest(word, known)
+            hint = f"did you mean {match}?" if match else f"expected some of {', '.join(known) or 'none'}"
+            raise ValueError(f"found {word}, {hint}")
+        if word in wanted[:number]:
+            raise ValueError(f"found {word} twice, expected each name once")
+    return [known.index(word) for word in wanted]
+
+
 def text_of(field: FieldInfo) -> str:
     """The text of a value, on one line."""
     return " ".join((field.description or "").split())
@@ -121,6 +137,7 @@ def comment_of(field: FieldInfo) -> str:
     """What params.yaml says of a value: its text, and its range; a text names the choices itself."""
     kind = field.annotation
     items = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    items = get_args(items)[0] if get_origin(items) is Annotated else items
     names = section_at(field) is not None or get_origin(items) in (Literal, Union, types.UnionType) or items is str
     return text_of(field) if names else f"{text_of(field)}; {allowed(field).removeprefix('a ')}"
 

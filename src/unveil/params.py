@@ -15,21 +15,33 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from unveil import files
-from unveil.data.celeba import PUBLISHED_SPLITS
+from unveil.data.celeba import ATTRIBUTES, PUBLISHED_SPLITS
 from unveil.data.config import Download, Preprocess
-from unveil.diffusion.config import Diffusion, Sampler
+from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.diffusion.levels import DISCRETE_PATHS, FULL_NOISE, PRESERVING_PATHS, UNBOUNDED_PATHS
 from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
-from unveil.messages import RETIRED, comment_of, findings, look_up, schema_of, section_at
+from unveil.messages import RETIRED, chosen, comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
 from unveil.parameter_file import Key, Lines, parse_mapping, written
 from unveil.posthoc import STEEPEST_RAMP
-from unveil.section import GREATEST_DEVIATION, LEAST_DEVIATION, Amount, Count, Device, Precision, Problem, Section, Seed
+from unveil.section import (
+    GREATEST_DEVIATION,
+    LEAST_DEVIATION,
+    LISTED,
+    Amount,
+    Count,
+    Device,
+    Precision,
+    Problem,
+    Section,
+    Seed,
+)
 from unveil.training.config import Training
 from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
 MOST_BYTES = 1 << 20  # of a params.yaml
+AS_DATA = "data"  # asks for the attributes of training images
 COMMENT_COLUMN = 31  # of the comments behind the values
 HEADER = (
     "# Every choice of the pipeline. `dvc repro` runs what a change affects; `dvc exp run -S train.lr=2e-4`",
@@ -60,6 +72,10 @@ class Train(Training):
                 f"x0 | v | edm, because train.network.stem is {self.network.stem} and noise does not pass through a "
                 f"narrow network (2511.13720); {self.diffusion.parameterization} needs stem 1",
             )
+        if self.attributes and self.network.noise_conditioning == "none":
+            yield Problem(
+                "attributes", "[] with train.network.noise_conditioning none: they are told beside the noise level"
+            )
         told, path = self.network.noise_conditioning != "none", self.diffusion.path
         if told and self.network.noise_embedding == "fourier" and path not in ("edm", "ve"):
             yield Problem(
@@ -74,6 +90,9 @@ class Drawing(Section):
 
     seed: Seed = 0
     """image i depends on (seed, i) alone"""
+    attributes: Annotated[tuple[str, ...], LISTED] = ()
+    """what is asked for: names of train.attributes, with a minus for the absence, as [Smiling, -Bald] | [data] = each
+    image those of a training image | [] = nothing"""
     num_samples: Count = 50_000
     """images to make"""
     batch_size: Count = 500
@@ -83,8 +102,8 @@ class Drawing(Section):
     precision: Precision = "auto"
     """type of the network's arithmetic: auto | fp32 | bf16 | fp16"""
     weights: Annotated[str, WEIGHTS] = "ema"
-    """ema (the model's own) | half-life:N (images) | power:S (relative standard deviation);
-    `unveil averages search` finds the best"""
+    """ema (the model's own) | half-life:N (images) | power:S (relative standard deviation) | snapshot:N (in the middle
+    of training, after so many images); `unveil averages search` finds the best"""
 
     @property
     def average(self) -> WeightsChoice:
@@ -92,21 +111,26 @@ class Drawing(Section):
         return parse_weights(self.weights) or WeightsChoice()
 
 
-class Sample(Sampler, Drawing):
-    """How many images, and by which sampler."""
+class Sample(Sampler, Guidance, Drawing):
+    """How many images, of what, and by which sampler."""
 
     grid_rows: Count = 8
     """of samples/grid.png; rows x columns are at most num_samples"""
     grid_columns: Count = 12
     """of samples/grid.png"""
 
+    def unread(self) -> set[str]:
+        """What neither the sampler nor the guidance reads."""
+        return Sampler.unread(self) | Guidance.unread(self)
+
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with the sampler, weights without a meaning, and a picture of more cells than images."""
-        yield from super().problems()
+        """What is wrong with sampler and guidance, weights without a meaning, a picture of more cells than images."""
+        yield from Sampler.problems(self)
+        yield from Guidance.problems(self)
         if parse_weights(self.weights) is None:
             yield Problem(
                 "weights",
-                f"{WEIGHTS} (N a half-life in images; S a relative standard deviation in "
+                f"{WEIGHTS} (N in images; S a relative standard deviation in "
                 f"[{LEAST_DEVIATION}, {GREATEST_DEVIATION}])",
             )
         if (cells := self.grid_rows * self.grid_columns) > self.num_samples:
@@ -149,6 +173,7 @@ class Params(Section):
             )
         if self.launch.processes > self.train.batch_size:
             yield Problem("launch.processes", f"at most train.batch_size, {self.train.batch_size}")
+        yield from self._attributes_problems()
         yield from self._weights_problems()
         yield from self._network_problems()
         yield from self._grid_problems()
@@ -181,8 +206,26 @@ class Params(Section):
         if evaluate.kid_subset_size > sizes[split]:
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
 
+    def _attributes_problems(self) -> Iterator[Problem]:
+        """Names that the data set does not have, or the network is not told; those of a folder nobody has read yet."""
+        names, asked = self.train.attributes, self.sample.attributes
+        if self.download.source != "folder":
+            try:
+                chosen(names, ATTRIBUTES)
+            except ValueError as error:
+                yield Problem("train.attributes", f"names of CelebA's header ({error})")
+        if asked != (AS_DATA,) or not names:
+            try:
+                chosen([word.removeprefix("-") for word in asked], names)
+            except ValueError as error:
+                yield Problem("sample.attributes", f"names of train.attributes ({error})")
+        if self.sample.guides and self.sample.guide is None and not names:
+            yield Problem("sample.guidance", "1.0 with train.attributes [], or a sample.guide")
+
     def _weights_problems(self) -> Iterator[Problem]:
         choice, train = self.sample.average, self.train
+        if choice.kind == "snapshot" and train.ema_profiles:
+            return
         if choice.kind == "ema" or choice.value in (train.ema_half_life_images, *train.ema_more_half_lives):
             return
         if not train.ema_profiles:

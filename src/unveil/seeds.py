@@ -8,12 +8,14 @@ that, but not on how processes and threads divide it; the masks of dropout alone
 purpose        seed                         number              what is drawn
 =============  ===========================  ==================  ===================================================
 sample         sample.seed                  the image           the noise it starts from, then its sampler's
+attributes     sample.seed                  the image           the training image whose attributes it is asked for
 likelihood     --seed of the command        its place           its dequantization, then the probes of the trace
 control        of the control               the image           the noise added to it
 order          train.seed                   the epoch           the order of its images
 flips          train.seed                   the batch           which of its images are mirrored
 noise          train.seed                   the step            noise levels, noise (all candidates), perturbation
 augment        train.seed                   the step            the transformations of its images
+attributes     train.seed                   the step            which attributes the network is not told
 dropout        train.seed                   the step            masks; of rank r > 0 the purpose is ``dropout r``
 validation     train.seed                   0                   noise levels and noise of the held-out images
 =============  ===========================  ==================  ===================================================

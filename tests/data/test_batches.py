@@ -138,10 +138,14 @@ def _shards(folder: Path, counts: list[int]) -> tuple[Tensor, ShardIndex]:
         source="cartoon",
         protocol="squash",
         image_size=4,
-        attributes=("Smiling",),
+        attributes=NAMES,
     )
     index.save(folder)
     return images, index
+
+
+NAMES = tuple(f"bit_{number}" for number in range(40))
+SOME = ("bit_7", "bit_0", "bit_3")  # in an order of their own
 
 
 def _bits(images: Tensor) -> Tensor:
@@ -162,16 +166,25 @@ def test_streamed_batches_are_those_of_the_device(tmp_path: Path, numbers: Itera
 @pytest.mark.parametrize("loader", ["device", "stream"])
 def test_attributes_come_with_their_images_if_asked_for(tmp_path: Path, loader: Loader) -> None:
     _shards(tmp_path, [5, 11, 7])
-    batches = open_batches(tmp_path, "train", loader, 6, 0, False, torch.device("cpu"), slice(1, 5), attributes=True)
+    batches = open_batches(tmp_path, "train", loader, 6, 0, False, torch.device("cpu"), slice(1, 5), attributes=SOME)
     for number in (0, 3, 4):
         batch = batches.batch(number)
         assert len(batch) == 4 and batch.attributes is not None and batch.attributes.dtype == torch.int8
-        assert torch.equal(batch.attributes, 2 * _bits(to_uint8(batch.images)).to(torch.int8) - 1)
+        assert torch.equal(batch.attributes, 2 * _bits(to_uint8(batch.images))[:, [7, 0, 3]].to(torch.int8) - 1)
         some = batch[2:]
         assert some.attributes is not None and torch.equal(some.attributes, batch.attributes[2:])
-    split = load_split(tmp_path, "train", 13, attributes=True)
+    split = load_split(tmp_path, "train", 13, attributes=NAMES)
     assert split.attributes is not None and torch.equal(split.attributes > 0, _bits(split.images)) and len(split) == 13
     assert load_split(tmp_path, "train").attributes is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(("bit_7", "bitt_3"), "did you mean bit_3"), (("bit_7", "bit_7"), "twice")]
+)
+def test_an_attribute_that_the_data_do_not_have_is_refused(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+    _shards(tmp_path, [5])
+    with pytest.raises(UnveilError, match=words):
+        load_split(tmp_path, "train", attributes=names)
 
 
 def test_the_loader_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from unveil.diffusion.config import Diffusion
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
 from unveil.files import file_digest
+from unveil.generation import Watch
 from unveil.model import ModelConfig, save_model
 from unveil.networks.config import UNetConfig
 from unveil.networks.unet import UNet
@@ -225,13 +226,14 @@ def test_of_the_steps_only_a_few_faces_of_the_first_batch_are_kept(
 ) -> None:
     """A thousand steps of a whole batch would be gigabytes."""
     kept: list[list[Step]] = []
-    original = sample.watched
+    original = Watch
 
-    def watched(strip: list[Step], *arguments: Any) -> Any:
-        kept.append(strip)
-        return original(strip, *arguments)
+    def watch(*arguments: Any) -> Any:
+        watching = original(*arguments)
+        kept.append(watching.strip)
+        return watching
 
-    monkeypatch.setattr(sample, "watched", watched)
+    monkeypatch.setattr(sample, "Watch", watch)
     assert _run().exit_code == 0
     assert [len(strip) for strip in kept] == [5]
     assert all(step.x.shape[0] == step.denoised.shape[0] == 4 for step in kept[0])

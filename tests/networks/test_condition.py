@@ -29,7 +29,7 @@ def test_its_parts_go_together(here: slice | torch.Tensor) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 def test_all_attributes_of_an_image_are_dropped_together_and_each_by_itself(rate: float) -> None:
-    dropped = TOLD.dropped(rate, _generator())
+    dropped = TOLD.dropped(rate, rate, _generator())
     assert dropped.augmentation is TOLD.augmentation
     assert TOLD.attributes is not None and dropped.attributes is not None
     assert dropped.attributes.dtype == torch.int8
@@ -44,14 +44,14 @@ def test_all_attributes_of_an_image_are_dropped_together_and_each_by_itself(rate
 
 
 def test_what_is_dropped_of_an_image_does_not_depend_on_how_the_batch_is_divided() -> None:
-    whole = TOLD.dropped(0.3, _generator()).attributes
+    whole = TOLD.dropped(0.3, 0.3, _generator()).attributes
     for part in (slice(0, 1000), slice(1000, 4000)):
-        alone = TOLD[part].dropped(0.3, _generator(), COUNT, part).attributes
+        alone = TOLD[part].dropped(0.3, 0.3, _generator(), COUNT, part).attributes
         assert whole is not None and alone is not None and torch.equal(alone, whole[part])
 
 
 def test_where_nothing_is_told_nothing_is_dropped() -> None:
     generator = _generator()
     condition = Condition(TOLD.augmentation)
-    assert condition.dropped(0.5, generator) is condition
+    assert condition.dropped(0.5, 0.5, generator) is condition
     assert torch.equal(generator.get_state(), _generator().get_state())

@@ -54,10 +54,19 @@ def signed(attributes: Tensor) -> Tensor:
     return attributes.to(torch.int8) * 2 - 1
 
 
-def load_split(folder: Path, split: str, limit: int | None = None, attributes: bool = False) -> Batch:
-    """A split in memory, uint8, in order of the ids; the first ``limit`` images. Raises as ``load_tensor`` does."""
-    told = signed(load_tensor(folder, split, "attributes", limit)) if attributes else None
+def load_split(folder: Path, split: str, limit: int | None = None, attributes: Sequence[str] = ()) -> Batch:
+    """A split in memory, uint8, in order of the ids; the first ``limit`` images, and these of their attributes.
+
+    Raises as ``load_tensor`` and ``ShardIndex.columns`` do.
+    """
+    told = load_attributes(folder, split, attributes, limit) if attributes else None
     return Batch(load_tensor(folder, split, "images", limit), told)
+
+
+def load_attributes(folder: Path, split: str, names: Sequence[str], limit: int | None = None) -> Tensor:
+    """Some attributes of a split's images: int8 [n, k], -1 and 1. Raises as ``load_split`` does."""
+    columns = ShardIndex.load(folder).columns(names)
+    return signed(load_tensor(folder, split, "attributes", limit))[:, columns]
 
 
 class StreamedSplit:
@@ -66,7 +75,7 @@ class StreamedSplit:
     Args:
         folder: of the shards.
         shards: of the split, in order.
-        attributes: read the images' attributes too.
+        attributes: columns of the images' attributes that are read too.
         device: where they will go; those for a GPU are read into pinned memory.
 
     Raises:
@@ -75,9 +84,10 @@ class StreamedSplit:
     """
 
     def __init__(
-        self, folder: Path, shards: Sequence[Shard], attributes: bool = False, device: torch.device | str = "cpu"
+        self, folder: Path, shards: Sequence[Shard], attributes: Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> None:
         self.device = torch.device(device)
+        self._columns = list(attributes)
         self._names = ("images", "attributes") if attributes else ("images",)
         self._files = [ShardRows(folder, shard, self._names) for shard in shards]
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
@@ -94,7 +104,7 @@ class StreamedSplit:
             read.append(torch.empty(shape, dtype=torch.uint8, pin_memory=pin))
             for target, (file, row) in zip(read[-1].numpy(), places, strict=True):
                 target[...] = self._files[file].read(row, name)
-        return Batch(read[0], *map(signed, read[1:]))
+        return Batch(read[0], *(signed(rows)[:, self._columns] for rows in read[1:]))
 
 
 class Batches:
@@ -170,18 +180,18 @@ def open_batches(
     horizontal_flip: bool,
     device: torch.device,
     part: slice = slice(None),
-    attributes: bool = False,
+    attributes: Sequence[str] = (),
 ) -> Batches:
     """Batches of a split, by the loader that is asked for; ``auto`` streams what the device has no room for.
 
     Raises:
-        UnveilError: if a shard is missing or damaged.
+        UnveilError: if a shard is missing or damaged, or an attribute is none of the data set's.
     """
     index = ShardIndex.load(folder)
     size = index.num_images(split) * 3 * index.image_size**2
     rows: Batch | StreamedSplit
     if loader == "stream" or (loader == "auto" and size > SHARE_OF_MEMORY * _free_memory(device)):
-        rows = StreamedSplit(folder, index.shards(split), attributes, device)
+        rows = StreamedSplit(folder, index.shards(split), index.columns(attributes), device)
     else:
         rows = load_split(folder, split, attributes=attributes).to(device)
     return Batches(rows, batch_size, seed, horizontal_flip, part)

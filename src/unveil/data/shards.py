@@ -18,6 +18,7 @@ from torch import Tensor
 from unveil.data.config import ProtocolName, SourceName, SplitName
 from unveil.errors import UnveilError
 from unveil.files import file_digest, read_json, regular, write_json
+from unveil.messages import chosen
 from unveil.section import NO_OTHERS, Amount, Count, FileName, Sha256, Side
 from unveil.tensors import open_tensors, save_tensors
 
@@ -95,6 +96,13 @@ class ShardIndex:
     def num_images(self, split: str) -> int:
         """Number of images in a split; 0 if there is no such split."""
         return sum(shard.images for shard in self.shards(split))
+
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """The columns of ``attributes`` that have these names. Raises UnveilError for a name that is none's."""
+        try:
+            return chosen(names, self.attributes)
+        except ValueError as error:
+            raise UnveilError(f"train.attributes: {error}; the data set's own names are in {INDEX_FILE}") from None
 
     def digest(self) -> str:
         """SHA-256 over the hashes of all shards and the protocol: the identity of the data set."""

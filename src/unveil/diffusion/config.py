@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Len
 
 from unveil.diffusion import levels
 from unveil.section import (
     GREATEST_SIGMA,
     LEAST_SIGMA,
+    LISTED,
     HalfOpenShare,
     NonNegative,
     OpenShare,
@@ -146,6 +147,42 @@ class Diffusion(Section):
                 f"a number with which sigma stays in [{LEAST_SIGMA:g}, {GREATEST_SIGMA:g}] on path {self.path} "
                 f"(now {least:.3g} to {greatest:.3g})",
             )
+
+
+class Guidance(Section):
+    """A guide, which the model is pushed away from."""
+
+    guidance: Annotated[float, Ge(0), Le(100)] = 1.0
+    """scale: 1 = the model as it is, 0 = its guide, above 1 exaggerates what tells them apart (2207.12598)"""
+    guidance_interval: Annotated[tuple[NonNegative, ...], LISTED, Len(0, 2)] = ()
+    """sigmas with guidance, above the first and up to the second (2404.07724); [] = all"""
+    guidance_rescale: Share = 0.0
+    """share of the way back to the spread that the model's own image has (2305.08891)"""
+    guide: str | None = None
+    """null = the model, told nothing | half-life:N, power:S, snapshot:N of the same training | the path of another
+    model's folder (autoguidance, 2406.02507)"""
+    guide_attributes: bool = True
+    """guide: whether it is told the attributes too"""
+
+    @property
+    def guides(self) -> bool:
+        """Whether a guide has a say."""
+        return self.guidance != 1
+
+    def unread(self) -> set[str]:
+        """What describes a guide, where there is none."""
+        if self.guides:
+            return set() if self.guide is not None else {"guide_attributes"}
+        return {"guidance_interval", "guidance_rescale", "guide", "guide_attributes"}
+
+    def problems(self) -> Iterator[Problem]:
+        """An interval that is none."""
+        if self.guidance_interval and not (
+            len(self.guidance_interval) == 2 and self.guidance_interval[0] < self.guidance_interval[1]
+        ):
+            yield Problem("guidance_interval", "[], or two sigmas, the smaller one first")
+        if self.guide is not None and not self.guide.strip():
+            yield Problem("guide", "null, an average of the weights, or a folder")
 
 
 class Sampler(Section):

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unveil.diffusion import grids, samplers
 from unveil.diffusion.config import Sampler, SamplerName
-from unveil.diffusion.denoiser import Denoiser, DenoiserFunction, expand
+from unveil.diffusion.denoiser import DenoiserFunction, expand
 from unveil.diffusion.paths import DiscreteVP, NoisePath
 from unveil.diffusion.samplers import Churn, Counted, NoiseSource, SamplerFunction, Step
 from unveil.seeds import image_seed
@@ -173,7 +173,7 @@ def draw(
     network = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
     path = getattr(network.denoiser, "path", None) if path is None else path
     if device is None:
-        parameters = network.denoiser.parameters() if isinstance(network.denoiser, nn.Module) else iter(())
+        parameters: Iterable[Tensor] = getattr(network.denoiser, "parameters", tuple)()
         device = next((tensor.device for tensor in (*parameters, start) if tensor is not None), "cpu")
     noise = SampleNoise(seed, ids, shape, device)
     if path is not None:
@@ -217,25 +217,26 @@ def batches(count: int, size: int) -> list[range]:
 
 
 def draw_batches(
-    denoiser: Denoiser,
+    denoiser: Callable[..., Tensor],
     sampler: Sampler,
     seed: int,
     shape: Sequence[int],
     parts: Iterable[Sequence[int]],
     watch: Watch = lambda ids, number, step: None,
+    tell: Callable[[Sequence[int]], Any] = lambda ids: None,
     **how: Any,
 ) -> Iterator[tuple[Sequence[int], Step]]:
     """Of each batch the numbers of its images and their last step; image i is a function of (seed, i) alone.
 
     ``parts`` has the numbers of each batch's images, as :func:`batches` makes them. ``watch`` is told of every step,
-    from number 0, the start. ``how`` is what else :func:`draw` takes.
+    from number 0, the start. ``tell`` gives the condition of a batch. ``how`` is what else :func:`draw` takes.
 
     Raises:
         NotDrawn: if the images of a batch cannot be drawn, or are not finite.
     """
     for ids in parts:
         try:
-            for number, step in enumerate(draw(denoiser, sampler, seed, ids, shape, **how)):
+            for number, step in enumerate(draw(denoiser, sampler, seed, ids, shape, condition=tell(ids), **how)):
                 watch(ids, number, step)
         except ArithmeticError as error:
             raise NotDrawn(ids, error) from None

@@ -1,10 +1,12 @@
 """What a network is told of an image beside its noise level, as one value from the batch to the embedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from unveil.messages import chosen
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Condition:
     >>> condition = Condition(attributes=torch.tensor([[1, -1], [-1, 0]]))
     >>> len(condition), condition[1:].attributes
     (2, tensor([[-1,  0]]))
-    >>> condition.dropped(1.0, torch.Generator()).attributes
+    >>> condition.dropped(1.0, 0.0, torch.Generator()).attributes
     tensor([[0, 0],
             [0, 0]])
 
@@ -39,16 +41,29 @@ class Condition:
         """The same on a device; a GPU is not waited for."""
         return self._each(lambda part: part.to(device, non_blocking=True))
 
+    def taken(self, columns: Sequence[int | None]) -> "Condition":
+        """With these columns of the attributes, in this order; None is a column that is not told."""
+        if self.attributes is None:
+            return self
+        silent = torch.zeros_like(self.attributes[:, 0])
+        found = [silent if column is None else self.attributes[:, column] for column in columns]
+        return Condition(self.augmentation, torch.stack(found, dim=1))
+
     def dropped(
-        self, rate: float, generator: torch.Generator, images: int | None = None, part: slice = slice(None)
+        self,
+        together: float,
+        single: float,
+        generator: torch.Generator,
+        images: int | None = None,
+        part: slice = slice(None),
     ) -> "Condition":
         """With some attributes not told, so that a network learns to do without them (2207.12598).
 
-        All attributes of an image are dropped with probability ``rate``, and so is each of the others by itself: the
-        network learns images of any choice of attributes, and of none. Augmentation is always told.
+        It so learns images of any choice of attributes, and of none. Augmentation is always told.
 
         Args:
-            rate: in [0, 1].
+            together: probability, in [0, 1], that all attributes of an image are dropped.
+            single: probability, in [0, 1], that one of the others is dropped by itself.
             generator: of the CPU, so that the same are dropped on every device.
             images: size of the batch of which this is a part; None = this is all of it.
             part: which of the batch's images these are. What is dropped of an image does not depend on the division.
@@ -56,9 +71,9 @@ class Condition:
         if self.attributes is None:
             return self
         count = len(self) if images is None else images
-        all_of_them = torch.rand(count, 1, generator=generator) < rate
-        single = torch.rand(count, self.attributes.shape[1], generator=generator) < rate
-        dropped = (all_of_them | single)[part].to(self.attributes.device, non_blocking=True)
+        whole = torch.rand(count, 1, generator=generator) < together
+        each = torch.rand(count, self.attributes.shape[1], generator=generator) < single
+        dropped = (whole | each)[part].to(self.attributes.device, non_blocking=True)
         return Condition(self.augmentation, self.attributes.masked_fill(dropped, 0))
 
 
@@ -71,6 +86,38 @@ class AugmentationEmbedding(nn.Linear):
     def __init__(self, labels: int, channels: int) -> None:
         super().__init__(labels, channels, bias=False)
         nn.init.zeros_(self.weight)
+
+
+class AttributeEmbedding(nn.Linear):
+    """What an image shows, as a vector to be added to the waves of its noise level: int8 [B, k] -> [B, channels].
+
+    An attribute has one vector if it is there and another one if it is not; one that is not told adds nothing. Without
+    bias, of zeros at first: a network learns what a condition means from an unconditional one's start.
+    """
+
+    def __init__(self, attributes: int, channels: int) -> None:
+        super().__init__(2 * attributes, channels, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        """Embed attributes [B, k] in {-1, 0, 1}; what lies between tells a part of it."""
+        values = attributes.to(self.weight.dtype)
+        return super().forward(torch.cat([values.clamp_min(0), (-values).clamp_min(0)], dim=1))
+
+
+def told(request: Sequence[str], names: Sequence[str]) -> Tensor:
+    """What a request such as ``["Smiling", "-Wearing_Hat"]`` tells a network of these attributes: int8 [k].
+
+    >>> told(["Smiling", "-Wearing_Hat"], ["Bald", "Smiling", "Wearing_Hat"])
+    tensor([ 0,  1, -1], dtype=torch.int8)
+
+    Raises:
+        ValueError: for a name that is none of them, with the nearest, or that is asked for twice.
+    """
+    found = torch.zeros(len(names), dtype=torch.int8)
+    for word, place in zip(request, chosen([word.removeprefix("-") for word in request], names), strict=True):
+        found[place] = -1 if word.startswith("-") else 1
+    return found
 
 
 def check_room(condition: Condition | None, augmentation: int = 0, attributes: int = 0) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 from unveil.networks.shape import Shape
-from unveil.section import LISTED, Amount, Count, HalfOpenShare, Problem, Section, Side
+from unveil.section import LISTED, Amount, Count, HalfOpenShare, Key, Problem, Section, Side
 
 NORM_GROUPS = 32  # every width must be a multiple
 # What architecture plain is without, by the key that asks for it: the value that does not ask, and the part's name.
@@ -97,10 +97,22 @@ class UNetConfig(Network):
     """3 for RGB"""
     augment_labels: Annotated[int, Ge(0), Le(256)] = 0
     """numbers that tell how an image was augmented, beside the noise level; 0 = it is not told"""
+    attributes: Annotated[tuple[Key, ...], LISTED] = ()
+    """names of those that it is told, in the order of a condition's columns"""
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """How many numbers it is told of an image's augmentation, and of how many attributes."""
+        return self.augment_labels, len(self.attributes)
+
+    def unread(self) -> set[str]:
+        """The attributes of a network that is told none."""
+        return set() if self.attributes else {"attributes"}
 
     def problems(self) -> Iterator[Problem]:
         """Sizes that do not divide, and labels without a noise embedding to be added to."""
-        if self.augment_labels and self.noise_conditioning == "none":
-            yield Problem("augment_labels", f"0 with noise_conditioning none, not {self.augment_labels}")
+        for key, nothing in (("augment_labels", "0"), ("attributes", "[]")):
+            if getattr(self, key) and self.noise_conditioning == "none":
+                yield Problem(key, f"{nothing} with noise_conditioning none, not {getattr(self, key)}")
         if self.image_size % self.downsampling:
             yield Problem("image_size", f"a multiple of the downsampling {self.downsampling}, not {self.image_size}")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unveil.networks.condition import AugmentationEmbedding, Condition, check_room
+from unveil.networks.condition import AttributeEmbedding, AugmentationEmbedding, Condition, check_room
 
 FOURIER_SCALE = 16.0  # standard deviation of the frequencies (2011.13456)
 
@@ -62,23 +62,32 @@ class NoiseEmbedding(nn.Module):
         width: of the embedding.
         kind: ``ddpm`` or ``adm``, see :func:`sinusoidal_embedding`, or ``fourier``, see :class:`RandomFourier`.
         labels: numbers that tell how an image was augmented, see :class:`AugmentationEmbedding`. 0 = there are none.
+        attributes: that it is told, see :class:`AttributeEmbedding`. 0 = there are none.
     """
 
-    def __init__(self, channels: int, width: int, kind: str = "ddpm", labels: int = 0) -> None:
+    def __init__(self, channels: int, width: int, kind: str = "ddpm", labels: int = 0, attributes: int = 0) -> None:
         super().__init__()
         sinusoids = partial(sinusoidal_embedding, dim=channels, cosines_first=kind == "adm")
         self.waves = RandomFourier(channels) if kind == "fourier" else sinusoids
         channels *= 2 if kind == "fourier" else 1
         self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.augment = AugmentationEmbedding(labels, channels) if labels else None
+        self.attributes = AttributeEmbedding(attributes, channels) if attributes else None
 
     def forward(self, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
         """Embed noise levels [B], and what else is told, as [B, width]. Raises ValueError as ``check_room`` does."""
         dtype = cast(nn.Linear, self.layers[0]).weight.dtype
         waves = self.waves(c_noise.to(torch.promote_types(dtype, torch.float32))).to(dtype)
-        check_room(condition, augmentation=self.augment.in_features if self.augment is not None else 0)
-        if self.augment is not None and condition is not None and condition.augmentation is not None:
-            waves = waves + self.augment(condition.augmentation.to(dtype))
+        check_room(
+            condition,
+            augmentation=self.augment.in_features if self.augment is not None else 0,
+            attributes=self.attributes.in_features // 2 if self.attributes is not None else 0,
+        )
+        if condition is not None:
+            if self.augment is not None and condition.augmentation is not None:
+                waves = waves + self.augment(condition.augmentation.to(dtype))
+            if self.attributes is not None and condition.attributes is not None:
+                waves = waves + self.attributes(condition.attributes)
         embedded: Tensor = self.layers(waves)
         return embedded
 

@@ -29,7 +29,7 @@ class PlainUNet(nn.Module):
         told = {"all": (True, True), "bottleneck": (False, True), "none": (False, False)}[config.noise_conditioning]
         embedding_channels, lowest_embedding_channels = (4 * width * is_told for is_told in told)
         kind = config.noise_embedding
-        self.embedding = NoiseEmbedding(width, 4 * width, kind, config.augment_labels) if any(told) else None
+        self.embedding = NoiseEmbedding(width, 4 * width, kind, *config.told) if any(told) else None
         inputs = (config.patch_channels, *widths[:-1])
         self.down = nn.ModuleList(
             ConvPair(a, b, embedding_channels) for a, b in zip(inputs[:-1], widths[:-1], strict=True)

@@ -57,7 +57,7 @@ class UNet(nn.Module):
         parts = _Parts(config)
         width = config.channels
         told, kind = config.noise_conditioning != "none", config.noise_embedding
-        self.embedding = NoiseEmbedding(width, 4 * width, kind, config.augment_labels) if told else None
+        self.embedding = NoiseEmbedding(width, 4 * width, kind, *config.told) if told else None
         self.conv_in = nn.Conv2d(config.patch_channels, width, 3, padding=1)
 
         # The way down. `skips` remembers the width of every feature map that the way up will see again.

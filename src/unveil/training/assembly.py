@@ -32,9 +32,11 @@ def model_config(
 ) -> ModelConfig:
     """What config.json says of the model."""
     labels = LABELS if settings.augment else 0
-    left_out = {"network", "diffusion", "device", "loader", "compile", "channels_last"}
+    left_out = {"network", "diffusion", "device", "loader", "compile", "channels_last", "attributes"}
     return ModelConfig(
-        network=UNetConfig(image_size=index.image_size, **dict(network), augment_labels=labels),
+        network=UNetConfig(
+            image_size=index.image_size, **dict(network), augment_labels=labels, attributes=settings.attributes
+        ),
         diffusion=diffusion,
         data={
             "source": index.source,
@@ -42,7 +44,7 @@ def model_config(
             "image_size": index.image_size,
             "shards": index.digest(),
         },
-        training={**settings.model_dump(exclude=left_out), **arithmetic},
+        training={**settings.model_dump(exclude=left_out | settings.unread()), **arithmetic},
     )
 
 
@@ -77,7 +79,17 @@ def built_trainer(
         denoiser.to(memory_format=torch.channels_last)
     part = processes.part(settings.batch_size)
     flip = settings.horizontal_flip
-    batches = open_batches(shards, "train", settings.loader, settings.batch_size, settings.seed, flip, device, part)
+    batches = open_batches(
+        shards,
+        "train",
+        settings.loader,
+        settings.batch_size,
+        settings.seed,
+        flip,
+        device,
+        part,
+        settings.attributes,
+    )
     held_out = None
     if settings.validate_every_images:
         held_out = load_split(shards, "valid", settings.validation_images).to(device)

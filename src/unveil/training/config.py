@@ -13,6 +13,7 @@ from unveil.section import (
     Count,
     Device,
     HalfOpenShare,
+    Key,
     NonNegative,
     Precision,
     Problem,
@@ -92,6 +93,13 @@ class Training(Section):
     augment: Share = 0.0
     """probability of each of EDM's transformations, of which the network is told (2206.00364, app. F.2: 0.12 for
     CIFAR-10, 0.15 for FFHQ); 0 = none"""
+    attributes: Annotated[tuple[Key, ...], LISTED] = ()
+    """what the network is told of an image, names of the data set's header (CelebA: Smiling, Eyeglasses, ...); [] =
+    nothing: an unconditional model"""
+    attribute_dropout: HalfOpenShare = 0.1
+    """attributes: probability that one of them is not told, each by itself, so that a request may name some"""
+    condition_dropout: HalfOpenShare = 0.1
+    """attributes: probability that none is told, as classifier-free guidance needs (2207.12598, sec. 4: 0.1 to 0.2)"""
     log_every_images: Count = 12_800
     """images between two points of the curves"""
     preview_every_images: Amount = 3_200_000
@@ -102,6 +110,10 @@ class Training(Section):
     """images of the valid split for it, at noise that is always the same"""
     checkpoint_every_images: Amount = 640_000
     """images between two scratch checkpoints; 0 = none"""
+
+    def unread(self) -> set[str]:
+        """How often attributes are dropped, of a training without."""
+        return set() if self.attributes else {"attribute_dropout", "condition_dropout"}
 
     def problems(self) -> Iterator[Problem]:
         """Lengths that do not fit into the training, choices that exclude each other, averages that are there twice."""
@@ -126,6 +138,8 @@ class Training(Section):
         for key, values in (("ema_more_half_lives", self.ema_more_half_lives), ("ema_profiles", self.ema_profiles)):
             if len(set(values)) < len(values):
                 yield Problem(key, "a list whose values differ")
+        if len(set(self.attributes)) < len(self.attributes):
+            yield Problem("attributes", "each name once")
         if self.snapshot_every_images and not self.ema_profiles:
             yield Problem("snapshot_every_images", "0, because train.ema_profiles is empty")
         elif 0 < self.snapshot_every_images < self.batch_size:

@@ -316,7 +316,9 @@ class Trainer:
             generator = torch.Generator().manual_seed(step_seed("augment", self.config.seed, self.step))
             drawn = Transformations.draw(self.batches.batch_size, self.config.augment, generator)
             images, labels = augment(images, drawn, self.part), drawn.labels()[self.part]
-        condition = Condition(labels, batch.attributes)
+        generator = torch.Generator().manual_seed(step_seed("attributes", self.config.seed, self.step))
+        rates = self.config.condition_dropout, self.config.attribute_dropout
+        condition = Condition(labels, batch.attributes).dropped(*rates, generator, self.batches.batch_size, self.part)
         return images, condition.to(self.device) if len(condition) else None
 
     def _gradient(self, images: Tensor, draws: Draws, condition: Condition | None) -> Tensor:

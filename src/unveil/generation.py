@@ -1,0 +1,136 @@
+"""Many images of a trained model: with a guide, each asked for what it should show, and lines on how far it is."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.data.pixels import to_uint8
+from unveil.diffusion.config import Guidance, Sampler
+from unveil.diffusion.guidance import guided
+from unveil.diffusion.samplers import Counted, Step
+from unveil.diffusion.sampling import draw_batches
+from unveil.errors import UnveilError
+from unveil.files import file_digest
+from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
+from unveil.networks.condition import Condition
+from unveil.progress import Passing, Say, renews
+from unveil.seeds import image_seed
+from unveil.weights import WeightsChoice, parse_weights
+
+FACES = 4  # of the strip
+STEP_SECONDS = 15  # between two lines about the steps of one batch
+
+Tell = Callable[[Sequence[int]], Condition | None]
+"""Gives the condition of the images of these numbers."""
+
+
+def asking(attributes: Tensor | None, seed: int, device: torch.device | str = "cpu") -> Tell:
+    """What images are asked for, by their numbers: image i for the row of ``attributes`` that (seed, i) chooses.
+
+    >>> asking(torch.tensor([[1, -1]]), seed=0)([5, 9]).attributes
+    tensor([[ 1, -1],
+            [ 1, -1]])
+
+    ``attributes`` is int8 [n, k]: a single row for all of them, or those of training images, so that samples have the
+    data's joint distribution. None = nothing is told.
+    """
+
+    def tell(ids: Sequence[int]) -> Condition | None:
+        if attributes is None:
+            return None
+        rows = [image_seed("attributes", seed, number) % len(attributes) for number in ids]
+        return Condition(attributes=attributes[rows].to(device))
+
+    return tell
+
+
+class Watch:
+    """Keeps a few faces of every step of the first batch, in ``strip``, and says now and then where a long grid is."""
+
+    def __init__(self, steps: int, say: Say) -> None:
+        self.strip: list[Step] = []
+        self._steps, self._say, self._said = steps, say, time.perf_counter()
+
+    def __call__(self, ids: Sequence[int], number: int, step: Step) -> None:
+        """Take note of a step."""
+        now = time.perf_counter()
+        due = now - self._said >= (0.2 if renews() else STEP_SECONDS)
+        if number and due:
+            self._say(Passing(f"samples {ids[0]:,} to {ids[-1]:,}: step {number:,} of {self._steps:,}"))
+        if due or not number:
+            self._said = now
+        if ids[0] == 0:  # a thousand steps of a whole batch would not fit into memory
+            self.strip.append(replace(step, x=step.x[:FACES].cpu(), denoised=step.denoised[:FACES].cpu()))
+
+
+def generate(
+    denoiser: Callable[..., Tensor],
+    sampler: Sampler,
+    seed: int,
+    shape: Sequence[int],
+    parts: Sequence[Sequence[int]],
+    say: Say,
+    watch: Callable[[Sequence[int], int, Step], object] = lambda ids, number, step: None,
+    **how: Any,
+) -> tuple[Tensor, int]:
+    """The images of all batches, uint8 [N, *shape] on the CPU, and the network evaluations of the one that needed most.
+
+    The arguments are those of ``draw_batches``, and so are the errors.
+    """
+    images, nfe, started = [torch.empty(0, *shape, dtype=torch.uint8)], 0, time.perf_counter()
+    for ids, last in draw_batches(denoiser, sampler, seed, shape, parts, watch, **how):
+        images.append(to_uint8(last.x).cpu())
+        nfe = max(nfe, last.nfe)
+        done, total, seconds = ids[-1] + 1, parts[-1][-1] + 1, time.perf_counter() - started
+        left = "{}:{:02d}".format(*divmod(round((total - done) * seconds / done), 60))
+        say(Passing(f"{done:>7,} of {total:,} samples  {done / seconds:6.1f} images/s  {left} left"))
+    return torch.cat(images), nfe
+
+
+def load_guided(
+    folder: Path, device: torch.device | str, weights: WeightsChoice, guidance: Guidance
+) -> tuple[Counted, dict[str, Any]]:
+    """A trained denoiser with its guide, if it has one, as ``draw`` takes it, and what samples say of the guide.
+
+    Called ``(x, sigma, condition)``, the condition's columns being ``network.attributes`` of the model. Another model
+    that guides is told those of them that it knows.
+
+    Raises:
+        UnveilError: as ``load_denoiser`` does, of either model, or if they draw images of other sizes, or there is no
+            guide for an unconditional model.
+    """
+    denoiser = load_denoiser(folder, device, weights)
+    if not guidance.guides:
+        return Counted(denoiser), {}
+    own, facts = ModelConfig.load(folder).network, guidance.read_values()
+    if guidance.guide is None:
+        if not own.attributes:
+            raise UnveilError(
+                f"guidance: found {guidance.guidance:g}, expected 1, since the model in {folder} is told no attributes "
+                "and there is no guide; name one, or train with train.attributes"
+            )
+        return guided(denoiser, guidance), facts
+    choice = parse_weights(guidance.guide)
+    where = folder if choice is not None else Path(guidance.guide)
+    guide = load_denoiser(where, device, choice or WeightsChoice())
+    other = ModelConfig.load(where).network
+    if other.image_size != own.image_size:
+        raise UnveilError(
+            f"guide {where}: draws images of {other.image_size} pixels, expected {own.image_size} as {folder}; "
+            "name another"
+        )
+    if choice is None:
+        facts |= {"guide_sha256": file_digest(where / WEIGHTS_FILE)}
+    columns = [own.attributes.index(name) if name in own.attributes else None for name in other.attributes]
+
+    def told_its_own(x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
+        estimate: Tensor = guide(x, sigma, None if condition is None else condition.taken(columns))
+        return estimate
+
+    tell = guidance.guide_attributes and bool(columns)
+    return guided(denoiser, guidance, told_its_own, tell), facts
