@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from stages import sample
+from unveil import generation
 from unveil.averages import save_snapshot, write_averages
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.samplers import Step
@@ -150,7 +151,7 @@ def test_rk45_reports_the_evaluations_of_the_sample_that_needed_most(project: Pa
 
 
 def test_steps_of_a_long_batch_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "STEP_SECONDS", 0)
+    monkeypatch.setattr(generation, "STEP_SECONDS", 0)
     _set(project, num_samples=8, batch_size=8, steps=3)
     done = _run()
     assert done.exit_code == 0, done.output
