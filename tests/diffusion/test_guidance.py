@@ -53,7 +53,9 @@ def test_scale_one_is_the_conditional_model_and_scale_zero_the_unconditional_one
 
 def test_of_one_component_and_of_two_at_scale_one_the_samples_have_its_moments() -> None:
     label = torch.ones(400, dtype=torch.int64)
-    step = last(draw(guided(labelled, Guidance()), HEUN.replace(steps=40), 0, range(400), SHAPE, path=EDM(), condition=label))
+    step = last(
+        draw(guided(labelled, Guidance()), HEUN.replace(steps=40), 0, range(400), SHAPE, path=EDM(), condition=label)
+    )
     assert step.x.mean().item() == pytest.approx(1.0, abs=0.01) and step.x.std().item() == pytest.approx(0.2, rel=0.05)
 
 

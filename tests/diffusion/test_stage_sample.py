@@ -44,8 +44,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _save_model(folder: Path, weight: float = 0.05) -> None:
-    torch.manual_seed(0)
+def _save_model(folder: Path, weight: float = 0.05, attributes: tuple[str, ...] = (), seed: int = 0) -> None:
+    torch.manual_seed(seed)
     network = UNet(
         UNetConfig(
             image_size=SIZE,
@@ -55,6 +55,7 @@ def _save_model(folder: Path, weight: float = 0.05) -> None:
             attention_resolutions=(4,),
             attention_head_channels=32,
             stem=4,
+            attributes=attributes,
         )
     )
     for parameter in network.parameters():
@@ -282,3 +283,86 @@ def test_weights_that_are_not_there_are_refused_in_one_line(project: Path) -> No
     assert done.exit_code == 1 and "models/averages/index.json: not there" in done.output
     _set(project, train, weights="ema")
     assert _run().exit_code == 0
+
+
+# ------------------------------------------------------------------------- attributes and guidance
+
+NAMES = ("Smiling", "Bald")
+
+
+def _conditional(project: Path, **changes: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Images, what they were asked for, and the facts, of a model that knows two attributes."""
+    _set(project, {"attributes": list(NAMES), "ema_profiles": [0.05, 0.1]}, **changes)
+    done = _run()
+    assert done.exit_code == 0, done.output
+    asked = load_file("samples/samples.safetensors")["attributes"]
+    images, _, facts = _samples()
+    return images, asked, facts
+
+
+@pytest.fixture
+def conditional(project: Path) -> Path:
+    _save_model(project, attributes=NAMES)
+    return project
+
+
+def test_what_is_asked_for_is_drawn_and_stored(conditional: Path) -> None:
+    """At the same noise; partly told, told nothing, and told the opposite are different images."""
+    found = {}
+    for request in ([], ["Smiling"], ["-Smiling"], ["Smiling", "-Bald"]):
+        images, asked, facts = _conditional(conditional, attributes=request)
+        expected = [[(name in request) - (f"-{name}" in request) for name in NAMES]] * 11
+        assert asked.tolist() == expected and asked.dtype == torch.int8
+        assert (facts["attributes"], facts["asked"]) == (list(NAMES), request)
+        found[str(request)] = images
+    for one, other in combinations(found.values(), 2):
+        assert not torch.equal(one, other)
+
+
+def test_asked_for_as_the_data_each_image_takes_the_attributes_of_a_training_image(
+    conditional: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.tensor([[1, -1], [-1, -1], [1, 1]], dtype=torch.int8)
+    monkeypatch.setattr(sample, "load_attributes", lambda folder, split, names: rows)
+    images, asked, _ = _conditional(conditional, attributes=["data"])
+    assert {tuple(row) for row in asked.tolist()} == {tuple(row) for row in rows.tolist()}
+    fewer, same, _ = _conditional(conditional, attributes=["data"], num_samples=8, batch_size=3)
+    assert torch.equal(same, asked[:8]) and (fewer.int() - images[:8].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("guide", [None, "half-life:20", "power:0.07", "snapshot:50", "other"])
+def test_guidance_is_counted_and_named_with_every_guide(conditional: Path, guide: str | None) -> None:
+    _save_averages(conditional)
+    _save_model(conditional / "other", attributes=("Bald", "Male"), seed=1)
+    train = {"ema_more_half_lives": [20]}
+    _set(conditional, train)
+    named = "other/models" if guide == "other" else guide
+    plain, _, facts = _conditional(conditional, attributes=["Bald"])
+    assert facts["nfe"] == 7 and not {"guidance", "guide"} & facts.keys()
+    found, _, facts = _conditional(conditional, attributes=["Bald"], guidance=2.0, guide=named)
+    assert facts["nfe"] == 14 and (facts["guidance"], facts["guide"]) == (2.0, named)
+    assert not torch.equal(found, plain) and ("guide_sha256" in facts) == (guide == "other")
+    facts = _conditional(conditional, attributes=["Bald"], guidance=2.0, guidance_interval=[0.3, 5.0])[2]
+    assert 7 < facts["nfe"] < 14 and facts["guidance_interval"] == [0.3, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "words"),
+    [
+        ({"attributes": ["smiling"]}, {}, "did you mean Smiling"),
+        ({"attributes": ["Smiling"]}, {"attributes": ["-Smilling"]}, "did you mean Smiling"),
+        ({"attributes": []}, {"attributes": ["Smiling"]}, "expected some of none"),
+        ({"attributes": []}, {"attributes": ["data"]}, "expected some of none"),
+        ({"attributes": []}, {"guidance": 2.0}, "or a sample.guide"),
+        ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guidance_interval": [3.0, 1.0]}, "the smaller one first"),
+        ({"attributes": ["Bald"]}, {"attributes": ["Bald"]}, "knows no others"),  # than the trained model does
+        ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guide": "nowhere"}, "nowhere/config.json"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_one_line(
+    project: Path, train: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    _save_model(project, attributes=("Smiling",))
+    _set(project, train, **changes)
+    done = _run()
+    assert done.exit_code == 1 and words in done.output and len(done.output.splitlines()) < 4, done.output

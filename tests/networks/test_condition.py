@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unveil.networks.condition import Condition
+from unveil.networks.condition import Condition, told
 
 COUNT, KINDS = 4000, 6
 TOLD = Condition(
@@ -55,3 +55,17 @@ def test_where_nothing_is_told_nothing_is_dropped() -> None:
     condition = Condition(TOLD.augmentation)
     assert condition.dropped(0.5, 0.5, generator) is condition
     assert torch.equal(generator.get_state(), _generator().get_state())
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [(["smiling"], "did you mean Smiling"), (["Smiling", "-Smiling"], "twice"), (["Hat"], "expected some of Smiling")],
+)
+def test_what_cannot_be_told_is_named(request_: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        told(request_, ["Smiling", "Bald"])
+
+
+def test_columns_are_taken_by_their_place_and_one_that_is_not_there_is_not_told() -> None:
+    taken = Condition(attributes=torch.tensor([[1, -1, 0]], dtype=torch.int8)).taken([1, None, 0])
+    assert taken.attributes is not None and taken.attributes.tolist() == [[-1, 0, 1]]

@@ -1,5 +1,6 @@
 """The U-Net: its size is the published one, its shape is kept, every part of it learns."""
 
+import itertools
 import json
 from copy import deepcopy
 from functools import cache
@@ -364,6 +365,27 @@ def test_labels_of_augmentation_go_with_the_noise_level(changes: dict[str, Any])
     assert not torch.allclose(network(x, c_noise, Condition(labels)), network(x, c_noise), atol=1e-3)
     with pytest.raises(ValueError, match="augment_labels: expected 0 with noise_conditioning none"):
         build_network(SMALL.replace(augment_labels=9, noise_conditioning="none"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"architecture": "plain"}, {"noise_embedding": "fourier"}], ids=str)
+def test_attributes_go_with_the_noise_level(changes: dict[str, Any]) -> None:
+    """Yes, no and not told are three things; a fresh network hears none of them yet."""
+    torch.manual_seed(0)
+    network = build_network(SMALL.replace(attributes=("Smiling", "Bald"), **changes)).eval()
+    x, c_noise = _input(SMALL)
+    x, c_noise = x[:1].expand(5, -1, -1, -1), c_noise[:1].expand(5)
+    condition = Condition(attributes=torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [1, 1]], dtype=torch.int8))
+    assert torch.equal(network(x, c_noise, condition), network(x, c_noise))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    found, untold = network(x, c_noise, condition), network(x, c_noise)
+    torch.testing.assert_close(found[0], untold[0], rtol=1e-4, atol=1e-5)
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(one, other, atol=1e-3)
+    with pytest.raises(ValueError, match=r"condition.attributes: found \[5, 2\]"):
+        build_network(SMALL.replace(**changes))(x, c_noise, condition)
+    with pytest.raises(ValueError, match=r"attributes: expected \[\] with noise_conditioning none"):
+        build_network(SMALL.replace(attributes=("Bald",), noise_conditioning="none"))
 
 
 def test_a_refinement_treats_all_pixels_of_a_patch_alike() -> None:

@@ -72,10 +72,11 @@ def _trainer(
     device: str = "cpu",
     threads: Workers = ALONE,
     loss: Loss = LOSS,
+    attributes: Tensor | None = None,
 ) -> Trainer:
     torch.manual_seed(weights)
     denoiser = Denoiser(network(), Flow(), X0()).to(device)
-    batches = Batches(Batch(_images().to(device)), batch_size, 0, horizontal_flip=True)
+    batches = Batches(Batch(_images().to(device), attributes), batch_size, 0, horizontal_flip=True)
     folder = Checkpoints(checkpoints) if checkpoints is not None else None
     return Trainer(denoiser, loss, batches, config, folder, workers=threads)
 
@@ -761,10 +762,56 @@ def test_a_checkpoint_whose_snapshot_is_damaged_is_passed_over(tmp_path: Path, h
 
 
 AUGMENTED = CONFIG.replace(augment=0.5)
+NAMES = ("Smiling", "Bald", "Male")
+SHOWN = torch.where(torch.rand(10, 3, generator=torch.Generator().manual_seed(5)) < 0.5, 1, -1).to(torch.int8)
 
 
 def _told() -> nn.Module:
     return UNet(NETWORK.replace(augment_labels=9))
+
+
+@pytest.mark.parametrize("augment", [0.0, 0.5])
+@pytest.mark.parametrize("killed_at", [6, 10])
+def test_told_attributes_it_resumes_bit_for_bit(tmp_path: Path, killed_at: int, augment: float) -> None:
+    def make(folder: str, weights: int = 0) -> Trainer:
+        def network() -> nn.Module:
+            return UNet(NETWORK.replace(augment_labels=9 if augment else 0, attributes=NAMES))
+
+        config = CONFIG.replace(attributes=NAMES, attribute_dropout=0.3, augment=augment)
+        return _trainer(config, tmp_path / folder, network=network, weights=weights, attributes=SHOWN)
+
+    whole = make("whole")
+    list(whole.run())
+    _kill(make("killed"), killed_at * BATCH)
+    resumed = make("killed", weights=77)
+    assert resumed.resume()
+    list(resumed.run())
+    assert _same(resumed, whole) and _curve(resumed.points) == _curve(whole.points)
+    assert resumed.network.state_dict()["embedding.attributes.weight"].any()  # they were heard
+
+
+def test_in_every_step_other_attributes_are_dropped_and_no_other_draw_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[Tensor, Condition]] = []
+
+    def look(loss: Loss, denoiser: Denoiser, images: Tensor, draws: Draws, condition: Condition) -> Tensor:
+        heard.append((draws.noise, condition))
+        return sum((parameter.sum() * 0 for parameter in denoiser.parameters()), draws.sigma)
+
+    monkeypatch.setattr(Loss, "__call__", look)
+    for rate in (0.0, 0.5):
+        config = CONFIG.replace(attributes=NAMES, attribute_dropout=rate, condition_dropout=rate)
+        trainer = _trainer(config, network=lambda: UNet(NETWORK.replace(attributes=NAMES)), attributes=SHOWN)
+        for _ in range(4):
+            trainer._step()
+    whole, dropped = heard[:4], heard[4:]
+    gone = []
+    for (noise, told), (same, some) in zip(whole, dropped, strict=True):
+        assert torch.equal(noise, same) and told.attributes is not None and some.attributes is not None
+        assert told.attributes.abs().eq(1).all()
+        gone.append(some.attributes == 0)
+        assert torch.equal(some.attributes[~gone[-1]], told.attributes[~gone[-1]])
+    assert all(part.any() and not part.all() for part in gone)
+    assert not all(torch.equal(gone[0], part) for part in gone[1:])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -826,7 +873,8 @@ def test_what_a_batch_says_of_its_images_reaches_the_network_with_them(augment: 
             return self.inner(x, c_noise)
 
     numbers = torch.arange(10, dtype=torch.int8)[:, None]
-    config = CONFIG.replace(images=BATCH, warmup_images=0, gradient_accumulation=2, augment=augment)
+    always = {"attribute_dropout": 0.0, "condition_dropout": 0.0}
+    config = CONFIG.replace(images=BATCH, warmup_images=0, gradient_accumulation=2, augment=augment, **always)
     trainer = _trainer(config, network=Network, loss=Loss(_Noiseless()))
     trainer.batches = Batches(Batch(_images(), numbers), BATCH, 0, horizontal_flip=False)
     list(trainer.run())
