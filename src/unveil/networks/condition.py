@@ -63,7 +63,8 @@ class Condition:
 
         Args:
             together: probability, in [0, 1], that all attributes of an image are dropped.
-            single: probability, in [0, 1], that one of the others is dropped by itself.
+            single: share, in [0, 1], of the others that is dropped on average. That of an image lies evenly around it, as
+                far as 0 or 1 allow: with 0.5 some images tell nearly all, others a single one, as requests do.
             generator: of the CPU, so that the same are dropped on every device.
             images: size of the batch of which this is a part; None = this is all of it.
             part: which of the batch's images these are. What is dropped of an image does not depend on the division.
@@ -72,7 +73,8 @@ class Condition:
             return self
         count = len(self) if images is None else images
         whole = torch.rand(count, 1, generator=generator) < together
-        each = torch.rand(count, self.attributes.shape[1], generator=generator) < single
+        share = single + min(single, 1 - single) * (2 * torch.rand(count, 1, generator=generator) - 1)
+        each = torch.rand(count, self.attributes.shape[1], generator=generator) < share
         dropped = (whole | each)[part].to(self.attributes.device, non_blocking=True)
         return Condition(self.augmentation, self.attributes.masked_fill(dropped, 0))
 

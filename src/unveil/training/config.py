@@ -96,8 +96,9 @@ class Training(Section):
     attributes: Annotated[tuple[Key, ...], LISTED] = ()
     """what the network is told of an image, names of the data set's header (CelebA: Smiling, Eyeglasses, ...); [] =
     nothing: an unconditional model"""
-    attribute_dropout: HalfOpenShare = 0.1
-    """attributes: probability that one of them is not told, each by itself, so that a request may name some"""
+    attribute_dropout: HalfOpenShare = 0.5
+    """attributes: share that is not told, on average over images, some of which so tell nearly all and others a single
+    one, as requests do; 0 = all are told"""
     condition_dropout: HalfOpenShare = 0.1
     """attributes: probability that none is told, as classifier-free guidance needs (2207.12598, sec. 4: 0.1 to 0.2)"""
     log_every_images: Count = 12_800
