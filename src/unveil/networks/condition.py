@@ -63,8 +63,8 @@ class Condition:
 
         Args:
             together: probability, in [0, 1], that all attributes of an image are dropped.
-            single: share, in [0, 1], of the others that is dropped on average. That of an image lies evenly around it, as
-                far as 0 or 1 allow: with 0.5 some images tell nearly all, others a single one, as requests do.
+            single: share, in [0, 1], of the others that is dropped on average. That of an image lies evenly around it,
+                as far as 0 or 1 allow: with 0.5 some images tell nearly all, others a single one, as requests do.
             generator: of the CPU, so that the same are dropped on every device.
             images: size of the batch of which this is a part; None = this is all of it.
             part: which of the batch's images these are. What is dropped of an image does not depend on the division.
