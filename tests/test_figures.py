@@ -1,5 +1,6 @@
 """Pictures made of images."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from unveil.diffusion.samplers import Step
-from unveil.figures import PADDING, WHITE, emergence, save_grid
+from unveil.figures import FACTS_KEY, PADDING, WHITE, emergence, picture, save_grid, save_picture
 
 
 def _images(count: int, height: int = 5, width: int = 7) -> torch.Tensor:
@@ -85,3 +86,15 @@ def test_noise_is_shown_at_unit_scale() -> None:
     black, white = (shown[0] == 0).float().mean().item(), (shown[0] == 255).float().mean().item()
     assert black == pytest.approx(0.159, abs=0.02) and white == pytest.approx(0.159, abs=0.02)  # beyond one sigma
     assert (shown[1] == 128).all()
+
+
+def test_a_picture_holds_its_facts_and_equal_ones_are_equal_bytes(tmp_path: Path) -> None:
+    facts = {"seed": 3, "attributes": ["Smiling"], "note": "ä"}
+    save_picture(_images(2), 2, tmp_path / "picture.png", facts)
+    content = (tmp_path / "picture.png").read_bytes()
+    assert content == picture(_images(2), 2, facts) != picture(_images(2), 2, facts | {"seed": 4})
+    with Image.open(tmp_path / "picture.png") as found:
+        assert json.loads(found.text[FACTS_KEY]) == facts  # type: ignore[attr-defined]
+    save_grid(_images(2), 2, tmp_path / "grid.png")
+    with Image.open(tmp_path / "picture.png") as ours, Image.open(tmp_path / "grid.png") as plain:
+        assert ours.tobytes() == plain.tobytes()

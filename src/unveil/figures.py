@@ -1,10 +1,14 @@
 """Pictures made of images: grids and strips, as PNG files."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,12 +18,28 @@ from unveil.files import atomic_path
 
 PADDING = 2
 WHITE = 255
+FACTS_KEY = "unveil"
+"""Of the text in a PNG that says how it was made."""
 
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
     """Save uint8 images [N, 3, H, W] as one PNG, ``columns`` images a row."""
     with atomic_path(path) as temporary:
         Image.fromarray(image_grid(images, columns).contiguous().numpy()).save(temporary, "PNG")
+
+
+def save_picture(images: Tensor, columns: int, path: Path, facts: Mapping[str, Any]) -> None:
+    """Save a grid as ``save_grid`` does, with ``facts`` in the file."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(picture(images, columns, facts))
+
+
+def picture(images: Tensor, columns: int, facts: Mapping[str, Any]) -> bytes:
+    """A grid as a PNG whose text ``unveil`` is ``facts`` as JSON; equal images and facts are equal bytes."""
+    texts, stream = PngInfo(), BytesIO()
+    texts.add_text(FACTS_KEY, json.dumps(facts))
+    Image.fromarray(image_grid(images, columns).contiguous().numpy()).save(stream, "PNG", pnginfo=texts)
+    return stream.getvalue()
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unveil.data.pixels import to_uint8
 from unveil.diffusion.config import Guidance, Sampler
+from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.guidance import guided
 from unveil.diffusion.samplers import Counted, Step
 from unveil.diffusion.sampling import draw_batches
@@ -93,18 +94,22 @@ def generate(
 
 
 def load_guided(
-    folder: Path, device: torch.device | str, weights: WeightsChoice, guidance: Guidance
+    folder: Path,
+    device: torch.device | str,
+    weights: WeightsChoice,
+    guidance: Guidance,
+    load: Callable[[Path, torch.device | str, WeightsChoice], Denoiser] = load_denoiser,
 ) -> tuple[Counted, dict[str, Any]]:
     """A trained denoiser with its guide, if it has one, as ``draw`` takes it, and what samples say of the guide.
 
     Called ``(x, sigma, condition)``, the condition's columns being ``network.attributes`` of the model. Another model
-    that guides is told those of them that it knows.
+    that guides is told those of them that it knows. ``load`` reads a model's weights, such as from a cache.
 
     Raises:
         UnveilError: as ``load_denoiser`` does, of either model, or if they draw images of other sizes, or there is no
             guide for an unconditional model.
     """
-    denoiser = load_denoiser(folder, device, weights)
+    denoiser = load(folder, device, weights)
     if not guidance.guides:
         return Counted(denoiser), {}
     own, facts = ModelConfig.load(folder).network, guidance.read_values()
@@ -117,7 +122,7 @@ def load_guided(
         return guided(denoiser, guidance), facts
     choice = parse_weights(guidance.guide)
     where = folder if choice is not None else Path(guidance.guide)
-    guide = load_denoiser(where, device, choice or WeightsChoice())
+    guide = load(where, device, choice or WeightsChoice())
     other = ModelConfig.load(where).network
     if other.image_size != own.image_size:
         raise UnveilError(

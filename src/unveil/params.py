@@ -18,7 +18,7 @@ from unveil import files
 from unveil.data.celeba import ATTRIBUTES, PUBLISHED_SPLITS
 from unveil.data.config import Download, Preprocess
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
-from unveil.diffusion.levels import DISCRETE_PATHS, FULL_NOISE, PRESERVING_PATHS, UNBOUNDED_PATHS
+from unveil.diffusion.levels import FULL_NOISE
 from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
 from unveil.messages import RETIRED, chosen, comment_of, findings, look_up, schema_of, section_at
@@ -176,7 +176,8 @@ class Params(Section):
         yield from self._attributes_problems()
         yield from self._weights_problems()
         yield from self._network_problems()
-        yield from self._grid_problems()
+        for key, expected in self.sample.misfits(self.train.diffusion):
+            yield Problem(f"sample.{key}", expected)
         yield from self._evaluation_problems()
 
     def split_sizes(self) -> dict[str, int] | None:
@@ -278,56 +279,6 @@ class Params(Section):
                     f"0 or a divisor of {wrong[0]}, the width where attention acts "
                     f"(with middle_attention at the lowest resolution too); for example {math.gcd(*attended)}",
                 )
-
-    def _grid_problems(self) -> Iterator[Problem]:
-        sample, diffusion = self.sample, self.train.diffusion
-        path, discrete = diffusion.path, diffusion.path in DISCRETE_PATHS
-        if not sample.grid.startswith("ddim"):
-            if path not in UNBOUNDED_PATHS:
-                yield from self._untrained_sigmas()
-        elif not discrete:
-            yield Problem(
-                "sample.grid",
-                f"karras | log-linear | uniform-t for train.diffusion.path {path}, whose time is continuous "
-                f"({sample.grid} visits the timesteps of {', '.join(DISCRETE_PATHS)})",
-            )
-        elif sample.steps > diffusion.timesteps:
-            yield Problem(
-                "sample.steps",
-                f"at most train.diffusion.timesteps, {diffusion.timesteps}, on sample.grid {sample.grid}",
-            )
-        elif sample.steps == 1 and sample.grid != "ddim-trailing":
-            yield Problem(
-                "sample.steps",
-                f"2 or more on sample.grid {sample.grid}: one step would start at t = 0, where there is no noise",
-            )
-        if sample.sampler == "ddpm" and sample.variance == "large" and path not in PRESERVING_PATHS:
-            yield Problem(
-                "sample.variance",
-                f"small for train.diffusion.path {path} (only {', '.join(PRESERVING_PATHS)} have betas)",
-            )
-        if sample.sampler in ("euler", "heun") and path not in UNBOUNDED_PATHS:  # which churn must not leave
-            greatest = diffusion.sigma_range()[1]
-            raise_by = 1 + min(sample.s_churn / sample.steps, math.sqrt(2) - 1)
-            first = greatest if sample.grid.startswith("ddim") else sample.sigma_max
-            if raise_by > 1 and min(first, sample.s_tmax) * raise_by > greatest * 1.01:
-                yield Problem(
-                    "sample.s_tmax",
-                    f"at most {greatest / raise_by:.3g}: s_churn raises sigma {raise_by:.3g} times, and "
-                    f"{path} ends at {greatest:.3g}",
-                )
-
-    def _untrained_sigmas(self) -> Iterator[Problem]:
-        sample, path = self.sample, self.train.diffusion.path
-        least, greatest = self.train.diffusion.sigma_range()
-        even = sample.grid == "uniform-t"
-        span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that {path} has with these parameters"
-        if not even and sample.sigma_min < least * 0.99:
-            yield Problem("sample.sigma_min", f"a number {span}")
-        if sample.sigma_max > greatest * 1.01 or sample.sigma_max < least * 0.99:
-            yield Problem("sample.sigma_max", f"a number {span}")
-        elif even and sample.sigma_max <= least * 1.01:
-            yield Problem("sample.sigma_max", f"a number {span}, above the least: there grid uniform-t ends")
 
 
 SCHEMA = schema_of(Params)

@@ -1,5 +1,6 @@
 """What the user says of the diffusion, and of the sampler."""
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Literal
@@ -263,3 +264,53 @@ class Sampler(Section):
             yield Problem("s_tmin", f"a number up to sample.s_tmax, {self.s_tmax:g}")
         if self.sampler == "rk45" and self.steps == 1:
             yield Problem("steps", "2 or more: sampler rk45 goes from the largest to the smallest sigma of the grid")
+
+    def misfits(self, diffusion: Diffusion) -> Iterator[Problem]:
+        """Grids that the path of a model does not have, and noise on which it was not trained."""
+        path, discrete = diffusion.path, diffusion.path in levels.DISCRETE_PATHS
+        if not self.grid.startswith("ddim"):
+            if path not in levels.UNBOUNDED_PATHS:
+                yield from self._untrained_sigmas(diffusion)
+        elif not discrete:
+            yield Problem(
+                "grid",
+                f"karras | log-linear | uniform-t for train.diffusion.path {path}, whose time is continuous "
+                f"({self.grid} visits the timesteps of {', '.join(levels.DISCRETE_PATHS)})",
+            )
+        elif self.steps > diffusion.timesteps:
+            yield Problem(
+                "steps",
+                f"at most train.diffusion.timesteps, {diffusion.timesteps}, on sample.grid {self.grid}",
+            )
+        elif self.steps == 1 and self.grid != "ddim-trailing":
+            yield Problem(
+                "steps",
+                f"2 or more on sample.grid {self.grid}: one step would start at t = 0, where there is no noise",
+            )
+        if self.sampler == "ddpm" and self.variance == "large" and path not in levels.PRESERVING_PATHS:
+            yield Problem(
+                "variance",
+                f"small for train.diffusion.path {path} (only {', '.join(levels.PRESERVING_PATHS)} have betas)",
+            )
+        if self.sampler in ("euler", "heun") and path not in levels.UNBOUNDED_PATHS:  # which churn must not leave
+            greatest = diffusion.sigma_range()[1]
+            raise_by = 1 + min(self.s_churn / self.steps, math.sqrt(2) - 1)
+            first = greatest if self.grid.startswith("ddim") else self.sigma_max
+            if raise_by > 1 and min(first, self.s_tmax) * raise_by > greatest * 1.01:
+                yield Problem(
+                    "s_tmax",
+                    f"at most {greatest / raise_by:.3g}: s_churn raises sigma {raise_by:.3g} times, and "
+                    f"{path} ends at {greatest:.3g}",
+                )
+
+    def _untrained_sigmas(self, diffusion: Diffusion) -> Iterator[Problem]:
+        path = diffusion.path
+        least, greatest = diffusion.sigma_range()
+        even = self.grid == "uniform-t"
+        span = f"in [{least:.3g}, {greatest:.3g}], the sigmas that {path} has with these parameters"
+        if not even and self.sigma_min < least * 0.99:
+            yield Problem("sigma_min", f"a number {span}")
+        if self.sigma_max > greatest * 1.01 or self.sigma_max < least * 0.99:
+            yield Problem("sigma_max", f"a number {span}")
+        elif even and self.sigma_max <= least * 1.01:
+            yield Problem("sigma_max", f"a number {span}, above the least: there grid uniform-t ends")
