@@ -108,8 +108,9 @@ def _mismatch(field: FieldInfo, value: object) -> str:
 
 def nearest(word: str, candidates: Sequence[str]) -> str | None:
     """The candidate that ``word`` is most likely a misspelling of, or None if none is close."""
-    matches = difflib.get_close_matches(word.lower(), candidates, n=1)
-    return matches[0] if matches else None
+    names = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(word.lower(), names, n=1)
+    return names[matches[0]] if matches else None
 
 
 def chosen(wanted: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -5,43 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+from tests.serving.models import DIFFUSION, NETWORK, save_conditional
 
 from unveil.data.pixels import to_uint8
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.errors import UnveilError
 from unveil.generation import asking, generate, load_guided
-from unveil.model import ModelConfig, save_model
 from unveil.networks.condition import told
-from unveil.networks.config import UNetConfig
-from unveil.networks.design import build_network
 from unveil.params import Params, render
 from unveil.serving.request import Request
 from unveil.serving.studio import Studio
 from unveil.weights import WeightsChoice
 
-SIZE = 16
-NETWORK = UNetConfig(
-    image_size=SIZE,
-    channels=32,
-    channel_multipliers=(1, 2),
-    blocks=1,
-    attention_resolutions=(8,),
-    stem=2,
-    attributes=("Smiling", "Bald"),
-)
-DIFFUSION = Diffusion(path="edm", parameterization="edm", objective="edm")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of noise, without a params.yaml."""
-    place = tmp_path_factory.mktemp("project") / "models"
-    torch.manual_seed(0)
-    network = build_network(NETWORK)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    save_model(place, network, ModelConfig(NETWORK, DIFFUSION, {"source": "cartoon", "protocol": "score-sde"}, {}))
-    return place
+    """A model without a params.yaml."""
+    return save_conditional(tmp_path_factory.mktemp("project") / "models")
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +95,9 @@ def test_a_picture_says_how_to_draw_it_again(studio: Studio) -> None:
 
 
 def test_a_model_without_attributes_is_told_none(folder: Path, tmp_path: Path) -> None:
-    network = build_network(plain := NETWORK.replace(attributes=()))
-    save_model(tmp_path / "models", network, ModelConfig(plain, DIFFUSION, {"source": "cartoon"}, {}))
-    studio = Studio.load(tmp_path / "models", "cpu")
+    studio = Studio.load(save_conditional(tmp_path / "models", NETWORK.replace(attributes=())), "cpu")
     assert studio.images(studio.usual).shape == (1, *studio.shape)
-    with pytest.raises(UnveilError, match="guidance: expected 1"):
+    with pytest.raises(UnveilError, match="guidance: found 2, expected 1"):
         studio.request({"guidance": 2})
     with pytest.raises(UnveilError, match="attributes: found Smiling, expected some of none"):
         studio.request({"attributes": ["Smiling"]})

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, likelihood, params
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, likelihood, params
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -56,6 +56,14 @@ app.command(
         "unveil compare reports/card.json their-card.json our-card.json --json",
     )
 )(cards.compare)
+app.command(
+    epilog=examples(
+        "unveil draw --count 16 --seed 7 faces.png",
+        'unveil draw --attributes "Smiling,Eyeglasses,-Wearing_Hat" --count 16 --guidance 2 faces.png',
+        'unveil draw --switch "Smiling,Eyeglasses,Bald" --count 4 rows.png',
+        "unveil draw --attributes Smiling --scales 0,1,2,4 --count 4 strip.png",
+    )
+)(draw.draw)
 app.command("import", epilog=examples("unveil import path/to/folder --force"))(diffusers.import_)
 app.command(epilog=examples("unveil export my-model", "unveil export my-model --scheduler ddim"))(diffusers.export)
 app.command(epilog=examples("unveil likelihood --images 64", "unveil likelihood --split valid --out bits.json"))(

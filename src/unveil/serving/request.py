@@ -1,9 +1,10 @@
 """What decides a picture: the images' numbers, the settings of the sampler, and the weights."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 from pydantic import ValidationError
 
 from unveil.diffusion.config import Guidance, Sampler
@@ -13,6 +14,9 @@ from unveil.section import LISTED, Precision, Problem, Seed
 from unveil.weights import WEIGHTS, parse_weights
 
 MOST_IMAGES = 1024  # of one request; more are a data set, which the sample stage draws
+
+MOST_SCALES = 16
+Scale = Annotated[float, Ge(0), Le(100)]  # of guidance
 
 
 class Request(Sampler, Guidance):
@@ -31,6 +35,11 @@ class Request(Sampler, Guidance):
     precision: Precision = "auto"
     """type of the network's arithmetic: auto | fp32 | bf16 | fp16"""
 
+    switch: Annotated[tuple[str, ...], LISTED] = ()
+    """a row for each of these attributes: the images without it and with it, from the same noise"""
+    scales: Annotated[tuple[Scale, ...], LISTED, Len(0, MOST_SCALES)] = ()
+    """a row for each image: guided at each of these scales, from the same noise"""
+
     @property
     def ids(self) -> range:
         """Numbers of the images."""
@@ -38,7 +47,8 @@ class Request(Sampler, Guidance):
 
     def unread(self) -> set[str]:
         """What neither the sampler nor the guidance reads."""
-        return Sampler.unread(self) | Guidance.unread(self)
+        table = {name for name in ("switch", "scales") if not getattr(self, name)}
+        return Sampler.unread(self) | Guidance.unread(self) | table | ({"guidance"} if self.scales else set())
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with sampler and guidance, and weights without a meaning."""
@@ -46,6 +56,32 @@ class Request(Sampler, Guidance):
         yield from Guidance.problems(self)
         if parse_weights(self.weights) is None:
             yield Problem("weights", WEIGHTS)
+        if self.switch and self.scales:
+            yield Problem("scales", "[] with switch: one picture shows one of the two")
+        if (drawn := self.count * sum(map(len, self.groups()))) > MOST_IMAGES:
+            yield Problem("count", f"fewer: together they make {drawn:,} images, more than {MOST_IMAGES:,}")
+
+    def groups(self) -> list[list["Request"]]:
+        """What is drawn: of each group, the same images in several ways, which stand side by side."""
+        if self.scales:
+            return [[self._plain(guidance=scale) for scale in self.scales]]
+        if self.switch:
+            return [[self._switched(name, sign) for sign in ("-", "")] for name in self.switch]
+        return [[self]]
+
+    @property
+    def columns(self) -> int:
+        """Images in a row of the picture."""
+        if self.switch or self.scales:
+            return self.count * 2 if self.switch else len(self.scales)
+        return math.ceil(math.sqrt(self.count))
+
+    def _plain(self, **changes: Any) -> "Request":
+        return self.model_copy(update={"switch": (), "scales": (), **changes})
+
+    def _switched(self, name: str, sign: str) -> "Request":
+        others = [word for word in self.attributes if word.removeprefix("-") != name]
+        return self._plain(attributes=(*others, f"{sign}{name}"))
 
 
 SCHEMA = schema_of(Request)
@@ -64,3 +100,12 @@ def read_request(values: Mapping[str, Any], usual: Request) -> Request:
         found = findings(SCHEMA, error.errors(include_url=False), together, fill=True)
     key, text = next(iter(found.items()))
     raise UnveilError(printable(f"{'.'.join(key)}: {text}"))
+
+
+def in_words(attributes: Sequence[str]) -> str:
+    """What is asked for, as a person says it.
+
+    >>> in_words(("Smiling", "-Wearing_Hat"))
+    'Smiling, not Wearing_Hat'
+    """
+    return ", ".join(f"not {word[1:]}" if word.startswith("-") else word for word in attributes) or "no attributes told"

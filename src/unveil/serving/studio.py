@@ -1,6 +1,6 @@
 """A model at work: it draws what is asked for, the same bytes as the sample stage."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from unveil.diffusion.sampling import NotDrawn, draw
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.generation import asking, load_guided
+from unveil.messages import chosen
 from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
 from unveil.networks.condition import Condition, told
 from unveil.params import load_params
@@ -25,6 +26,7 @@ from unveil.precision import autocast, resolve_device, resolve_precision, set_tf
 from unveil.serving.request import Request, read_request
 from unveil.training.preview import preview_sampler
 from unveil.weights import WeightsChoice, parse_weights
+from unveil.workers import workers
 
 PARAMS_FILE = "params.yaml"
 MOST_KEPT = 4  # denoisers in memory: other averages, other guides
@@ -81,8 +83,12 @@ class Studio:
             raise UnveilError(f"{key}: found {getattr(request, key)}, expected {expected}")
         resolve_precision(request.precision, self.device)
         self.condition(request)
-        if request.guides and request.guide is None and not self.model.network.attributes:
-            raise UnveilError("guidance: expected 1, since the model is told no attributes, or a guide")
+        try:
+            chosen(request.switch, self.model.network.attributes)
+        except ValueError as error:
+            raise UnveilError(f"switch: {error}") from None
+        for group in request.groups():
+            self.denoiser(group[-1])  # the greatest scale, which has a guide
         return request
 
     def denoiser(self, request: Request) -> Counted:
@@ -133,19 +139,25 @@ class Studio:
             NotDrawn: if the sampler fails, or the images are not finite.
         """
         denoiser, sampler = self.denoiser(request), request.only(Sampler)
-        try:
-            for step in draw(denoiser, sampler, request.seed, request.ids, self.shape, **self.how(request)):
-                last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
-                yield last
-        except ArithmeticError as error:
-            raise NotDrawn(request.ids, error) from None
+        with workers(self.device, request.count) as threads:
+            how = {**self.how(request), "workers": threads}
+            try:
+                for step in draw(denoiser, sampler, request.seed, request.ids, self.shape, **how):
+                    last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
+                    yield last
+            except ArithmeticError as error:
+                raise NotDrawn(request.ids, error) from None
         if not torch.isfinite(last.x).all():
             raise NotDrawn(request.ids)
 
     def images(self, request: Request) -> Tensor:
-        """The images of a request: uint8 [count, 3, H, W]. Raises NotDrawn as ``steps`` does."""
-        *_, last = self.steps(request)
-        return to_uint8(last.x)
+        """The images of a request's picture, in order: uint8 [n, 3, H, W]. Raises NotDrawn as ``steps`` does."""
+
+        def drawn(part: Request) -> Tensor:
+            *_, last = self.steps(part)
+            return to_uint8(last.x)
+
+        return arranged([[drawn(part) for part in group] for group in request.groups()])
 
     def facts(self, request: Request) -> dict[str, Any]:
         """What a picture says of itself: all that is needed to draw it again."""
@@ -157,13 +169,18 @@ class Studio:
     def _settings(self) -> dict[str, Any]:
         """Sampler, weights and precision as the params.yaml beside the model has them, if that describes it."""
         with suppress(UnveilError, OSError):
-            params = load_params(self.folder.resolve().parent / PARAMS_FILE)
+            params = load_params(self.folder.resolve().parent / PARAMS_FILE, fill=True)
             self.model.check_diffusion(params.train.diffusion, self.folder)
             sample = params.sample
             precision = resolve_precision(sample.precision, self.device)
             settings = {**sample.only(Sampler).model_dump(), **sample.only(Guidance).model_dump()}
             return settings | {"weights": sample.weights, "precision": precision}
         return preview_sampler(load_denoiser(self.folder).path).model_dump()
+
+
+def arranged(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Images [n, 3, H, W] of each part of each group, so that the ways of one image stand side by side."""
+    return torch.cat([torch.stack(list(group), dim=1).flatten(0, 1) for group in groups])
 
 
 class Padded(nn.Module):
