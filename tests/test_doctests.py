@@ -9,6 +9,7 @@ MODULES = (
     "unveil.data.batches",
     "unveil.diffusion.closed_form",
     "unveil.diffusion.denoiser",
+    "unveil.diffusion.editing",
     "unveil.diffusion.loss",
     "unveil.diffusion.sampling",
     "unveil.model",

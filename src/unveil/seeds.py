@@ -7,7 +7,7 @@ that, but not on how processes and threads divide it; the masks of dropout alone
 =============  ===========================  ==================  ===================================================
 purpose        seed                         number              what is drawn
 =============  ===========================  ==================  ===================================================
-sample         sample.seed                  the image           the noise it starts from, then its sampler's
+sample         sample.seed, --seed of edit  the image           the noise it starts from, its sampler's, an edit's
 attributes     sample.seed                  the image           the training image whose attributes it is asked for
 likelihood     --seed of the command        its place           its dequantization, then the probes of the trace
 control        of the control               the image           the noise added to it

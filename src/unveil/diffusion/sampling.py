@@ -90,16 +90,21 @@ def dynamically_thresholded(denoiser: DenoiserFunction, percentile: float) -> De
     return denoise
 
 
+def limited(config: Sampler, denoiser: DenoiserFunction) -> Counted:
+    """The denoiser, which may be a :class:`Counted` already, with the threshold that ``config`` names."""
+    counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
+    if config.threshold == "clip":
+        return Counted(clipped(counted), counted)
+    if config.threshold == "dynamic":
+        return Counted(dynamically_thresholded(counted, config.threshold_percentile), counted)
+    return counted
+
+
 def run_sampler(
     config: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
     """Run the sampler that ``config`` names from ``x`` at noise level ``sigmas[0]``."""
-    counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
-    if config.threshold == "clip":
-        counted = Counted(clipped(counted), counted)
-    elif config.threshold == "dynamic":
-        counted = Counted(dynamically_thresholded(counted, config.threshold_percentile), counted)
-    return build_sampler(config)(counted, sigmas, x, noise)
+    return build_sampler(config)(limited(config, denoiser), sigmas, x, noise)
 
 
 class SampleNoise:
@@ -168,8 +173,6 @@ def draw(
         ValueError: if the grid is none, or is of another path.
         ArithmeticError: if rk45 finds no step that is short enough.
     """
-    if condition is not None and len(condition) not in (0, len(ids)):
-        raise ValueError(f"condition: found {len(condition)} rows, expected one for each of {len(ids)} images")
     network = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
     path = getattr(network.denoiser, "path", None) if path is None else path
     if device is None:
@@ -181,6 +184,21 @@ def draw(
         start = noise() * path.start_scale(sigmas[0]).item() if start is None else start
     if sigmas is None or start is None:
         raise ValueError("path: found none, expected one, or both a start and sigmas")
+    bound = bind(network, len(ids), condition, context, workers)
+    yield Step(start, start, sigmas[0].item(), 0)
+    yield from run_sampler(sampler, bound, sigmas, start, noise)
+
+
+def bind(
+    network: Counted,
+    rows: int,
+    condition: Any = None,
+    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    workers: Workers = ALONE,
+) -> Counted:
+    """The network as samplers call it with so many images: ``(x, sigma)``, tied to what else :func:`draw` is given."""
+    if condition is not None and len(condition) not in (0, rows):
+        raise ValueError(f"condition: found {len(condition)} rows, expected one for each of {rows} images")
 
     def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
         size = max(-(-len(x) // workers.count), 1)
@@ -193,8 +211,7 @@ def draw(
 
         return torch.cat(workers.map(evaluate_part, range(0, max(len(x), 1), size)))
 
-    yield Step(start, start, sigmas[0].item(), 0)
-    yield from run_sampler(sampler, Counted(evaluate, network), sigmas, start, noise)
+    return Counted(evaluate, network)
 
 
 class NotDrawn(ArithmeticError):
