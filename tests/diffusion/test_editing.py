@@ -109,6 +109,9 @@ def test_an_edit_moves_the_image_to_where_it_is_asked_to() -> None:
     step = last(editing.edit(told, HEUN.replace(steps=100), 0, images, **how))
     torch.testing.assert_close(step.x, images + torch.tensor([2.0, 0.0]).view(2, 1, 1, 1), rtol=0.0, atol=0.02)
     assert step.nfe == 2 * (2 * 100 - 1) - 1 + editing.FIXED_POINT_STEPS
+    for strength, moved in ((0.0, 0.0), (0.3, 0.1), (0.7, 1.8)):
+        step = last(editing.edit(told, HEUN, 0, images, strength=strength, **how))
+        assert (step.x - images)[0].mean().item() == pytest.approx(moved, abs=0.2)
     other = last(editing.edit(gaussian(1.0, 0.5).denoise, HEUN, 0, images, inverse=told, **how | {"condition": None}))
     torch.testing.assert_close(other.x, images + 2, rtol=0.0, atol=0.1)
 

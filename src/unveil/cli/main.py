@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, likelihood, params
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.add_typer(params.recipes, name="recipes")
 app.add_typer(params.app, name="params")
 app.add_typer(averages.app, name="averages")
 app.add_typer(curves.app, name="curves")
+app.add_typer(edit.app, name="edit")
 
 
 def _show_version(wanted: bool) -> None:

@@ -167,6 +167,8 @@ def edit(
     condition: Any,
     inverse: Callable[..., Tensor] | None = None,
     known: Any = None,
+    strength: float = 1.0,
+    ids: Sequence[int] | None = None,
     **how: Any,
 ) -> Iterator[Step]:
     """Go to noise and come back as something else: :func:`invert`, then draw with another condition.
@@ -179,16 +181,32 @@ def edit(
         condition: what the images shall be.
         inverse: the denoiser for the way up; None = the same.
         known: what the images are, the condition of the way up; None = nothing is told.
+        strength: how far up, as a share of the grid's steps in [0, 1]; less keeps more of the images.
+        ids: numbers of the images; None = 0, 1, ...
         **how: what else :func:`draw` takes, see above.
 
     Raises:
         ValueError: if the sampler draws noise on its way.
     """
-    for step in invert(denoiser if inverse is None else inverse, sampler, seed, images, condition=known, **how):
+    _, sigmas = _prepared(denoiser, sampler, images, **how)
+    how["sigmas"] = _lowest(sigmas, strength)
+    if len(how["sigmas"]) == 1:
+        yield Step(images, images, sigmas[-1].item(), 0)
+        return
+    up = denoiser if inverse is None else inverse
+    for step in invert(up, sampler, seed, images, ids=ids, condition=known, **how):
         yield step
-    ids, nfe = range(len(images)), step.nfe
-    for down in draw(denoiser, sampler, 0, ids, images.shape[1:], start=step.x, condition=condition, **how):
+    numbers, nfe = range(len(images)) if ids is None else ids, step.nfe
+    for down in draw(denoiser, sampler, seed, numbers, images.shape[1:], start=step.x, condition=condition, **how):
         yield replace(down, nfe=nfe + down.nfe)
+
+
+def _lowest(sigmas: Tensor, strength: float) -> Tensor:
+    """The levels of a share of a grid's steps, its last ones."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength: found {strength:g}, expected a number in [0, 1]")
+    steps = len(sigmas) - 1
+    return sigmas[steps - round(strength * steps) :]
 
 
 def interpolate(first: Tensor, second: Tensor, count: int) -> Tensor:
@@ -239,20 +257,16 @@ def vary(
         ids: numbers of the images; None = 0, 1, ...
         **how: what else :func:`draw` takes, see above.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: found {strength:g}, expected a number in [0, 1]")
     network, sigmas = _prepared(denoiser, sampler, images, **how)
-    steps = len(sigmas) - 1
-    done = round(strength * steps)
-    if done == steps:
+    levels = _lowest(sigmas, strength)
+    if len(levels) == len(sigmas):
         yield from draw(denoiser, sampler, seed, range(len(images)) if ids is None else ids, images.shape[1:], **how)
         return
     noise = _noise(seed, ids, images)
-    sigmas = sigmas[steps - done :]
-    x = images + sigmas[0].item() * noise() if done else images
-    yield Step(x, x, sigmas[0].item(), 0)
-    if done:
-        yield from run_sampler(sampler, network, sigmas, x, noise)
+    x = images if len(levels) == 1 else images + levels[0].item() * noise()
+    yield Step(x, x, levels[0].item(), 0)
+    if len(levels) > 1:
+        yield from run_sampler(sampler, network, levels, x, noise)
 
 
 def _noise(seed: int, ids: Sequence[int] | None, images: Tensor) -> SampleNoise:
