@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tests.serving.models import SIZE, save_conditional
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -136,7 +137,7 @@ def test_variations_of_a_picture(folder: Path, here: Path) -> None:
         (["inpaint", "face.png", "black.png", "out.png"], "black.png: found no white pixel"),
         (["inpaint", "face.png", "mask.png", "out.png", "--sampler", "rk45"], "sampler: found rk45, which chooses"),
         (["attributes", "face.png", "out.png", "--attributes", ","], "--attributes: found none, expected some of"),
-        (["attributes", "face.png", "out.png", "--attributes", "Bald", "--known", "Bold"], "attributes: found Bold"),
+        (["attributes", "face.png", "out.png", "--attributes", "Bald", "--known", "Bold"], "--known: found Bold, did"),
         (["attributes", "face.png", "out.png", "--attributes", "Bald", "--sampler", "ddpm"], "sampler: found ddpm, wh"),
         (["interpolate", "face.png", "text.txt", "out.png"], "text.txt: not an image"),
     ],
@@ -157,3 +158,7 @@ def test_a_model_that_is_told_nothing_gives_no_attributes_but_edits(folder: Path
     done = call(here / "plain", "attributes", "face.png", "out.png", "--attributes", "Smiling")
     assert done.exit_code == 1 and "a model that is told no attributes; train one with train.attributes" in done.stderr
     assert call(here / "plain", "vary", "large.jpg", "out.png").exit_code == 0
+    weights = {name: tensor * torch.nan for name, tensor in plain.build().network.state_dict().items()}
+    save_file(weights, here / "plain" / "model.safetensors")
+    done = call(here / "plain", "vary", "face.png", "other.png")
+    assert done.exit_code == 1 and "samples 0 to 3 are not finite numbers; choose other settings" in done.stderr

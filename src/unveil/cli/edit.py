@@ -12,7 +12,7 @@ import typer
 from unveil.cli.draw import words
 from unveil.errors import UnveilError
 from unveil.layout import MODELS
-from unveil.progress import Passing, say
+from unveil.progress import Passing, renews, say
 from unveil.run.commands import examples
 
 if TYPE_CHECKING:
@@ -76,17 +76,17 @@ def inpaint(
     from unveil.serving import edits
 
     asked = {"attributes": words(attributes), "guidance": guidance, "count": count, "seed": seed, "weights": weights}
-    desk = Desk.open(out, models, device, asked | _own(PAINTING, sampler, steps))
-    given = desk.take(picture)
+    easel = Easel.of(out, models, device, asked | _own(PAINTING, sampler, steps))
+    given = easel.take(picture)
     try:
         painted = torch.from_numpy(frame_mask(_read(mask), given.frame))
     except ValueError as error:
         raise UnveilError(f"{mask}: {error}") from None
     share = painted.float().mean().item()
-    say(f"{mask}: {share:.0%} of the {desk.size} x {desk.size} pixels are painted")
-    made = edits.inpaint(desk.studio, desk.request, given.pixels, painted, resamplings, jump)
+    say(f"{mask}: {share:.0%} of the {easel.size} x {easel.size} pixels are painted")
+    made = edits.inpaint(easel.studio, easel.request, given.pixels, painted, resamplings, jump)
     facts = {"mask": file_digest(mask), "resamplings": resamplings, "jump": jump}
-    desk.save("inpaint", made, [given], beside, facts)
+    easel.save("inpaint", made, [given], beside, facts)
 
 
 @app.command(
@@ -112,19 +112,23 @@ def attributes(
     device: Device = "auto",
 ) -> None:
     """Give a face other attributes: find the noise that becomes it, and draw that again, told them (2010.02502)."""
+    from unveil.networks.condition import told
     from unveil.serving import edits
 
     asked = {"attributes": words(attributes), "guidance": guidance, "count": count, "seed": seed, "weights": weights}
-    desk = Desk.open(out, models, device, asked | _own(INVERTING, sampler, steps))
-    if not desk.request.attributes:
+    easel = Easel.of(out, models, device, asked | _own(INVERTING, sampler, steps))
+    if not easel.request.attributes:
         raise UnveilError(
-            f"--attributes: found none, expected some of {', '.join(desk.studio.model.network.attributes)}"
+            f"--attributes: found none, expected some of {', '.join(easel.studio.model.network.attributes)}"
         )
     now = words(known) or []
-    desk.studio.request({"attributes": now})
-    given = desk.take(picture)
-    made = edits.change(desk.studio, desk.request, given.pixels, now, strength)
-    desk.save("edit", made, [given], beside, {"known": now, "strength": strength})
+    try:
+        told(now, easel.studio.model.network.attributes)
+    except ValueError as error:
+        raise UnveilError(f"--known: {error}") from None
+    given = easel.take(picture)
+    made = edits.change(easel.studio, easel.request, given.pixels, now, strength)
+    easel.save("edit", made, [given], beside, {"known": now, "strength": strength})
 
 
 @app.command(epilog=examples("unveil edit interpolate one.png other.png between.png --count 9"))
@@ -145,10 +149,10 @@ def interpolate(
     from unveil.serving import edits
 
     asked = {"count": count, "seed": seed, "weights": weights, "guidance": 1.0}
-    desk = Desk.open(out, models, device, asked | _own(INVERTING, sampler, steps))
-    ends = [desk.take(first), desk.take(second)]
-    made = edits.interpolate(desk.studio, desk.request, ends[0].pixels, ends[1].pixels)
-    images = desk.save("interpolate", made, ends, beside, {}, in_a_row=True)
+    easel = Easel.of(out, models, device, asked | _own(INVERTING, sampler, steps))
+    ends = [easel.take(first), easel.take(second)]
+    made = edits.interpolate(easel.studio, easel.request, ends[0].pixels, ends[1].pixels)
+    images = easel.save("interpolate", made, ends, beside, {}, in_a_row=True)
     for end, image in zip(ends, (images[0], images[-1]), strict=True):
         say(f"{end.path}: comes back from its noise at {_psnr(image, end.pixels):.1f} dB")
 
@@ -178,10 +182,10 @@ def vary(
     from unveil.serving import edits
 
     asked = {"attributes": words(attributes), "guidance": guidance, "count": count, "seed": seed, "weights": weights}
-    desk = Desk.open(out, models, device, asked | _own({}, sampler, steps))
-    given = desk.take(picture)
-    made = edits.vary(desk.studio, desk.request, given.pixels, strength)
-    desk.save("vary", made, [given], beside, {"strength": strength})
+    easel = Easel.of(out, models, device, asked | _own({}, sampler, steps))
+    given = easel.take(picture)
+    made = edits.vary(easel.studio, easel.request, given.pixels, strength)
+    easel.save("vary", made, [given], beside, {"strength": strength})
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Desk:
+class Easel:
     """Where a picture is edited: a model at work, what is asked of it, and where the result goes."""
 
     studio: "Studio"
@@ -202,7 +206,7 @@ class Desk:
     out: Path
 
     @classmethod
-    def open(cls, out: Path, models: Path, device: str, asked: dict[str, Any]) -> "Desk":
+    def of(cls, out: Path, models: Path, device: str, asked: dict[str, Any]) -> "Easel":
         """Check what is asked for; None in ``asked`` is as it is usual.
 
         Raises:
@@ -250,13 +254,20 @@ class Desk:
         import torch
 
         from unveil.data.pixels import to_uint8
+        from unveil.diffusion.sampling import NotDrawn
         from unveil.figures import save_picture
         from unveil.files import file_digest
+        from unveil.generation import STEP_SECONDS
         from unveil.serving.request import in_words
 
-        started = time.perf_counter()
-        for number, step in enumerate(steps):
-            say(Passing(f"{edit}: step {number:,}, sigma {step.sigma:.3g}"))
+        started = said = time.perf_counter()
+        try:
+            for step in steps:
+                if (now := time.perf_counter()) - said >= (0.2 if renews() else STEP_SECONDS):
+                    say(Passing(f"{edit}: {step.nfe:,} network evaluations an image, now at sigma {step.sigma:.3g}"))
+                    said = now
+        except NotDrawn as error:
+            raise UnveilError(f"{self.studio.folder}: {error}; choose other settings, or train again") from None
         images = to_uint8(step.x)
         made = {"kind": edit, "given": [file_digest(one.path) for one in given], **facts}
         sides = [one.pixels[None] for one in given] if beside else []
