@@ -98,7 +98,7 @@ def test_a_model_without_attributes_is_told_none(folder: Path, tmp_path: Path) -
     studio = Studio.load(save_conditional(tmp_path / "models", NETWORK.replace(attributes=())), "cpu")
     assert studio.images(studio.usual).shape == (1, *studio.shape)
     with pytest.raises(UnveilError, match="guidance: found 2, expected 1"):
-        studio.request({"guidance": 2})
+        studio.images(studio.request({"guidance": 2}))
     with pytest.raises(UnveilError, match="attributes: found Smiling, expected some of none"):
         studio.request({"attributes": ["Smiling"]})
     by_another = studio.request({"guidance": 2, "guide": str(folder)})

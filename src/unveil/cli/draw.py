@@ -61,6 +61,8 @@ def draw(
     }
     studio = Studio.load(models, device)
     request = studio.request({key: value for key, value in given.items() if value is not None})
+    for group in request.groups():
+        studio.denoiser(group[-1])  # before anything is said: weights or a guide may be missing
     started = time.perf_counter()
     say(Passing(f"{request.count} images of {models}"))
     images = studio.images(request)

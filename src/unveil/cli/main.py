@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params, play
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ app.command(
         "unveil draw --attributes Smiling --scales 0,1,2,4 --count 4 strip.png",
     )
 )(draw.draw)
+app.command(epilog=examples("unveil play", "unveil play --models path/to/models --port 8001"))(play.play)
 app.command("import", epilog=examples("unveil import path/to/folder --force"))(diffusers.import_)
 app.command(epilog=examples("unveil export my-model", "unveil export my-model --scheduler ddim"))(diffusers.export)
 app.command(epilog=examples("unveil likelihood --images 64", "unveil likelihood --split valid --out bits.json"))(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeVar
 
 from annotated_types import Ge, Le, Len
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from unveil.weights import WEIGHTS, parse_weights
 MOST_IMAGES = 1024  # of one request; more are a data set, which the sample stage draws
 
 MOST_SCALES = 16
+EVALUATIONS = 300  # taken for what nobody knows before, as of rk45
 Scale = Annotated[float, Ge(0), Le(100)]  # of guidance
 
 
@@ -41,6 +42,11 @@ class Request(Sampler, Guidance):
     """a row for each image: guided at each of these scales, from the same noise"""
 
     @property
+    def evaluations(self) -> int:
+        """Of networks, for an image; about as many where it depends on the image."""
+        return (self.nfe or EVALUATIONS) * (1 + self.guides)
+
+    @property
     def ids(self) -> range:
         """Numbers of the images."""
         return range(self.first, self.first + self.count)
@@ -61,7 +67,7 @@ class Request(Sampler, Guidance):
         if (drawn := self.count * sum(map(len, self.groups()))) > MOST_IMAGES:
             yield Problem("count", f"fewer: together they make {drawn:,} images, more than {MOST_IMAGES:,}")
 
-    def groups(self) -> list[list["Request"]]:
+    def groups(self) -> list[list[Self]]:
         """What is drawn: of each group, the same images in several ways, which stand side by side."""
         if self.scales:
             return [[self._plain(guidance=scale) for scale in self.scales]]
@@ -76,18 +82,18 @@ class Request(Sampler, Guidance):
             return self.count * 2 if self.switch else len(self.scales)
         return math.ceil(math.sqrt(self.count))
 
-    def _plain(self, **changes: Any) -> "Request":
+    def _plain(self, **changes: Any) -> Self:
         return self.model_copy(update={"switch": (), "scales": (), **changes})
 
-    def _switched(self, name: str, sign: str) -> "Request":
+    def _switched(self, name: str, sign: str) -> Self:
         others = [word for word in self.attributes if word.removeprefix("-") != name]
         return self._plain(attributes=(*others, f"{sign}{name}"))
 
 
-SCHEMA = schema_of(Request)
+AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
-def read_request(values: Mapping[str, Any], usual: Request) -> Request:
+def read_request(values: Mapping[str, Any], usual: AnyRequest) -> AnyRequest:
     """The request that ``values`` make of the usual one.
 
     Raises:
@@ -95,9 +101,9 @@ def read_request(values: Mapping[str, Any], usual: Request) -> Request:
     """
     together = usual.model_dump() | dict(values)
     try:
-        return Request.model_validate(together)
+        return type(usual).model_validate(together)
     except ValidationError as error:
-        found = findings(SCHEMA, error.errors(include_url=False), together, fill=True)
+        found = findings(schema_of(type(usual)), error.errors(include_url=False), together, fill=True)
     key, text = next(iter(found.items()))
     raise UnveilError(printable(f"{'.'.join(key)}: {text}"))
 

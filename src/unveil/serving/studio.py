@@ -1,6 +1,6 @@
 """A model at work: it draws what is asked for, the same bytes as the sample stage."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ class Studio:
         model: its configuration.
         digest: SHA-256 of its weights.
         usual: the request that suits it.
+        watch: called before every evaluation of a network; what it raises ends the drawing.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Studio:
     model: ModelConfig
     digest: str
     usual: Request
+    watch: Callable[[], object] = bool
     _denoisers: dict[tuple[Path, WeightsChoice], Denoiser] = field(default_factory=dict)
 
     @classmethod
@@ -78,7 +80,11 @@ class Studio:
         Raises:
             UnveilError: in one line, also for what does not go together with the model.
         """
-        request = read_request(values, self.usual)
+        self.check(request := read_request(values, self.usual))
+        return request
+
+    def check(self, request: Request) -> None:
+        """Refuse what does not go together with the model. Raises UnveilError, in one line."""
         for key, expected in request.misfits(self.model.diffusion):
             raise UnveilError(f"{key}: found {getattr(request, key)}, expected {expected}")
         resolve_precision(request.precision, self.device)
@@ -87,9 +93,6 @@ class Studio:
             chosen(request.switch, self.model.network.attributes)
         except ValueError as error:
             raise UnveilError(f"switch: {error}") from None
-        for group in request.groups():
-            self.denoiser(group[-1])  # the greatest scale, which has a guide
-        return request
 
     def denoiser(self, request: Request) -> Counted:
         """What draws this request, as ``draw`` takes it: the model, with its guide if there is one.
@@ -118,6 +121,7 @@ class Studio:
         precision = resolve_precision(request.precision, self.device)
 
         def context() -> AbstractContextManager[object]:
+            self.watch()
             return autocast(precision, self.device)
 
         return {"condition": self.condition(request), "context": context}
@@ -138,11 +142,11 @@ class Studio:
         Raises:
             NotDrawn: if the sampler fails, or the images are not finite.
         """
-        denoiser, sampler = self.denoiser(request), request.only(Sampler)
+        denoiser, numbers = self.denoiser(request), (request.seed, request.ids, self.shape)
         with workers(self.device, request.count) as threads:
             how = {**self.how(request), "workers": threads}
             try:
-                for step in draw(denoiser, sampler, request.seed, request.ids, self.shape, **how):
+                for step in draw(denoiser, request.only(Sampler), *numbers, **how):
                     last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
                     yield last
             except ArithmeticError as error:
