@@ -93,7 +93,7 @@ def test_a_picture_gets_other_attributes_by_way_of_its_noise(folder: Path, here:
     *_, last = editing.edit(guided, sampler, 0, to_float(given)[None], **how)
     found = picture[:, PADDING : PADDING + SIZE, 2 * PADDING + SIZE : -PADDING]
     assert (found.int() - to_uint8(last.x[0]).int()).abs().max() <= 1
-    assert "edit, Smiling, seed 0; heun," in done.output
+    assert "edit, Smiling, seed 0; ddim," in done.output
 
 
 def test_between_two_pictures_are_others_and_the_ends_are_the_two(folder: Path, here: Path) -> None:

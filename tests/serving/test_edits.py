@@ -61,7 +61,7 @@ def test_a_result_follows_attributes_and_guidance(studio: Studio, name: str) -> 
 def test_guidance_costs_twice_on_the_way_down_alone(studio: Studio) -> None:
     request = studio.request(ASKED)
     counts = {name: last(edit(studio, request)).nfe for name, edit in EDITS.items()}
-    assert counts == {"inpaint": 2 * (2 * 3 * 2 + 1), "change": FIXED_POINT_STEPS + 2 * 2 + 2 * 5, "vary": 2 * 3}
+    assert counts == {"inpaint": 2 * (2 * 3 * 2 + 1), "change": FIXED_POINT_STEPS * 5 + 2 * 5, "vary": 2 * 3}
 
 
 def test_between_two_images_lie_as_many_as_are_asked_for(studio: Studio) -> None:

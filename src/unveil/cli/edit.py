@@ -39,7 +39,7 @@ Beside = Annotated[bool, typer.Option("--beside", help="Show what was given befo
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 PAINTING = {"sampler": "ddpm", "steps": 25}  # RePaint's sampler, on a grid that a tenth of its steps has
-INVERTING = {"sampler": "heun", "steps": 50, "s_churn": 0.0}
+INVERTING = {"sampler": "ddim", "steps": 100, "eta": 0.0, "s_churn": 0.0}
 
 
 @app.command(

@@ -21,10 +21,10 @@ from torch import Tensor
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.paths import NoisePath
 from unveil.diffusion.samplers import Counted, Step, intervals
-from unveil.diffusion.sampling import SampleNoise, bind, build_grid, draw, limited, run_sampler
+from unveil.diffusion.sampling import SampleNoise, bind, build_grid, draw, run_sampler
 from unveil.workers import ALONE, Workers
 
-FIXED_POINT_STEPS = 3  # that begin an inversion; more fit the image better and its noise worse
+FIXED_POINT_STEPS = 2  # that undo a step of a sampler
 
 
 @torch.inference_mode()
@@ -107,16 +107,18 @@ def invert(
 ) -> Iterator[Step]:
     """Find noise that becomes the images: the probability-flow ODE, up the grid (DDIM, 2010.02502, sec. 5.4).
 
-    By Heun's method whatever the sampler, which must follow the same ODE down: then :func:`draw` with the last ``x`` as
-    its ``start`` returns the images, but for errors of its order.
+    :func:`draw` with the last ``x`` as its ``start`` then returns the images. A solver that went up by itself would not
+    do: where two kinds of image part, its smallest error decides for one of them. So every step of ddim, euler or heun
+    is undone, by fixed-point steps ``x + wanted - down(x)`` (2309.04907). For the other samplers heun's are.
 
-    The last step down returns ``D(x; sigma)``, which takes the noise of that level away. Many x have one D, and of them
-    one with noise is wanted: without, the ODE would lead to no Gaussian noise, and mixtures of it to no faces. So an
-    inversion begins with the images in noise, of which a few fixed-point steps ``x + image - D(x)`` make a solution.
+    The last step down returns ``D(x; sigma)`` and takes the noise of that level away. Many x have one D, of which one
+    with noise is wanted: without, the ODE leads to no Gaussian noise, and mixtures of it to no faces. So it begins
+    with the images in noise. What the network cannot show is in x then, and added again by each fixed-point step. All
+    of it is taken out: amplified on its way up, it would be noise like no other.
 
     Args:
         denoiser: as of :func:`unveil.diffusion.sampling.draw`.
-        sampler: the grid, and what will draw the noise again.
+        sampler: what will draw the noise again, on this grid; 100 steps of ddim go there and back on most images.
         seed: of the noise of the grid's last level above 0.
         images: float [B, C, H, W], at the grid's last level, which is 0 unless ``sigmas`` say otherwise.
         ids: numbers of the images; None = 0, 1, ...
@@ -127,29 +129,29 @@ def invert(
     """
     if not follows_ode(sampler):
         raise ValueError(
-            f"sampler: found {sampler.sampler}, which draws noise on its way; expected one that follows the ODE: heun, "
-            "euler (s_churn 0), ddim (eta 0), dpmpp-2m or rk45"
+            f"sampler: found {sampler.sampler}, which draws noise on its way; expected one that follows the ODE: ddim "
+            "(eta 0), euler (s_churn 0), heun (s_churn 0), dpmpp-2m or rk45"
         )
     network, sigmas = _prepared(denoiser, sampler, images, **how)
-    x, nfe = images, _evaluations(network, images)
+    noise, nfe = _noise(seed, ids, images), _evaluations(network, images)
+    single = sampler if sampler.sampler in ("ddim", "euler", "heun") else sampler.replace(sampler="heun", s_churn=0.0)
+
+    def down(x: Tensor, sigma: float, sigma_next: float) -> Step:
+        *_, step = run_sampler(single, network, sigmas.new_tensor([sigma, sigma_next]), x, noise)
+        return step
+
+    x = denoised = images
     yield Step(x, x, sigmas[-1].item(), 0)
     for end, sigma in reversed(intervals(sigmas)):
-        if sigma:
-            slope, _ = _slope(network, x, sigma)
-            slope_end, denoised = _slope(network, x + (end - sigma) * slope, end)
-            x = x + (end - sigma) * (slope + slope_end) / 2
-        else:
-            x = images + end * _noise(seed, ids, images)()
-            for _ in range(FIXED_POINT_STEPS):
-                denoised = network(x, x.new_full((len(x),), end))
-                x = x + images - denoised
+        wanted, x = x, x + (end / sigma - 1) * (x - denoised) if sigma else x + end * noise()
+        for number in range(FIXED_POINT_STEPS):
+            step = down(x, end, sigma)
+            left, denoised = wanted - step.x, step.denoised
+            if sigma or number + 1 < FIXED_POINT_STEPS:
+                x = x + left
+        if not sigma:
+            x = x - FIXED_POINT_STEPS * left
         yield Step(x, denoised, end, nfe())
-
-
-def _slope(network: Counted, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Of the probability-flow ODE, and the clean images that it points from."""
-    denoised = network(x, x.new_full((len(x),), sigma))
-    return (x - denoised) / sigma, denoised
 
 
 def follows_ode(sampler: Sampler) -> bool:
@@ -297,4 +299,4 @@ def _prepared(
         if path is None:
             raise ValueError("path: found none, expected one, or sigmas")
         sigmas = build_grid(sampler, path)
-    return limited(sampler, bind(network, len(images), condition, context, workers)), sigmas
+    return bind(network, len(images), condition, context, workers), sigmas

@@ -90,21 +90,16 @@ def dynamically_thresholded(denoiser: DenoiserFunction, percentile: float) -> De
     return denoise
 
 
-def limited(config: Sampler, denoiser: DenoiserFunction) -> Counted:
-    """The denoiser, which may be a :class:`Counted` already, with the threshold that ``config`` names."""
-    counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
-    if config.threshold == "clip":
-        return Counted(clipped(counted), counted)
-    if config.threshold == "dynamic":
-        return Counted(dynamically_thresholded(counted, config.threshold_percentile), counted)
-    return counted
-
-
 def run_sampler(
     config: Sampler, denoiser: DenoiserFunction, sigmas: Tensor, x: Tensor, noise: NoiseSource
 ) -> Iterator[Step]:
     """Run the sampler that ``config`` names from ``x`` at noise level ``sigmas[0]``."""
-    return build_sampler(config)(limited(config, denoiser), sigmas, x, noise)
+    counted = denoiser if isinstance(denoiser, Counted) else Counted(denoiser)
+    if config.threshold == "clip":
+        counted = Counted(clipped(counted), counted)
+    elif config.threshold == "dynamic":
+        counted = Counted(dynamically_thresholded(counted, config.threshold_percentile), counted)
+    return build_sampler(config)(counted, sigmas, x, noise)
 
 
 class SampleNoise:
