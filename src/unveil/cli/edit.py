@@ -38,8 +38,8 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Intervals of the sampler
 Beside = Annotated[bool, typer.Option("--beside", help="Show what was given before the results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
-PAINTING = {"sampler": "ddpm", "steps": 25}  # RePaint's sampler, on a grid that a tenth of its steps has
-INVERTING = {"sampler": "ddim", "steps": 100, "eta": 0.0, "s_churn": 0.0}
+PAINTING = {"sampler": "ddpm", "steps": 25}  # RePaint has 250 steps of it
+INVERTING = {"sampler": "ddim", "steps": 100, "eta": 0.0, "s_churn": 0.0}  # with fewer, some faces come back as others
 
 
 @app.command(
@@ -91,8 +91,8 @@ def inpaint(
 
 @app.command(
     epilog=examples(
-        'unveil edit attributes face.png smiling.png --attributes "Smiling,-Wearing_Hat" --guidance 2',
-        'unveil edit attributes face.jpg bald.png --attributes Bald --known "-Bald" --strength 0.8 --beside',
+        'unveil edit attributes face.png smiling.png --attributes "Smiling,-Wearing_Hat"',
+        'unveil edit attributes face.jpg other.png --attributes Eyeglasses --known "-Eyeglasses" --guidance 3 --beside',
     )
 )
 def attributes(
@@ -100,8 +100,8 @@ def attributes(
     out: Out,
     attributes: Annotated[str, typer.Option(help="What the face shall show: Smiling,-Bald (a minus: not so).")],
     known: Annotated[str | None, typer.Option(help="What it shows now, if the model is to be told: -Smiling.")] = None,
-    strength: Annotated[float, typer.Option(min=0, max=1, help="Less keeps more of the face.")] = 1.0,
-    guidance: Scale = None,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Less keeps more of the face.")] = 0.8,
+    guidance: Scale = 2.0,
     count: Count = 1,
     seed: Seed = 0,
     sampler: Solver = None,
