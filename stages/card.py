@@ -1,4 +1,4 @@
-"""Stage 6: the evaluation's card as a page. Other words need no other samples, and no other numbers."""
+"""Stage 7: the evaluation's card as a page. Other words need no other samples, and no other numbers."""
 
 from pathlib import Path
 from typing import Annotated, Any

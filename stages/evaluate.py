@@ -1,4 +1,4 @@
-"""Stage 5: how far the samples are from real images, with everything that made the number."""
+"""Stage 6: how far the samples are from real images, with everything that made the number."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -124,7 +124,7 @@ def test_functions_are_short(repository: Path) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("name", ["download", "preprocess", "train", "sample", "evaluate", "card"])
+@pytest.mark.parametrize("name", ["download", "preprocess", "train", "sample", "oracle", "evaluate", "card"])
 def test_stages_are_thin(repository: Path, name: str) -> None:
     assert len((repository / "stages" / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= LONGEST_STAGE
 

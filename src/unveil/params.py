@@ -20,7 +20,7 @@ from unveil.data.config import Download, Preprocess
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.diffusion.levels import FULL_NOISE
 from unveil.errors import UnveilError, line_for_user, printable
-from unveil.evaluation.config import Evaluation
+from unveil.evaluation.config import Evaluation, OracleTraining
 from unveil.messages import RETIRED, chosen, comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
 from unveil.parameter_file import Key, Lines, parse_mapping, written
@@ -159,10 +159,16 @@ class Params(Section):
     """the training"""
     sample: Sample = Sample()
     """the sampling"""
+    oracle: OracleTraining = OracleTraining()
+    """the classifier of train.attributes, which evaluate asks about samples; read if there are any"""
     evaluate: Evaluation = Evaluation()
     """the evaluation"""
     launch: Launch = Launch()
     """the processes"""
+
+    def unread(self) -> set[str]:
+        """The oracle, where there is nothing to ask it."""
+        return set() if self.train.attributes else {"oracle"}
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong between the sections."""

@@ -55,6 +55,8 @@ ASIDE = {
     # Measures: the page names what was measured.
     "card": {f"{METRICS}/{name}.py" for name in ("copies", "distances", "manifold", "measurement", "uncertainty")},
 }
+# Stages that read a parameter of another section.
+PARAMS_OF_OTHERS = {"download": ["preprocess.on_corrupt"], "oracle": ["train.attributes"]}
 # With the one that makes the page, which has no run of its own.
 EVERY = (*STAGES, "card")
 
@@ -128,7 +130,7 @@ def test_no_option_that_would_switch_a_guarantee_off(repository: Path) -> None:
     for name, entry in stages.items():
         assert set(entry) <= {"desc", "cmd", "params", "deps", "outs", "metrics"}
         if name != "card":
-            assert entry["params"] == [name, *({"download": ["preprocess.on_corrupt"]}.get(name, []))]
+            assert entry["params"] == [name, *PARAMS_OF_OTHERS.get(name, [])]
         assert entry["cmd"] == f"sh stages/run {name}"
         # One uncached output that is no metric, and DVC would not keep the stage's results at all.
         assert all(isinstance(item, str) for item in entry["outs"])

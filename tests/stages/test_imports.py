@@ -10,7 +10,7 @@ from unveil.run.stage import STAGES
 
 # MLflow waits until a run opens, the others until a network or a conversion needs them.
 LATER = {"diffusers", "gdown", "huggingface_hub", "mlflow", "pandas", "torch._dynamo", "torch_fidelity", "torchvision"}
-LIGHT = {"card", "download"}  # which need no tensors
+LIGHT = {"card", "download", "oracle"}  # which need no tensors
 NEVER_TO_THESE = {"matplotlib", "torch"}
 
 

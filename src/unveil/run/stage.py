@@ -32,7 +32,7 @@ from unveil.section import Key, flatten
 RECORD_FORMAT = 1
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
-StageName = Literal["download", "preprocess", "train", "sample", "evaluate"]
+StageName = Literal["download", "preprocess", "train", "sample", "oracle", "evaluate"]
 STAGES = get_args(StageName)
 
 
@@ -273,7 +273,7 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     ``unveil.pid`` tell which process it was.
 
     Args:
-        name: one of download, preprocess, train, sample, evaluate.
+        name: one of download, preprocess, train, sample, oracle, evaluate.
         params: path of params.yaml. The working folder is the project, as DVC has it.
     """
     if name not in STAGES:
