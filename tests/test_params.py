@@ -307,7 +307,7 @@ def test_the_first_of_several_is_reported_and_the_others_counted() -> None:
 
 def test_what_is_no_yaml_is_refused_with_its_line() -> None:
     for text in ("", "\n", "# only a comment\n", "---\n", "- 1\n", "3\n", "null\n", "text\n"):
-        assert "download, preprocess, train, sample, evaluate" in refusal(text)
+        assert "download, preprocess, train, sample, oracle, evaluate" in refusal(text)
     line = 1 + next(n for n, row in enumerate(TEXT.splitlines()) if row.startswith("  lr:"))
     for written, place, words in (
         ("'0.0005", "", "not valid YAML"),

@@ -20,7 +20,8 @@ from unveil.data.config import Download, Preprocess
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.diffusion.levels import FULL_NOISE
 from unveil.errors import UnveilError, line_for_user, printable
-from unveil.evaluation.config import Evaluation, OracleTraining
+from unveil.evaluation.config import Evaluation
+from unveil.evaluation.oracle.config import OracleTraining
 from unveil.messages import RETIRED, chosen, comment_of, findings, look_up, schema_of, section_at
 from unveil.networks.config import Network
 from unveil.parameter_file import Key, Lines, parse_mapping, written

@@ -42,7 +42,8 @@ FRAME = {
     )
 }
 # A range, a default (params.yaml has every key) or a sentence decides no result either; what the rules compute does.
-CONFIGS = {f"src/unveil/{room}/config.py" for room in ("data", "diffusion", "evaluation", "networks", "training")}
+ROOMS = ("data", "diffusion", "evaluation", "evaluation/oracle", "networks", "training")
+CONFIGS = {f"src/unveil/{room}/config.py" for room in ROOMS}
 # Drawing takes tensors and types from where they are made, not their values.
 NOT_FOLLOWED = FRAME | {"src/unveil/figures.py"}
 METRICS = "src/unveil/evaluation/metrics"

@@ -18,7 +18,7 @@ from unveil.data.batches import Batch, Batches, load_attributes, load_split, ope
 from unveil.data.pixels import to_float
 from unveil.data.shards import ShardIndex
 from unveil.errors import UnveilError
-from unveil.evaluation.config import OracleTraining
+from unveil.evaluation.oracle.config import OracleTraining
 from unveil.evaluation.oracle.facts import MEND, Answers, OracleFacts
 from unveil.files import file_digest
 from unveil.progress import ProgressLine, Say
