@@ -10,10 +10,23 @@ from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.evaluation.card.figures import summary
 from unveil.evaluation.card.statement import cost_of, environment_of
-from unveil.evaluation.evaluation import evaluate, load_extractors, read_inputs
+from unveil.evaluation.evaluation import evaluate, load_extractors, read_inputs, read_requests
 from unveil.evaluation.features.cache import FeatureCache
 from unveil.files import destination, write_json, write_text
-from unveil.layout import CARD, EVALUATE_PLOTS, EVALUATE_RECORD, METRICS, PAGE, RAW, SAMPLE_RECORD, SHARDS
+from unveil.layout import (
+    BY_GUIDANCE,
+    CARD,
+    EVALUATE_PLOTS,
+    EVALUATE_RECORD,
+    METRICS,
+    ORACLE,
+    ORACLE_RECORD,
+    ORACLE_WEIGHTS,
+    PAGE,
+    RAW,
+    SAMPLE_RECORD,
+    SHARDS,
+)
 from unveil.layout import SAMPLES as OWN_SAMPLES
 from unveil.precision import resolve_device, set_tf32
 from unveil.run.checkout import code_commit
@@ -68,7 +81,12 @@ def run_evaluation(run: Run, held: ExitStack, path: Path, protocol: str | None, 
     limit = round(settings.cache_gib * 2**30)
     cache = FeatureCache(run.project / ".unveil" / "features", limit, processes, run.say)
     code = {"commit": code_commit(run.root)}
-    found = evaluate(settings, inputs, extractors, RAW, cache, device, processes, run.say, code)
+    oracle = (ORACLE, ORACLE_WEIGHTS) if inputs.samples.told and ORACLE.exists() else None
+    if oracle is not None:
+        run.follow(ORACLE_RECORD)
+    scales = BY_GUIDANCE if path == OWN_SAMPLES and BY_GUIDANCE.exists() else None
+    requests = read_requests(settings, run.params.oracle, inputs, oracle, scales, device, run.say)
+    found = evaluate(settings, inputs, extractors, RAW, cache, device, processes, run.say, code, requests)
     if found is None:
         return
     cost = cost_of(run.record["upstream"], run.seconds)

@@ -11,12 +11,13 @@ import typer
 
 from unveil.data.batches import load_attributes
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
+from unveil.diffusion.samplers import Counted
 from unveil.diffusion.sampling import NotDrawn, batches
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
-from unveil.generation import Watch, asking, generate, load_guided
-from unveil.layout import GRID, MODELS, SAMPLE_RECORD, SAMPLES, SHARDS, TRAIN_RECORD, TRAJECTORY
+from unveil.generation import Watch, asking, generate, load_guided, save_scales
+from unveil.layout import BY_GUIDANCE, GRID, MODELS, SAMPLE_RECORD, SAMPLES, SHARDS, TRAIN_RECORD, TRAJECTORY
 from unveil.model import WEIGHTS_FILE, ModelConfig
 from unveil.networks.condition import told
 from unveil.params import AS_DATA
@@ -64,34 +65,38 @@ def main(
         device = local_device(resolve_device(settings.device))
         set_tf32(False, device)  # fp32 is meant as such; bf16 and fp16 are faster still
         processes = held.enter_context(joined(device))
-        precision = resolve_precision(settings.precision, device)
-        guidance = settings.only(Guidance)
+        precision, guidance = resolve_precision(settings.precision, device), settings.only(Guidance)
         if guidance.guide is not None and parse_weights(guidance.guide) is None:
             guidance = guidance.replace(guide=str(run.locate(Path(guidance.guide))))
+        scales = [guidance.replace(guidance=scale) for scale in settings.guidance_scales]
         denoiser, guide = load_guided(MODELS, device, settings.average, guidance)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])
-        sampler, attributes = settings.only(Sampler), asked_for(settings.attributes, model.network.attributes)
-        tell = asking(attributes, settings.seed, device)
+        sampler = settings.only(Sampler)
+        tell = asking(asked_for(settings.attributes, model.network.attributes), settings.seed, device)
         shape = (3, model.network.image_size, model.network.image_size)
-        parts = batches(settings.num_samples, settings.batch_size)
-        parts = parts[processes.part(len(parts))]
         started, watch = time.perf_counter(), Watch(sampler.steps, run.say)
         how = {
             "tell": tell,
             "context": lambda: autocast(precision, device),
             "workers": held.enter_context(workers(device, settings.batch_size)),
         }
-        try:
+
+        def drawn(denoiser: Counted, count: int, watch: Watch) -> tuple[torch.Tensor | None, int]:
+            parts = (every := batches(count, settings.batch_size))[processes.part(len(every))]
             images, nfe = generate(denoiser, sampler, settings.seed, shape, parts, run.say, watch, **how)
+            return processes.gather(images), int(processes.agree(nfe)[0])
+
+        try:
+            together, nfe = drawn(denoiser, settings.num_samples, watch)
+            seconds = time.perf_counter() - started
+            at_scales = (load_guided(MODELS, device, settings.average, scale)[0] for scale in scales)
+            scaled = [drawn(one, settings.guidance_images, Watch(sampler.steps, run.say))[0] for one in at_scales]
         except NotDrawn as error:
             raise refusal(error, sampler, precision) from None
         if watch.strip:
             columns = min(COLUMNS, len(watch.strip))
             save_grid(emergence(watch.strip, len(watch.strip[0].x), columns), columns, TRAJECTORY)
-        together = processes.gather(images)
-        nfe = int(processes.agree(nfe)[0])
-        seconds = time.perf_counter() - started
         if together is None:  # another process has all of them
             return
         facts |= {"seed": settings.seed, "precision": precision, "nfe": nfe, **sampler.read_values(), **guide}
@@ -101,11 +106,12 @@ def main(
             tensors |= {"attributes": asked.attributes.cpu()}
         # Under one key: safetensors writes several in random order, and equal samples must be equal bytes.
         save_tensors(SAMPLES, tensors, {"facts": json.dumps(facts)})
+        save_scales(BY_GUIDANCE, scaled, scales, tell(range(settings.guidance_images)), facts)
         save_grid(together[: settings.grid_rows * settings.grid_columns], settings.grid_columns, GRID)
-        speed = len(together) / seconds
-        run.log_metrics({"nfe": nfe, "num_samples": len(together), "images_per_second": speed}, model=True)
-        run.log_artifact(GRID)
-        run.log_artifact(TRAJECTORY)
+        counts = {"nfe": nfe, "num_samples": len(together), "images_per_second": len(together) / seconds}
+        run.log_metrics(counts, model=True)
+        for picture in (GRID, TRAJECTORY):
+            run.log_artifact(picture)
         run.say(f"{SAMPLES}: {len(together):,} samples, {nfe} network evaluations each; look at {GRID}")
         run.write_record(SAMPLE_RECORD)
 

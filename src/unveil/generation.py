@@ -1,7 +1,8 @@
 """Many images of a trained model: with a guide, each asked for what it should show, and lines on how far it is."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
 from unveil.networks.condition import Condition
 from unveil.progress import Passing, Say, renews
 from unveil.seeds import image_seed
+from unveil.tensors import save_tensors
 from unveil.weights import WeightsChoice, parse_weights
 
 FACES = 4  # of the strip
@@ -139,3 +141,29 @@ def load_guided(
 
     tell = guidance.guide_attributes and bool(columns)
     return guided(denoiser, guidance, told_its_own, tell), facts
+
+
+def save_scales(
+    path: Path,
+    images: Sequence[Tensor | None],
+    scales: Sequence[Guidance],
+    asked: Condition | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write samples of every scale of guidance, and without any a file with nothing in it, as DVC wants one.
+
+    Args:
+        path: of the safetensors file.
+        images: of each scale, uint8 [n, 3, H, W].
+        scales: of the images, with one and the same guide.
+        asked: what the images of each scale are asked for.
+        facts: of other images of the same model and sampler.
+    """
+    tensors, said = {"images": torch.empty(0, dtype=torch.uint8)}, {"scales": [one.guidance for one in scales]}
+    if scales:
+        tensors = {"images": torch.stack([rows for rows in images if rows is not None])}
+        if asked is not None and asked.attributes is not None:
+            tensors |= {"attributes": asked.attributes}
+        guide = scales[0].replace(guidance=0.0).read_values()
+        said |= {key: value for key, value in (dict(facts) | guide).items() if key not in ("guidance", "nfe")}
+    save_tensors(path, tensors, {"facts": json.dumps(said)})

@@ -13,6 +13,8 @@ TRAIN_PLOTS = Path("plots/train")
 CHECKPOINTS = Path(".unveil/checkpoints")
 """train: scratch of an unfinished training, in the main checkout."""
 SAMPLES = Path("samples/samples.safetensors")
+BY_GUIDANCE = Path("samples/by_guidance.safetensors")
+"""sample: some samples at each scale of guidance that is asked for."""
 GRID = Path("samples/grid.png")
 TRAJECTORY = Path("samples/trajectory.png")
 ORACLE = Path("oracle/oracle.json")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -115,14 +116,24 @@ class Drawing(Section):
 class Sample(Sampler, Guidance, Drawing):
     """How many images, of what, and by which sampler."""
 
+    guidance_scales: Annotated[tuple[Annotated[float, Ge(0), Le(100)], ...], LISTED] = ()
+    """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the guide, 1 = the model; [] = none"""
+    guidance_images: Annotated[int, Ge(4)] = 500
+    """guidance_scales: images to make at each, of the same seeds and attributes"""
     grid_rows: Count = 8
     """of samples/grid.png; rows x columns are at most num_samples"""
     grid_columns: Count = 12
     """of samples/grid.png"""
 
+    @property
+    def guides(self) -> bool:
+        """Whether a guide has a say, at one of the scales too."""
+        return super().guides or bool(self.guidance_scales)
+
     def unread(self) -> set[str]:
         """What neither the sampler nor the guidance reads."""
-        return Sampler.unread(self) | Guidance.unread(self)
+        alone = set() if self.guidance_scales else {"guidance_scales", "guidance_images"}
+        return Sampler.unread(self) | Guidance.unread(self) | alone
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with sampler and guidance, weights without a meaning, a picture of more cells than images."""
@@ -134,6 +145,8 @@ class Sample(Sampler, Guidance, Drawing):
                 f"{WEIGHTS} (N in images; S a relative standard deviation in "
                 f"[{LEAST_DEVIATION}, {GREATEST_DEVIATION}])",
             )
+        if len(set(self.guidance_scales)) < len(self.guidance_scales):
+            yield Problem("guidance_scales", "each scale once")
         if (cells := self.grid_rows * self.grid_columns) > self.num_samples:
             product = f"{self.grid_rows} x {self.grid_columns} = {cells}"
             most = f"at most sample.num_samples, {self.num_samples}"
@@ -228,7 +241,14 @@ class Params(Section):
             except ValueError as error:
                 yield Problem("sample.attributes", f"names of train.attributes ({error})")
         if self.sample.guides and self.sample.guide is None and not names:
-            yield Problem("sample.guidance", "1.0 with train.attributes [], or a sample.guide")
+            key, plain = ("guidance_scales", "[]") if self.sample.guidance_scales else ("guidance", "1.0")
+            yield Problem(f"sample.{key}", f"{plain} with train.attributes [], or a sample.guide")
+        elif self.sample.guidance_scales and self.sample.guide is None and not asked:
+            yield Problem("sample.guidance_scales", "[] with sample.attributes []: all scales draw the same images")
+        if "classification-accuracy" in self.evaluate.metrics and asked != (AS_DATA,):
+            yield Problem(
+                "evaluate.metrics", "no classification-accuracy, which learns from samples of sample.attributes [data]"
+            )
 
     def _weights_problems(self) -> Iterator[Problem]:
         choice, train = self.sample.average, self.train

@@ -54,7 +54,9 @@ ASIDE = {
     # The page of another generator's samples: other words must not evaluate again.
     "evaluate": {"src/unveil/evaluation/card/markdown.py"},
     # Measures: the page names what was measured.
-    "card": {f"{METRICS}/{name}.py" for name in ("copies", "distances", "manifold", "measurement", "uncertainty")},
+    "card": {f"{METRICS}/{name}.py" for name in ("copies", "distances", "manifold", "measurement", "uncertainty")}
+    | {f"src/unveil/{name}.py" for name in ("data/batches", "evaluation/images/labelled")}
+    | {f"src/unveil/evaluation/oracle/{name}.py" for name in ("classifier", "facts")},
 }
 # Stages that read a parameter of another section.
 PARAMS_OF_OTHERS = {"download": ["preprocess.on_corrupt"], "oracle": ["train.attributes"]}

@@ -30,7 +30,8 @@ class Evaluation(Section):
         "density-coverage",
         "memorization",
     )
-    """frechet | kernel | inception-score (features inception) | precision-recall | density-coverage | memorization"""
+    """frechet | kernel | inception-score (features inception) | precision-recall | density-coverage | memorization |
+    classification-accuracy (of sample.attributes [data])"""
     num_images: Annotated[int, Ge(2)] = 50_000
     """N: samples, noise and held-out images (of these all, if their split has fewer)"""
     reference_images: Amount = 0
@@ -72,6 +73,8 @@ class Evaluation(Section):
             yield Problem("metrics", "no inception-score, which needs inception among evaluate.features")
         if "memorization" in self.metrics and self.reference_split != "train":
             yield Problem("metrics", "no memorization, which needs evaluate.reference_split train")
+        if set(self.metrics) == {"classification-accuracy"}:
+            yield Problem("metrics", "another one too, which the card is about")
         asks = max(self.metrics, key=lambda name: LEAST_IMAGES[name])
         if self.controls and 0 < self.control_images < LEAST_IMAGES[asks]:
             yield Problem("control_images", f"0, or {LEAST_IMAGES[asks]} or more for {asks}")

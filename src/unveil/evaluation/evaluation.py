@@ -1,7 +1,7 @@
 """An evaluation, whole: images, features, metrics, card. It returns values; the stage says, logs and writes them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,18 @@ from unveil.evaluation.features.extraction import Extractor, load_extractor
 from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.chosen import Damaged, RealImages, damaged_sets, four_sets
 from unveil.evaluation.images.foreign import SampleFile
+from unveil.evaluation.images.labelled import Labelled, load_labelled
+from unveil.evaluation.images.scales import NO_SCALES, ScaleSamples, load_scales, set_name
 from unveil.evaluation.images.sets import check_same_data, count_shared, load_real, load_samples, real_parts, set_sizes
+from unveil.evaluation.metrics.attributes import attribute_metrics
 from unveil.evaluation.metrics.copies import Copies, to_show
+from unveil.evaluation.metrics.guidance import AtScale
 from unveil.evaluation.metrics.measurement import LEAST_FOR_INTERVAL, Asked, extract_sets, measure
-from unveil.evaluation.metrics.metric import Found, flat_metrics
+from unveil.evaluation.metrics.metric import Found, Metric, flat_metrics
 from unveil.evaluation.metrics.registry import METRICS, kind_of
+from unveil.evaluation.oracle.classifier import Oracle
+from unveil.evaluation.oracle.config import OracleTraining
+from unveil.evaluation.oracle.facts import MEND as ORACLE_MEND
 from unveil.files import write_text
 
 SHOWN_SAMPLES = 4  # of those nearest to training images, and as many drawn evenly
@@ -51,6 +58,40 @@ class Inputs:
         if settings.interval_splits and self.real.sizes.samples < LEAST_FOR_INTERVAL:
             found.append(f"Fewer than {LEAST_FOR_INTERVAL} samples have no interval.")
         return found
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What tells whether samples are what was asked for."""
+
+    oracle: Oracle | None = None
+    scales: ScaleSamples = NO_SCALES
+    labelled: Labelled | None = None
+
+    def choices(self, used: bool) -> dict[str, Any]:
+        """What the card says of the evaluation besides; of the oracle where it was ``used``."""
+        found: dict[str, Any] = {}
+        if used and self.oracle is not None:
+            facts = asdict(self.oracle.facts)
+            kept = ("weights_sha256", "shards", "held_out", "accuracy", "balanced_accuracy", "settings")
+            found["oracle"] = {key: facts[key] for key in kept}
+        if self.labelled is not None:
+            found["classifier"] = self.labelled.settings.read_values() | {"real": len(self.labelled.real)}
+        return found
+
+    def judged(self, images: Tensor, told: Tensor | None, names: Sequence[str]) -> list[Metric]:
+        """What the oracle says of images that were told attributes of these names; of others nothing."""
+        if self.oracle is None or told is None:
+            return []
+        facts = self.oracle.facts
+        known = {name: answers for name, answers in (facts.attributes or {}).items() if name in names}
+        ours, theirs = ([of.index(name) for name in known] for of in (list(names), facts.names))
+        if not known or not bool(told[:, ours].any()):
+            return []
+        return attribute_metrics(self.oracle.says(images)[:, theirs], told[:, ours], known)
+
+
+NO_REQUESTS = Requests()
 
 
 @dataclass(frozen=True)
@@ -100,6 +141,32 @@ def read_inputs(settings: Evaluation, shards: Path, path: Path, protocol: str | 
     return Inputs(samples, real, shared, unchecked)
 
 
+def read_requests(
+    settings: Evaluation,
+    classifier: OracleTraining,
+    inputs: Inputs,
+    oracle: tuple[Path, Path] | None,
+    scales: Path | None,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Requests:
+    """What tells whether these samples are what was asked for.
+
+    ``classifier`` says how one is trained for a score, ``oracle`` are the files of the trained one, ``scales`` is that
+    of samples at several scales of guidance; None = there is none.
+
+    Raises UnveilError for files that are missing or damaged, or of other images or models, and for a score that these
+    samples cannot have.
+    """
+    real, samples = inputs.real, inputs.samples
+    found = None if oracle is None else Oracle.load(*oracle, device)
+    if oracle is not None and found is not None and found.facts.shards != (shards := real.index.digest()):
+        raise UnveilError(f"{oracle[0]}: shards are {found.facts.shards}, expected {shards}; {ORACLE_MEND}")
+    drawn = NO_SCALES if scales is None else load_scales(scales, samples.facts.get("model"))
+    scored = any(METRICS[name].measure_labelled for name in settings.metrics)
+    return Requests(found, drawn, load_labelled(samples, real, classifier, device, say) if scored else None)
+
+
 def load_extractors(settings: Evaluation, weights: Path | None) -> list[Extractor]:
     """The feature networks. Raises UnveilError where one's weights are not there, or one file is given for several."""
     if len(settings.features) > 1 and weights is not None and not weights.is_dir():
@@ -120,11 +187,13 @@ def evaluate(
     processes: Processes,
     say: Callable[[str], None],
     code: Mapping[str, Any],
+    requests: Requests = NO_REQUESTS,
 ) -> Evaluated | None:
     """Extract, measure, and state what made the numbers; None elsewhere than at rank 0.
 
     Of the ``extractors`` the first has the headline. ``raw`` is the folder that download wrote, for the control by
-    another protocol; ``say`` is told warnings, and how far it is; ``code`` is what the card says of the code.
+    another protocol; ``say`` is told warnings, and how far it is; ``code`` is what the card says of the code. Scales of
+    guidance are measured on the first of the ``extractors``.
 
     Raises UnveilError for sets that are too small, or features that are not finite.
     """
@@ -144,25 +213,59 @@ def evaluate(
     )
     sets = {**four_sets(real, inputs.samples, settings.seed), **damaged.sets}
     found: dict[str, Found] = {}
-    for extractor in extractors:
-        layers = extract_sets(sets, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
+    for number, extractor in enumerate(extractors):
+        drawn = {} if number else requests.scales.sets()
+        chosen = (sets | drawn, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
+        layers = extract_sets(*chosen)
         if layers is not None:
             say(f"{extractor.features.name}: {', '.join(settings.metrics)}")
-            found[extractor.features.name] = measure(layers, extractor.features, asked)
+            scaled = {name: layers.pop(name)[extractor.features.layer] for name in drawn}
+            scales = {scale: scaled[set_name(scale)] for scale in requests.scales.images if drawn}
+            found[extractor.features.name] = measure(layers, extractor.features, asked, scales)
     if not processes.is_main:
         return None
-    choices = choices_of(inputs.samples, real, extractors, asked, damaged.words, device) | {"code": dict(code)}
-    card, copies = _card(found, choices, notes, inputs.samples), found[settings.features[0]].copies
-    flat = {name: value for part in found.values() for name, value in flat_metrics(part.metrics).items()}
+    first, samples = found[settings.features[0]], inputs.samples
+    judged = requests.judged(samples.images, samples.attributes, samples.facts.get("attributes", ()))
+    by_guidance = _with_accuracy(first.by_guidance, requests)
+    others = [*judged, *_labelled_metrics(requests, asked)]
+    choices = choices_of(samples, real, extractors, asked, damaged.words, device) | {"code": dict(code)}
+    choices["evaluation"] |= requests.choices(used=bool(judged))
+    card = _card(found, choices, notes, samples, others, by_guidance)
+    flat = flat_metrics([*(metric for part in found.values() for metric in part.metrics), *others])
     counts = {f"num_{name}": getattr(real.sizes, name) for name in ("samples", "reference", "held_out")}
-    return Evaluated(flat | counts, card, inputs, copies)
+    return Evaluated(flat | counts, card, inputs, first.copies)
 
 
-def _card(found: Mapping[str, Found], choices: Mapping[str, Any], notes: list[str], samples: SampleFile) -> Card:
+def _labelled_metrics(requests: Requests, asked: Asked) -> list[Metric]:
+    """The metrics that are of images and their attributes."""
+    labelled = requests.labelled
+    if labelled is None:
+        return []
+    entries = [METRICS[name].measure_labelled for name in asked.metrics]
+    return [metric for entry in entries if entry is not None for metric in entry(labelled, asked).metrics]
+
+
+def _with_accuracy(found: Iterable[AtScale], requests: Requests) -> tuple[AtScale, ...]:
+    """What was measured at each scale, with what the oracle says of it."""
+    scales = requests.scales
+    judged = {one: requests.judged(scales.images[one.scale], scales.attributes, scales.names) for one in found}
+    return tuple(replace(one, accuracy=metrics[0].value if metrics else None) for one, metrics in judged.items())
+
+
+def _card(
+    found: Mapping[str, Found],
+    choices: Mapping[str, Any],
+    notes: list[str],
+    samples: SampleFile,
+    others: Sequence[Metric],
+    by_guidance: Sequence[AtScale],
+) -> Card:
+    """``others`` are metrics that are on no features."""
     by_size = [(FEATURE_SETS[name], part.by_size) for name, part in found.items() if part.by_size is not None]
     return Card.of(
-        [metric for part in found.values() for metric in part.metrics if kind_of(metric.name).listed],
+        [*(metric for part in found.values() for metric in part.metrics if kind_of(metric.name).listed), *others],
         choices,
+        by_guidance=[asdict(one) for one in by_guidance],
         by_size=[by_size_of(features.frechet, part) for features, part in by_size],
         memorization=memorization_of(found),
         lossy=[str(samples.facts["lossy"])] if samples.facts.get("lossy") else [],

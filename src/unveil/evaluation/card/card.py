@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
 from unveil.evaluation.card.published import FID, PublishedValue, comparable, why_not_comparable
+from unveil.evaluation.metrics.guidance import AtScale
 from unveil.evaluation.metrics.metric import Metric
 from unveil.files import parse_json, read_json, write_text
 from unveil.section import Count
@@ -119,6 +120,7 @@ class Card(_Part):
     format: Literal[2] = FORMAT  # of this document
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]  # the first is the one that the card is about
     by_size: tuple[BySize, ...] = ()  # distances at several N
+    by_guidance: tuple[AtScale, ...] = ()  # what each scale of guidance gives and takes
     memorization: Memorization | None = None  # None if it was not looked for
     lossy: tuple[str, ...] = ()  # what was lost before the samples came here (JPEG), one sentence each
     notes: tuple[str, ...] = ()  # warnings, one sentence each

@@ -14,7 +14,7 @@ from unveil.evaluation.metrics.registry import kind_of
 
 LIMIT = 3.0  # standard errors; chance alone passes it in 1 of 370 comparisons
 NOT_STATED = "not stated"
-OTHERS = ("by_size", "memorization", "notes", "published")  # what is neither choice nor metric
+OTHERS = ("by_size", "by_guidance", "memorization", "notes", "published")  # what is neither choice nor metric
 NOT_COMPARED = ("environment", "cost")
 
 Verdict = Literal["same", "within noise", "better", "worse", "unknown", "not comparable", "missing"]

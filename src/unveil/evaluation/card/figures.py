@@ -15,6 +15,7 @@ from torch import Tensor
 from unveil.data.order import spread
 from unveil.evaluation.card.card import Card, aligned
 from unveil.evaluation.metrics.metric import Metric
+from unveil.evaluation.metrics.registry import kind_of
 from unveil.files import atomic_path
 
 ROWS = 3
@@ -33,6 +34,8 @@ def plot_data(card: Card) -> dict[str, str]:
     - ``by_nfe.csv``, for ``dvc plots diff``: one row, ``nfe`` of the samples and their ``distance``, or none if they do
       not say it. Each experiment has one point, and all of them together make the curve of quality for compute.
     - ``by_size.csv``: ``images``, the ``distance`` at so many, and the ``extrapolated`` one, a level line.
+    - ``by_guidance.csv``: what each scale of guidance gives and takes; ``accuracy``, of attributes, is ``nan``
+      without an oracle.
     - ``precision_recall.csv``: one row for each feature network; what the card does not have is ``nan``.
     """
     kernel = next((metric for metric in card.metrics if metric.name.startswith("kid")), None)
@@ -50,7 +53,9 @@ def plot_data(card: Card) -> dict[str, str]:
         if name in PRECISION_RECALL and metric.features is not None:
             shares.setdefault(metric.features, {})[name] = metric.value
     rows = [(features, *map(values.get, PRECISION_RECALL)) for features, values in shares.items()]
+    guided = ("scale", "distance", "precision", "recall", "accuracy")
     return {
+        "by_guidance.csv": _csv(guided, [[getattr(point, name) for name in guided] for point in card.by_guidance]),
         "distances.json": json.dumps(distances, indent=2, ensure_ascii=False) + "\n",
         "by_nfe.csv": _csv(("nfe", "distance"), [] if nfe is None else [(nfe, card.headline.value)]),
         "by_size.csv": _csv(("images", "distance", "extrapolated"), sizes),
@@ -102,7 +107,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 def summary(card: Card) -> str:
     """A small table for the terminal: every metric of the samples, with its error and its controls."""
     rows = [("", "samples", "", "floor (held out)", "scale (noise)")]
-    for metric in card.metrics:
+    for metric in (metric for metric in card.metrics if not kind_of(metric.name).apart):
         error = "" if metric.stderr is None else f"± {metric.stderr:.2g}"
         rows.append((metric.name, f"{metric.value:.6g}", error, _said(metric.floor), _said(metric.noise)))
     lines = aligned(rows, right=True)

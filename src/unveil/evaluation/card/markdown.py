@@ -59,6 +59,7 @@ def render(card: Card) -> str:
         controls=_controls(card, damaged),
         published_size=PUBLISHED_SIZE,
         published_samples=PUBLISHED_SAMPLES,
+        attributes=_attributes(card),
         made_by=_made_by(card),
     )
     return re.sub(r"\n{3,}", "\n\n", page).rstrip("\n") + "\n"
@@ -70,19 +71,37 @@ Rows = list[Sequence[Any]]
 
 
 def _metrics(card: Card) -> Rows:
-    """All metrics, without columns in which nothing stands."""
+    """All metrics but those with a table of their own, without columns in which nothing stands."""
+    metrics = [metric for metric in card.metrics if not kind_of(metric.name).apart]
     columns: list[list[Any]] = [
-        ["metric", *(f"`{metric.name}`" for metric in card.metrics)],
-        ["better", *map(_better, card.metrics)],
-        ["samples", *(_number(metric.value) + _error(metric) for metric in card.metrics)],
-        ["interval", *(_interval(metric, "{1} to {2} ({0:.0%})") for metric in card.metrics)],
-        ["N", *(metric.n for metric in card.metrics)],
-        ["floor: real, held out", *(metric.floor for metric in card.metrics)],
-        ["scale: uniform noise", *(metric.noise for metric in card.metrics)],
-        ["from floor to scale", *("" if m.fraction is None else _percent(m.fraction) for m in card.metrics)],
+        ["metric", *(f"`{metric.name}`" for metric in metrics)],
+        ["better", *map(_better, metrics)],
+        ["samples", *(_number(metric.value) + _error(metric) for metric in metrics)],
+        ["interval", *(_interval(metric, "{1} to {2} ({0:.0%})") for metric in metrics)],
+        ["N", *(metric.n for metric in metrics)],
+        ["floor: real, held out", *(metric.floor for metric in metrics)],
+        ["scale: uniform noise", *(metric.noise for metric in metrics)],
+        ["from floor to scale", *("" if m.fraction is None else _percent(m.fraction) for m in metrics)],
     ]
     filled = [cells for cells in columns if any(cell not in ("", None) for cell in cells[1:])]
     return list(zip(*filled, strict=True))
+
+
+def _attributes(card: Card) -> Rows:
+    """What was asked for and what was found, a row for each attribute and answer; none without an oracle."""
+    metrics = [metric for metric in card.metrics if kind_of(metric.name).apart]
+    rows = [
+        (
+            *metric.name.removeprefix("attribute_").rsplit("_", 1),
+            _percent(metric.value),
+            _interval(metric, "{1} to {2}"),
+            metric.n,
+            "" if metric.floor is None else _percent(metric.floor),
+        )
+        for metric in metrics
+    ]
+    title = ("attribute", "asked for", "samples that have it so", "interval (95%)", "N", "of real, held-out images")
+    return [title, *rows] if rows else []
 
 
 def _controls(card: Card, metrics: Sequence[Metric]) -> list[tuple[str, str, list[float | None]]]:

@@ -118,7 +118,7 @@ def sampling_choices(samples: SampleFile, count: int) -> dict[str, Any]:
         used = f"the first {count} of {samples.total}"
     else:
         used = f"{count} of {samples.total}, those with the smallest ids"
-        rest |= {"guidance": "none", "rounding": ROUNDING}
+        rest |= {"guidance": rest.get("guidance", "none"), "rounding": ROUNDING}
     return {"images": used, **rest, "images_sha256": samples.images_sha256}
 
 

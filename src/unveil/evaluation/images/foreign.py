@@ -36,7 +36,15 @@ CHUNK_BYTES = 2**24
 FILES_AT_ONCE = 256  # of a folder
 HEADER_BYTES = 1 << 16  # of an array
 MOST_SIDE = 1024  # pixels, the greatest preprocess.image_size: larger samples fit no shards
-KINDS = {"U8": "uint8", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+KINDS = {
+    "U8": "uint8",
+    "I8": "int8",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
 TO_UINT8 = "save (x * 127.5 + 127.5).round().clamp(0, 255) of x in [-1, 1] as uint8"
 
 
@@ -59,6 +67,13 @@ class SampleFile:
     facts: dict[str, Any]
     """The file's metadata. Of another generator's samples ``images_from`` says in words what they were read from,
     ``lossy`` which files were compressed with loss, if any, and ``protocol`` is what the user states."""
+    attributes: Tensor | None = None
+    """What each was asked for, int8 [N, k] in {-1 no, 0 not told, 1 yes}, named by ``facts["attributes"]``."""
+
+    @property
+    def told(self) -> bool:
+        """Whether anything was asked for."""
+        return self.attributes is not None and bool(self.attributes.any())
 
     @property
     def foreign(self) -> bool:

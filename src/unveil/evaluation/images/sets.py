@@ -46,6 +46,7 @@ class _Metadata(BaseModel):
     model: Key | None = None
     config: dict[str, JsonValue] | None = None
     weights: Key = "ema"
+    attributes: tuple[Key, ...] = ()
     images_from: None = None  # which only samples of others say
 
 
@@ -95,13 +96,18 @@ def _own_samples(path: Path, count: int, metadata: dict[str, str]) -> SampleFile
             kind, shape = arrays["ids"]
             raise UnveilError(f"{path}: ids are {kind} {list(shape)}, expected int64 [{total}]; {MEND}")
         images, ids = file.get_tensor("images"), file.get_tensor("ids")
+        told = file.get_tensor("attributes") if "attributes" in arrays else None
     if (different := len(ids.unique())) != total:
         raise UnveilError(f"{path}: ids are {different} different, expected {total}; {MEND}")
     check_count(path, total, count, "raise sample.num_samples")
     facts, order = _facts(path, metadata), ids.argsort()[:count]
+    expected = None if told is None else ("int8", (total, len(facts.get("attributes", ()))))
+    if told is not None and arrays["attributes"] != expected:
+        kind, shape = arrays["attributes"]
+        raise UnveilError(f"{path}: attributes are {kind} {list(shape)}, expected int8 of {total} images; {MEND}")
     # In their order already, as the sample stage writes them: then none is copied.
     used = images[:count] if torch.equal(order, torch.arange(count)) else images[order]
-    return SampleFile(used, total, file_digest(path), facts)
+    return SampleFile(used, total, file_digest(path), facts, None if told is None else told[order])
 
 
 def _foreign(path: Path, found: SampleFile, protocol: str | None) -> SampleFile:

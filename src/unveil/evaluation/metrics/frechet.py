@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from unveil.evaluation.metrics.guidance import AT_SCALE
 from unveil.evaluation.metrics.metric import Entry, Found, Kind
 
 if TYPE_CHECKING:
@@ -41,4 +42,4 @@ def _ends(found: "FrechetInterval | FrechetBySize") -> dict[str, float | None]:
     return {"stderr": found.stderr, "low": found.low, "high": found.high, "level": found.level}
 
 
-ENTRY = Entry(2, (LIMIT, DISTANCE), measure)
+ENTRY = Entry(2, (LIMIT, AT_SCALE, DISTANCE), measure)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from unveil.evaluation.features.cache import FeatureCache
 from unveil.evaluation.features.extraction import Extractor, feature_facts, features_of
 from unveil.evaluation.features.published import FeatureSet
 from unveil.evaluation.metrics.distances import significant
+from unveil.evaluation.metrics.guidance import measure_scales, scale_metrics
 from unveil.evaluation.metrics.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, ball_radii
 from unveil.evaluation.metrics.metric import UNDAMAGED, Found, Metric
 from unveil.evaluation.metrics.registry import METRICS, MetricName, kind_of
@@ -150,8 +152,15 @@ def extract_sets(
     return present if processes.is_main else None
 
 
-def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked: Asked) -> Found:
+def measure(
+    layers: Mapping[str, dict[str, Tensor]],
+    features: FeatureSet,
+    asked: Asked,
+    scales: Mapping[float, Tensor] = MappingProxyType({}),
+) -> Found:
     """All metrics that are asked for, of features by set and layer, which are taken out: see ``Sets``.
+
+    ``scales`` are the features [n, D] of samples by their scale of guidance.
 
     Raises UnveilError for sets that are too small, or features that are not finite.
     """
@@ -160,9 +169,11 @@ def measure(layers: Mapping[str, dict[str, Tensor]], features: FeatureSet, asked
         asked = replace(asked, interval_splits=0)
     chosen = [name for name, entry in METRICS.items() if name in asked.metrics]
     chosen = [name for name in chosen if features.logits is not None or not METRICS[name].logits]
-    found = [METRICS[name].measure(sets, asked) for name in chosen]
+    found = [entry.measure(sets, asked) for entry in map(METRICS.__getitem__, chosen) if entry.measure is not None]
+    by_guidance = measure_scales(scales, sets)
     return Found(
-        tuple(metric for part in found for metric in part.metrics),
+        (*(metric for part in found for metric in part.metrics), *scale_metrics(by_guidance, sets)),
         next((part.by_size for part in found if part.by_size is not None), None),
         next((part.copies for part in found if part.copies is not None), None),
+        by_guidance,
     )

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from unveil.section import Count, Key
 
 if TYPE_CHECKING:
+    from unveil.evaluation.images.labelled import Labelled
     from unveil.evaluation.metrics.copies import Copies
+    from unveil.evaluation.metrics.guidance import AtScale
     from unveil.evaluation.metrics.measurement import Asked, Sets
     from unveil.evaluation.metrics.uncertainty import FrechetBySize
 
@@ -107,6 +109,8 @@ class Kind:
     """Whether samples are compared with real images."""
     listed: bool = True
     """Whether the card's table of metrics has it."""
+    apart: bool = False
+    """Whether there are so many of it that a page has them in a table of their own."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Found:
     """The Fréchet distance at several N."""
     copies: "Copies | None" = None
     """Of training images and of each other."""
+    by_guidance: "tuple[AtScale, ...]" = ()
+    """What each scale of guidance gives and takes."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,9 @@ class Entry:
     least: int
     """Images that a set needs for it to be defined."""
     kinds: tuple[Kind, ...]
-    measure: "Callable[[Sets, Asked], Found]"
-    """From the features of one network."""
+    measure: "Callable[[Sets, Asked], Found] | None"
+    """From the features of one network; None of a metric that needs none."""
     logits: bool = False
     """Whether it needs logits, and so is left out on networks without."""
+    measure_labelled: "Callable[[Labelled, Asked], Found] | None" = None
+    """From images and their attributes."""

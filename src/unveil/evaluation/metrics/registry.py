@@ -3,10 +3,26 @@
 import re
 from typing import Literal
 
-from unveil.evaluation.metrics import frechet, inception_score, kernel, memorization, neighbourhoods
+from unveil.evaluation.metrics import (
+    attributes,
+    classification,
+    frechet,
+    inception_score,
+    kernel,
+    memorization,
+    neighbourhoods,
+)
 from unveil.evaluation.metrics.metric import DATA, Entry, Kind
 
-MetricName = Literal["frechet", "kernel", "inception-score", "precision-recall", "density-coverage", "memorization"]
+MetricName = Literal[
+    "frechet",
+    "kernel",
+    "inception-score",
+    "precision-recall",
+    "density-coverage",
+    "memorization",
+    "classification-accuracy",
+]
 METRICS: dict[MetricName, Entry] = {
     "frechet": frechet.ENTRY,
     "kernel": kernel.ENTRY,
@@ -14,6 +30,7 @@ METRICS: dict[MetricName, Entry] = {
     "density-coverage": neighbourhoods.DENSITY_COVERAGE,
     "inception-score": inception_score.ENTRY,
     "memorization": memorization.ENTRY,
+    "classification-accuracy": classification.ENTRY,
 }
 """In the order in which a reader wants their numbers."""
 LEAST_IMAGES: dict[MetricName, int] = {name: entry.least for name, entry in METRICS.items()}
@@ -26,7 +43,7 @@ BITS_PER_DIM = Kind(  # of cards that were made when evaluate measured it; today
     defined_by=(*DATA, "data.shards", "data.held_out.name"),
     depends_on_n=False,
 )
-KINDS = (*(kind for entry in METRICS.values() for kind in entry.kinds), BITS_PER_DIM)
+KINDS = (*(kind for entry in METRICS.values() for kind in entry.kinds), attributes.MEAN, attributes.EACH, BITS_PER_DIM)
 
 
 def kind_of(name: str) -> Kind:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,13 @@ def _halving(channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """Which attributes the images have: bool [N, k]. Raises ValueError if they were not read."""
+    if batch.attributes is None:
+        raise ValueError("images: found none of their attributes, expected some")
+    return batch.attributes > 0
+
+
 def train_classifier(
     batches: Batches, shares: Tensor, image_size: int, settings: OracleTraining, device: torch.device, say: Say
 ) -> Classifier:
@@ -77,10 +85,7 @@ def train_classifier(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for number in range(steps):
             batch = batches.batch(number)
-            if batch.attributes is None:
-                raise ValueError("train_classifier: found images without attributes")
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            wanted = (batch.attributes > 0).float()
+            images, wanted = batch.images.contiguous(memory_format=torch.channels_last), labels_of(batch).float()
             loss = binary_cross_entropy_with_logits(classifier(images), wanted, pos_weight=weight)
             optimizer.zero_grad()
             loss.backward()
@@ -90,6 +95,13 @@ def train_classifier(
     return classifier.eval()
 
 
+def trained_on(images: Batch, settings: OracleTraining, device: torch.device, say: Say) -> Classifier:
+    """A classifier of these images, uint8 [N, 3, H, W], and of their attributes; see ``train_classifier``."""
+    batches = Batches(images.to(device), settings.batch_size, settings.seed, horizontal_flip=True)
+    shares = labels_of(images).float().mean(dim=0)
+    return train_classifier(batches, shares, images.images.shape[-1], settings, device, say)
+
+
 @torch.inference_mode()
 def says_yes(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
     """Which attributes images show: uint8 [N, 3, H, W] -> bool [N, k], on the CPU."""
@@ -97,7 +109,10 @@ def says_yes(classifier: Classifier, images: Tensor, device: torch.device) -> Te
 
 
 def answers_of(said: Tensor, has: Tensor, shares: Sequence[float]) -> list[Answers]:
-    """How often answers are right: bool [N, k] of the classifier and of the labels, an attribute each."""
+    """How often answers are right, by attribute: bool [N, k] of the classifier and of the labels.
+
+    ``shares`` [k] are of the images that it was trained on.
+    """
     found = []
     for share, answer, label in zip(shares, said.T, has.T, strict=True):
         yes, no = int(label.sum()), int((~label).sum())
@@ -147,15 +162,12 @@ def learn(
     batches = open_batches(shards, "train", "auto", settings.batch_size, settings.seed, True, device, attributes=names)
     classifier = train_classifier(batches, shares, index.image_size, settings, device, say)
     save_tensors(weights, classifier.state_dict())
-    held_out: Batch = load_split(shards, HELD_OUT, attributes=names)
-    if held_out.attributes is None:
-        raise ValueError("learn: found no names")
-    said = says_yes(classifier, held_out.images, device)
-    answers = answers_of(said, held_out.attributes > 0, shares.tolist())
+    held_out = load_split(shards, HELD_OUT, attributes=names)
+    answers = answers_of(says_yes(classifier, held_out.images, device), labels_of(held_out), shares.tolist())
     facts = OracleFacts(
         attributes=dict(zip(names, answers, strict=True)),
-        accuracy=sum(one.accuracy for one in answers) / len(answers),
-        balanced_accuracy=sum(one.balanced_accuracy for one in answers) / len(answers),
+        accuracy=fmean(one.accuracy for one in answers),
+        balanced_accuracy=fmean(one.balanced_accuracy for one in answers),
         held_out=HELD_OUT,
         image_size=index.image_size,
         shards=index.digest(),
