@@ -20,6 +20,7 @@ from unveil.averages import save_snapshot, write_averages
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
+from unveil.evaluation.images.scales import load_scales
 from unveil.files import file_digest
 from unveil.generation import Watch
 from unveil.model import ModelConfig, save_model
@@ -346,6 +347,22 @@ def test_guidance_is_counted_and_named_with_every_guide(conditional: Path, guide
     assert 7 < facts["nfe"] < 14 and facts["guidance_interval"] == [0.3, 5.0]
 
 
+def test_every_scale_draws_the_same_images_of_the_same_requests(conditional: Path) -> None:
+    """Scale 1 is the model as it is, scale 0 the model told nothing, at the seeds of the samples themselves."""
+    how = {"attributes": ["Bald"], "guidance_scales": [1.0, 0.0, 2.0], "guidance_images": 13, "batch_size": 5}
+    guided, asked, facts = _conditional(conditional, guidance=2.0, **how)
+    assert facts["nfe"] == 14 and "scales" not in facts
+    found = load_scales(Path("samples/by_guidance.safetensors"), facts["model"])
+    assert list(found.images) == [1.0, 0.0, 2.0] and found.names == NAMES
+    assert found.attributes is not None and found.attributes.tolist() == asked[:1].tolist() * 13
+    plain, *_ = _conditional(conditional, attributes=["Bald"], guidance=1.0, guidance_scales=[])
+    told_nothing, *_ = _conditional(conditional, attributes=[])
+    for scale, images in ((1.0, plain), (0.0, told_nothing), (2.0, guided)):
+        assert len(found.images[scale]) == 13
+        assert (found.images[scale][:11].int() - images.int()).abs().max() <= 1
+    assert not load_scales(Path("samples/by_guidance.safetensors"), None).images  # of the last run, without scales
+
+
 @pytest.mark.parametrize(
     ("train", "changes", "words"),
     [
@@ -354,6 +371,7 @@ def test_guidance_is_counted_and_named_with_every_guide(conditional: Path, guide
         ({"attributes": []}, {"attributes": ["Smiling"]}, "expected some of none"),
         ({"attributes": []}, {"attributes": ["data"]}, "expected some of none"),
         ({"attributes": []}, {"guidance": 2.0}, "or a sample.guide"),
+        ({"attributes": []}, {"guidance_scales": [0.0]}, "sample.guidance_scales: found"),
         ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guidance_interval": [3.0, 1.0]}, "the smaller one first"),
         ({"attributes": ["Bald"]}, {"attributes": ["Bald"]}, "knows no others"),  # than the trained model does
         ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guide": "nowhere"}, "nowhere/config.json"),

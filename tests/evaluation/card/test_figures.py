@@ -1,6 +1,7 @@
 """The figures: what stands in the table, and where each image lies in the picture."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from unveil.evaluation.card.figures import (
     summary,
     write_comparison,
 )
+from unveil.evaluation.metrics.guidance import AtScale
 
 
 def test_distances_has_a_row_for_the_samples_and_each_control() -> None:
@@ -62,6 +64,14 @@ def test_precision_recall_has_a_row_for_each_features() -> None:
     rows = plot_data(Card.of(more, both))["precision_recall.csv"].splitlines()[1:]
     assert rows == ["inception,0.5,nan,nan,nan", "dinov2,nan,0.5,nan,nan"]
     assert plot_data(card({"fid": 3.5}))["precision_recall.csv"] == header
+
+
+def test_by_guidance_has_a_row_for_each_scale() -> None:
+    header = "scale,distance,precision,recall,accuracy\n"
+    assert plot_data(card())["by_guidance.csv"] == header
+    points = [AtScale(0.0, 500, 30.5, 0.5, 0.75), AtScale(2.0, 500, 20.25, 0.75, 0.5, 0.99)]
+    rows = plot_data(card(by_guidance=list(map(asdict, points))))["by_guidance.csv"]
+    assert rows == f"{header}0.0,30.5,0.5,0.75,nan\n2.0,20.25,0.75,0.5,0.99\n"
 
 
 def _coloured(count: int, channel: int) -> torch.Tensor:

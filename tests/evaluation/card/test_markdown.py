@@ -1,13 +1,15 @@
 """The card's Markdown: it says what the document says, the number first."""
 
 import re
+from dataclasses import asdict
 
 import pytest
-from tests.evaluation.card.cards import NAMES, TRAIN, card, choices, metrics
+from tests.evaluation.card.cards import NAMES, TRAIN, card, choices, metric, metrics
 
 from unveil.data.protocols import PROTOCOLS
 from unveil.evaluation.card.card import AtSize, BySize, Card, parse_card
 from unveil.evaluation.card.markdown import MEANINGS, render
+from unveil.evaluation.metrics.guidance import AtScale
 from unveil.evaluation.metrics.registry import kind_of
 
 
@@ -49,6 +51,23 @@ def test_every_metric_stands_in_the_table_and_is_explained() -> None:
         assert page.count(MEANINGS[kind_of(name).title]) == 1
     bare = _rows(render(card({"fid": 3.0}, memorization=None)))
     assert bare["metric"] == ["better", "samples", "N"]  # no empty columns
+
+
+def test_attributes_have_a_table_of_their_own() -> None:
+    flat = {"attribute_Bald_yes": 0.9712, "attribute_Bald_yes_low": 0.95, "attribute_Bald_yes_high": 0.99}
+    more = metric("attribute_Bald_yes", flat | {"attribute_Bald_yes_floor": 1.0}, n=207)
+    page = render(Card.of([*metrics(), more, metric("attribute_accuracy", {"attribute_accuracy": 0.98})], choices()))
+    rows = _rows(page)
+    assert rows["Bald"] == ["yes", "97.1%", "95% to 99%", "207", "100%"]
+    assert "`attribute_Bald_yes`" not in rows and rows["`attribute_accuracy`"][1] == "0.98"
+    assert "## Attributes" not in render(card())
+
+
+def test_scales_of_guidance_have_a_row_each() -> None:
+    points = [asdict(AtScale(0.0, 500, 30.5, 0.5, 0.75)), asdict(AtScale(2.0, 500, 20.25, 0.75, 0.5, 0.99))]
+    page = render(card(by_guidance=points))
+    assert "500 samples at each scale" in page
+    assert _rows(page)["2"] == ["20.25", "0.75", "0.5", "0.99"] and _rows(page)["0"][-1] == ""
 
 
 def test_controls_stand_in_order_below_the_samples_each_row_with_its_n() -> None:

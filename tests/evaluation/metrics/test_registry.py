@@ -22,6 +22,11 @@ from unveil.evaluation.metrics.registry import KINDS, METRICS, MetricName, kind_
         ("density", "density", False),
         ("coverage_dinov2", "coverage", False),
         ("bits_per_dim", "bits per dimension", True),
+        ("fid_conditional", "Fréchet distance at a scale of guidance", True),
+        ("fd_dinov2_unconditional", "Fréchet distance at a scale of guidance", True),
+        ("attribute_accuracy", "attributes as asked for", False),
+        ("attribute_Wearing_Hat_no", "attribute as asked for", False),
+        ("classification_accuracy_balanced", "classification accuracy score", False),
     ],
 )
 def test_every_name_has_its_kind(name: str, title: str, lower: bool) -> None:

@@ -94,7 +94,7 @@ def _attributes(card: Card) -> Rows:
         (
             *metric.name.removeprefix("attribute_").rsplit("_", 1),
             _percent(metric.value),
-            _interval(metric, "{1} to {2}"),
+            "" if metric.low is None or metric.high is None else f"{_percent(metric.low)} to {_percent(metric.high)}",
             metric.n,
             "" if metric.floor is None else _percent(metric.floor),
         )

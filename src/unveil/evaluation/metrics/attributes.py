@@ -1,7 +1,8 @@
 """How often samples have what was asked for, as the oracle sees it."""
 
+import math
 from collections.abc import Mapping
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
 from unveil.evaluation.metrics.metric import DATA, LEVEL, Kind, Metric
@@ -39,42 +40,51 @@ def attribute_metrics(said: "Tensor", told: "Tensor", known: "Mapping[str, Answe
 
     ``attribute_<name>_yes`` is of those told yes, ``_no`` of those told no, with Wilson's interval; the floor is the
     same share of held-out images that have it, or not: what the oracle says of real ones. ``attribute_accuracy``, the
-    first, is the mean over attributes, yes and no of one counting alike. Nothing is found where nothing was told.
+    first, is the mean over attributes, yes and no of one counting alike, with a standard error as if all were
+    independent. Nothing is found where nothing was told.
 
     Args:
         said: bool [N, k], the oracle's answers.
         told: int8 [N, k] in {-1 no, 0 not told, 1 yes}.
         known: of the k attributes in their order, by name, what the oracle says of held-out images.
     """
-    from scipy.stats import binomtest
-
-    by_name: dict[str, list[Metric]] = {}
+    shares: dict[str, list[Metric]] = {}
     for (name, answers), answer, asked in zip(known.items(), said.T, told.T, strict=True):
         for word, sign in ANSWERS.items():
-            here = answer[asked == sign]
-            if not len(here):
-                continue
-            right = int((here == (sign > 0)).sum())
-            ends = binomtest(right, len(here)).proportion_ci(LEVEL, "wilson")
-            metric = Metric(
-                name=f"attribute_{name}_{word}",
-                value=right / len(here),
-                lower_is_better=False,
-                n=len(here),
-                low=float(ends.low),
-                high=float(ends.high),
-                level=LEVEL,
-                floor=getattr(answers, word),
-            )
-            by_name.setdefault(name, []).append(metric)
-    if not by_name:
+            right = answer[asked == sign] == (sign > 0)
+            if len(right):
+                metric = _share(f"attribute_{name}_{word}", int(right.sum()), len(right), getattr(answers, word))
+                shares.setdefault(name, []).append(metric)
+    if not shares:
         return []
-    floors = [[metric.floor for metric in part if metric.floor is not None] for part in by_name.values()]
+    parts = shares.values()
+    floors = [[metric.floor for metric in part if metric.floor is not None] for part in parts]
+    variances = (fmean((metric.stderr or 0) ** 2 for metric in part) / len(part) for part in parts)
     mean = Metric(
         name="attribute_accuracy",
-        value=fmean(fmean(metric.value for metric in part) for part in by_name.values()),
+        value=fmean(fmean(metric.value for metric in part) for part in parts),
         lower_is_better=False,
         n=int((told != 0).any(dim=1).sum()),
+        stderr=math.sqrt(fmean(variances) / len(shares)),
         floor=fmean(map(fmean, filter(None, floors))) if any(floors) else None,
     )
-    return [mean, *(metric for part in by_name.values() for metric in part)]
+    return [mean, *(metric for part in parts for metric in part)]
+
+
+def _share(name: str, right: int, count: int, floor: float | None) -> Metric:
+    """A share of ``count``, with an error that is not 0 where all of a few are right."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(right, count).proportion_ci(LEVEL, "wilson")
+    width = (ends.high - ends.low) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return Metric(
+        name=name,
+        value=right / count,
+        lower_is_better=False,
+        n=count,
+        stderr=width / 2,
+        low=ends.low,
+        high=ends.high,
+        level=LEVEL,
+        floor=floor,
+    )

@@ -5,7 +5,8 @@ on real images stand beside those on samples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -59,6 +60,18 @@ def _halving(channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU one thread computes: the same weights on any number of cores, and no waiting for one that is busy."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def labels_of(batch: Batch) -> Tensor:
     """Which attributes the images have: bool [N, k]. Raises ValueError if they were not read."""
     if batch.attributes is None:
@@ -82,7 +95,7 @@ def train_classifier(
     rare = shares.clamp(1e-3, 1 - 1e-3)
     weight = ((1 - rare) / rare).sqrt().to(device)
     progress = ProgressLine("oracle", steps * settings.batch_size, say, describe=in_words)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with _one_thread(device), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for number in range(steps):
             batch = batches.batch(number)
             images, wanted = batch.images.contiguous(memory_format=torch.channels_last), labels_of(batch).float()
