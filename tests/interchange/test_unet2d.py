@@ -1,6 +1,7 @@
 """Our U-Net is diffusers' UNet2DModel of the same configuration, weight for weight."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -219,18 +220,19 @@ def test_what_is_not_there_is_refused_by_name(changes: dict[str, Any], key: str)
         from_config(config.replace(**changes))
 
 
-def test_a_network_that_is_told_of_augmentation_is_refused_by_the_key_that_made_it() -> None:
-    with pytest.raises(UnveilError, match=r"^train\.augment: found a network with 9 labels .*cannot be exported$"):
-        from_config(
-            UNetConfig(
-                image_size=16,
-                channels=64,
-                channel_multipliers=(1, 2),
-                blocks=1,
-                attention_resolutions=(8,),
-                augment_labels=9,
-            )
-        )
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({"augment_labels": 9}, "train.augment: found a network with 9 labels"),
+        ({"attributes": ("Smiling",)}, "train.attributes: found a network with 1 attributes"),
+    ],
+)
+def test_a_network_that_is_told_more_than_noise_is_refused_by_the_key_that_made_it(
+    told: dict[str, Any], found: str
+) -> None:
+    config = UNetConfig(image_size=16, channels=64, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(8,))
+    with pytest.raises(UnveilError, match=f"^{re.escape(found)}.*cannot be exported$"):
+        from_config(config.replace(**told))
 
 
 def test_weights_that_do_not_belong_to_the_configuration_are_named() -> None:

@@ -186,11 +186,15 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
     Raises:
         UnveilError: if there is none; the line names what diffusers has not.
     """
-    if config.augment_labels:
-        raise UnveilError(
-            f"train.augment: found a network with {config.augment_labels} labels of augmentation, expected 0.0: "
-            "diffusers' UNet2DModel takes none; this model cannot be exported"
-        )
+    for key, told, what, expected in (
+        ("train.augment", config.augment_labels, "labels of augmentation", "0.0"),
+        ("train.attributes", len(config.attributes), "attributes", "[]"),
+    ):
+        if told:
+            raise UnveilError(
+                f"{key}: found a network with {told} {what}, expected {expected}: "
+                "diffusers' UNet2DModel takes none; this model cannot be exported"
+            )
     most_groups = config.channels // 2
     for setting, fits, expected in (
         ("architecture", config.architecture == "residual", "residual"),
