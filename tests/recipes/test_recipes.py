@@ -160,13 +160,14 @@ def test_what_the_comments_of_the_recipes_say_holds() -> None:
 def test_celeba64_attributes_is_celeba64_edm_told_attributes() -> None:
     """What it says of its sources holds: EDM2's grid at steps 17 to 22, and an eighth of the training."""
     edm, params = flatten(load_recipe("celeba64-edm").params), load_recipe("celeba64-attributes").params
-    told = {"train.attributes", "train.attribute_dropout", "train.ema_profiles", "train.snapshot_every_images"}
+    told = {"train.attributes", "train.ema_profiles", "train.snapshot_every_images"}
     asked = {"sample.attributes", "sample.guidance", "sample.guidance_interval"}
     assert {key for key, value in flatten(params).items() if value != edm[key]} == told | asked
     grid = [f"{sigma:.2f}" for sigma in karras(32, 0.002, 80.0).tolist()]
     assert [f"{sigma:.2f}" for sigma in params.sample.guidance_interval] == [grid[23], grid[17]]
     assert params.train.images == 8 * params.train.snapshot_every_images
     assert len(params.train.attributes) == 11
+    assert (params.train.attribute_dropout, params.train.condition_dropout) == (0.5, 0.1)
 
 
 def test_celeba64_ddpm_says_how_its_clipping_differs_from_ddims() -> None:
