@@ -79,6 +79,9 @@ class Condition:
         return Condition(self.augmentation, self.attributes.masked_fill(dropped, 0))
 
 
+ATTRIBUTE_STD = 0.5  # of the first numbers of an attribute's vectors, of which several are added
+
+
 class AugmentationEmbedding(nn.Linear):
     """How an image was augmented, as a vector to be added to the waves of its noise level (2206.00364, app. F.2).
 
@@ -91,15 +94,16 @@ class AugmentationEmbedding(nn.Linear):
 
 
 class AttributeEmbedding(nn.Linear):
-    """What an image shows, as a vector to be added to the waves of its noise level: int8 [B, k] -> [B, channels].
+    """What an image shows, as a vector to be added to the embedding of its noise level: int8 [B, k] -> [B, width].
 
-    An attribute has one vector if it is there and another one if it is not; one that is not told adds nothing. Without
-    bias, of zeros at first: a network learns what a condition means from an unconditional one's start.
+    An attribute has one vector if it is there and another one if it is not; one that is not told adds nothing. As ADM's
+    labels (2105.05233) they are added behind the layers of the noise level, and random at first: on the way through
+    those layers, from zeros, a network learns what they mean several times slower.
     """
 
-    def __init__(self, attributes: int, channels: int) -> None:
-        super().__init__(2 * attributes, channels, bias=False)
-        nn.init.zeros_(self.weight)
+    def __init__(self, attributes: int, width: int) -> None:
+        super().__init__(2 * attributes, width, bias=False)
+        nn.init.normal_(self.weight, std=ATTRIBUTE_STD)
 
     def forward(self, attributes: Tensor) -> Tensor:
         """Embed attributes [B, k] in {-1, 0, 1}; what lies between tells a part of it."""

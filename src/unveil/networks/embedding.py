@@ -72,7 +72,7 @@ class NoiseEmbedding(nn.Module):
         channels *= 2 if kind == "fourier" else 1
         self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.augment = AugmentationEmbedding(labels, channels) if labels else None
-        self.attributes = AttributeEmbedding(attributes, channels) if attributes else None
+        self.attributes = AttributeEmbedding(attributes, width) if attributes else None
 
     def forward(self, c_noise: Tensor, condition: Condition | None = None) -> Tensor:
         """Embed noise levels [B], and what else is told, as [B, width]. Raises ValueError as ``check_room`` does."""
@@ -83,12 +83,11 @@ class NoiseEmbedding(nn.Module):
             augmentation=self.augment.in_features if self.augment is not None else 0,
             attributes=self.attributes.in_features // 2 if self.attributes is not None else 0,
         )
-        if condition is not None:
-            if self.augment is not None and condition.augmentation is not None:
-                waves = waves + self.augment(condition.augmentation.to(dtype))
-            if self.attributes is not None and condition.attributes is not None:
-                waves = waves + self.attributes(condition.attributes)
+        if self.augment is not None and condition is not None and condition.augmentation is not None:
+            waves = waves + self.augment(condition.augmentation.to(dtype))
         embedded: Tensor = self.layers(waves)
+        if self.attributes is not None and condition is not None and condition.attributes is not None:
+            embedded = embedded + self.attributes(condition.attributes)
         return embedded
 
 
