@@ -214,14 +214,14 @@ def evaluate(
     sets = {**four_sets(real, inputs.samples, settings.seed), **damaged.sets}
     found: dict[str, Found] = {}
     for number, extractor in enumerate(extractors):
-        drawn = {} if number else requests.scales.sets()
-        chosen = (sets | drawn, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
-        layers = extract_sets(*chosen)
+        scales = NO_SCALES if number else requests.scales
+        chosen = sets | scales.sets()
+        layers = extract_sets(chosen, extractor, cache, settings.batch_size, device, processes, say, settings.metrics)
         if layers is not None:
-            say(f"{extractor.features.name}: {', '.join(settings.metrics)}")
-            scaled = {name: layers.pop(name)[extractor.features.layer] for name in drawn}
-            scales = {scale: scaled[set_name(scale)] for scale in requests.scales.images if drawn}
-            found[extractor.features.name] = measure(layers, extractor.features, asked, scales)
+            on_features = (name for name in settings.metrics if METRICS[name].measure is not None)
+            say(f"{extractor.features.name}: {', '.join(on_features)}")
+            scaled = {scale: layers.pop(set_name(scale))[extractor.features.layer] for scale in scales.images}
+            found[extractor.features.name] = measure(layers, extractor.features, asked, scaled)
     if not processes.is_main:
         return None
     first, samples = found[settings.features[0]], inputs.samples
@@ -248,8 +248,12 @@ def _labelled_metrics(requests: Requests, asked: Asked) -> list[Metric]:
 def _with_accuracy(found: Iterable[AtScale], requests: Requests) -> tuple[AtScale, ...]:
     """What was measured at each scale, with what the oracle says of it."""
     scales = requests.scales
-    judged = {one: requests.judged(scales.images[one.scale], scales.attributes, scales.names) for one in found}
-    return tuple(replace(one, accuracy=metrics[0].value if metrics else None) for one, metrics in judged.items())
+
+    def accuracy(scale: float) -> float | None:
+        metrics = requests.judged(scales.images[scale], scales.attributes, scales.names)
+        return metrics[0].value if metrics else None
+
+    return tuple(replace(one, accuracy=accuracy(one.scale)) for one in found)
 
 
 def _card(
