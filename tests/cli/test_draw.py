@@ -40,8 +40,7 @@ def test_a_picture_of_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "faces.png"
     done = call(folder, "--attributes", "-Bald,Smiling", "--count", "3", "--seed", "7", "--guidance", "2", str(out))
     assert done.exit_code == 0, done.output
-    assert "image 0 to 2 of seed 7: " not in done.output
-    assert "image 0 to 2 of seed 7, not Bald, Smiling, guidance 2; heun, 3 steps" in done.output
+    assert "images 0 to 2 of seed 7, not Bald, Smiling, guidance 2; heun, 3 steps" in done.output
     images, facts = tiles(out, 2)
     studio = Studio.load(folder, "cpu")
     asked = {"attributes": ["-Bald", "Smiling"], "count": 3, "seed": 7, "guidance": 2.0, "steps": 3}

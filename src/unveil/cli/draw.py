@@ -73,9 +73,9 @@ def draw(
     elif request.scales:
         rows = f"; guidance {', '.join(f'{scale:g}' for scale in request.scales)} from left to right"
     guided = f", guidance {request.guidance:g}" if request.guides and not request.scales else ""
-    last = f" to {request.ids[-1]}" if request.count > 1 else ""
+    which = f"images {request.first} to {request.ids[-1]}" if request.count > 1 else f"image {request.first}"
     say(
-        f"{out}: image {request.first}{last} of seed {request.seed}, {in_words(request.attributes)}{guided}{rows}; "
+        f"{out}: {which} of seed {request.seed}, {in_words(request.attributes)}{guided}{rows}; "
         f"{request.sampler}, {request.steps} steps, {time.perf_counter() - started:.1f} s"
     )
 
