@@ -1,7 +1,7 @@
 """Edits of given images by a model at work: the functions of :mod:`unveil.diffusion.editing`, with what a request says.
 
 Images are uint8 [3, H, W] of the model's size. All yield steps on the CPU, the last of which has the results: images
-first, first + 1, ... of the request's seed.
+first, first + 1, ... of the request's seed. They raise, when the steps are asked for, as ``Studio.steps`` does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,9 @@ from unveil.data.pixels import to_float
 from unveil.diffusion import editing
 from unveil.diffusion.config import Sampler
 from unveil.diffusion.samplers import Step
-from unveil.diffusion.sampling import NotDrawn, draw
-from unveil.errors import UnveilError
+from unveil.diffusion.sampling import draw
 from unveil.serving.request import Request
-from unveil.serving.studio import Studio
+from unveil.serving.studio import Studio, checked
 
 
 def inpaint(
@@ -70,25 +69,6 @@ def vary(studio: Studio, request: Request, image: Tensor, strength: float) -> It
     images, how = _repeated(studio, image, request.count), {**studio.how(request), "ids": request.ids}
     denoiser, sampler = studio.denoiser(request), request.only(Sampler)
     return checked(editing.vary(denoiser, sampler, request.seed, images, strength, **how), request.ids)
-
-
-def checked(steps: Iterator[Step], ids: Sequence[int]) -> Iterator[Step]:
-    """The steps, on the CPU.
-
-    Raises:
-        NotDrawn: if the sampler fails, or the images are not finite.
-        UnveilError: in one line, for settings with which there is no such edit.
-    """
-    try:
-        for step in steps:
-            last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
-            yield last
-    except ArithmeticError as error:
-        raise NotDrawn(ids, error) from None
-    except ValueError as error:
-        raise UnveilError(str(error)) from None
-    if not torch.isfinite(last.x).all():
-        raise NotDrawn(ids)
 
 
 def _repeated(studio: Studio, image: Tensor, count: int) -> Tensor:

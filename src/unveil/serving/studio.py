@@ -145,14 +145,7 @@ class Studio:
         denoiser, numbers = self.denoiser(request), (request.seed, request.ids, self.shape)
         with workers(self.device, request.count) as threads:
             how = {**self.how(request), "workers": threads}
-            try:
-                for step in draw(denoiser, request.only(Sampler), *numbers, **how):
-                    last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
-                    yield last
-            except ArithmeticError as error:
-                raise NotDrawn(request.ids, error) from None
-        if not torch.isfinite(last.x).all():
-            raise NotDrawn(request.ids)
+            yield from checked(draw(denoiser, request.only(Sampler), *numbers, **how), request.ids)
 
     def images(self, request: Request) -> Tensor:
         """The images of a request's picture, in order: uint8 [n, 3, H, W]. Raises NotDrawn as ``steps`` does."""
@@ -180,6 +173,25 @@ class Studio:
             settings = {**sample.only(Sampler).model_dump(), **sample.only(Guidance).model_dump()}
             return settings | {"weights": sample.weights, "precision": precision}
         return preview_sampler(load_denoiser(self.folder).path).model_dump()
+
+
+def checked(steps: Iterator[Step], ids: Sequence[int]) -> Iterator[Step]:
+    """The steps of a drawing or an edit, on the CPU.
+
+    Raises:
+        NotDrawn: if the sampler fails, or the images are not finite.
+        UnveilError: in one line, for settings with which there is no such drawing.
+    """
+    try:
+        for step in steps:
+            last = replace(step, x=step.x.cpu(), denoised=step.denoised.cpu())
+            yield last
+    except ArithmeticError as error:
+        raise NotDrawn(ids, error) from None
+    except ValueError as error:
+        raise UnveilError(str(error)) from None
+    if not torch.isfinite(last.x).all():
+        raise NotDrawn(ids)
 
 
 def arranged(groups: Sequence[Sequence[Tensor]]) -> Tensor:
