@@ -47,7 +47,7 @@ def test_the_oracle_answers_for_every_attribute_in_dvc_and_mlflow_alike(told: Pr
 
 def test_the_curve_of_guidance_has_a_row_for_each_scale_and_is_a_plot(told: Project) -> None:
     rows = list(csv.DictReader((told.root / "plots/evaluate/by_guidance.csv").read_text().splitlines()))
-    assert [float(row["guidance"]) for row in rows] == [0, 1, 2]
+    assert [float(row["scale"]) for row in rows] == [0, 1, 2]
     told.dvc("plots", "show")
     assert "by_guidance" in Path(told.root / "dvc_plots/index.html").read_text(encoding="utf-8")
 
