@@ -16,7 +16,7 @@ from unveil.diffusion.sampling import NotDrawn, batches
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
-from unveil.generation import Watch, asking, generate, load_guided, save_scales
+from unveil.generation import Watch, asking, at_scale, generate, load_guided, save_scales
 from unveil.layout import BY_GUIDANCE, GRID, MODELS, SAMPLE_RECORD, SAMPLES, SHARDS, TRAIN_RECORD, TRAJECTORY
 from unveil.model import WEIGHTS_FILE, ModelConfig
 from unveil.networks.condition import told
@@ -68,7 +68,7 @@ def main(
         precision, guidance = resolve_precision(settings.precision, device), settings.only(Guidance)
         if guidance.guide is not None and parse_weights(guidance.guide) is None:
             guidance = guidance.replace(guide=str(run.locate(Path(guidance.guide))))
-        scales = [guidance.replace(guidance=scale) for scale in settings.guidance_scales]
+        scales = [at_scale(guidance, scale, bool(model.network.attributes)) for scale in settings.guidance_scales]
         denoiser, guide = load_guided(MODELS, device, settings.average, guidance)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])

@@ -143,6 +143,14 @@ def load_guided(
     return guided(denoiser, guidance, told_its_own, tell), facts
 
 
+def at_scale(guidance: Guidance, scale: float, conditional: bool) -> Guidance:
+    """The same guide at another scale; at 0 a conditional model is told nothing, whoever guides it elsewhere.
+
+    So the samples of scale 0 are the unconditional ones.
+    """
+    return Guidance(guidance=0.0) if conditional and not scale else guidance.replace(guidance=scale)
+
+
 def save_scales(
     path: Path,
     images: Sequence[Tensor | None],
@@ -163,7 +171,7 @@ def save_scales(
     if scales:
         tensors = {"images": torch.stack([rows for rows in images if rows is not None])}
         if asked is not None and asked.attributes is not None:
-            tensors |= {"attributes": asked.attributes}
-        guide = scales[0].replace(guidance=0.0).read_values()
+            tensors |= {"attributes": asked.attributes.cpu()}
+        guide = scales[-1].replace(guidance=0.0).read_values()
         said |= {key: value for key, value in (dict(facts) | guide).items() if key not in ("guidance", "nfe")}
     save_tensors(path, tensors, {"facts": json.dumps(said)})

@@ -117,7 +117,7 @@ class Sample(Sampler, Guidance, Drawing):
     """How many images, of what, and by which sampler."""
 
     guidance_scales: Annotated[tuple[Annotated[float, Ge(0), Le(100)], ...], LISTED] = ()
-    """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the guide, 1 = the model; [] = none"""
+    """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the model told nothing; [] = none"""
     guidance_images: Annotated[int, Ge(4)] = 500
     """guidance_scales: images to make at each, of the same seeds and attributes"""
     grid_rows: Count = 8

@@ -210,6 +210,7 @@ def evaluate(
         settings.seed,
         inputs.shared,
         real.index.num_images("train"),
+        bool(requests.scales.names),
     )
     sets = {**four_sets(real, inputs.samples, settings.seed), **damaged.sets}
     found: dict[str, Found] = {}

@@ -53,6 +53,8 @@ class Asked:
     """Held-out images that the model was trained on."""
     training_total: int | None = None
     """Images that the model was trained on, of which the reference may be a part; None = it is all."""
+    conditional: bool = True
+    """Whether the samples at scales of guidance are of a model that is told attributes."""
 
 
 class Sets:
@@ -172,7 +174,10 @@ def measure(
     found = [entry.measure(sets, asked) for entry in map(METRICS.__getitem__, chosen) if entry.measure is not None]
     by_guidance = measure_scales(scales, sets)
     return Found(
-        (*(metric for part in found for metric in part.metrics), *scale_metrics(by_guidance, sets)),
+        (
+            *(metric for part in found for metric in part.metrics),
+            *(scale_metrics(by_guidance, sets) if asked.conditional else ()),
+        ),
         next((part.by_size for part in found if part.by_size is not None), None),
         next((part.copies for part in found if part.copies is not None), None),
         by_guidance,
