@@ -43,8 +43,8 @@ def refusal(error: NotDrawn, sampler: Sampler, precision: str) -> UnveilError:
 
 def asked_for(request: tuple[str, ...], names: tuple[str, ...]) -> torch.Tensor | None:
     """The rows of attributes that ``asking`` chooses from: int8 [n, k]; None for an unconditional model."""
-    if request == (AS_DATA,) and names:
-        return load_attributes(SHARDS, "train", names)
+    if request == (AS_DATA,):
+        return load_attributes(SHARDS, "train", names) if names else None
     try:
         return told(request, names)[None] if names or request else None
     except ValueError as error:
@@ -68,7 +68,7 @@ def main(
         precision, guidance = resolve_precision(settings.precision, device), settings.only(Guidance)
         if guidance.guide is not None and parse_weights(guidance.guide) is None:
             guidance = guidance.replace(guide=str(run.locate(Path(guidance.guide))))
-        scales = [at_scale(guidance, scale, bool(model.network.attributes)) for scale in settings.guidance_scales]
+        scales = [at_scale(guidance, scale, bool(model.network.attributes)) for scale in settings.scales]
         denoiser, guide = load_guided(MODELS, device, settings.average, guidance)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])

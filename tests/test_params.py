@@ -83,7 +83,7 @@ NAMED = {
     "EVEN": "sample.grid = uniform-t",
     "NO_PROFILES": "train.ema_profiles = []; train.snapshot_every_images = 0",
     "PLAIN": "network.architecture = plain; network.blocks = 1; network.attention_resolutions = []; "
-    "network.middle_attention = false; network.refinement_channels = 0",
+    "network.middle_attention = false; network.refinement_channels = 0; network.scale_shift_norm = false",
 }
 
 

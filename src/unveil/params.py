@@ -117,7 +117,8 @@ class Sample(Sampler, Guidance, Drawing):
     """How many images, of what, and by which sampler."""
 
     guidance_scales: Annotated[tuple[Annotated[float, Ge(0), Le(100)], ...], LISTED] = ()
-    """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the model told nothing; [] = none"""
+    """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the model told nothing; [] = none. Read if
+    sample.attributes asks for something, or there is a guide"""
     guidance_images: Annotated[int, Ge(4)] = 500
     """guidance_scales: images to make at each, of the same seeds and attributes"""
     grid_rows: Count = 8
@@ -128,11 +129,16 @@ class Sample(Sampler, Guidance, Drawing):
     @property
     def guides(self) -> bool:
         """Whether a guide has a say, at one of the scales too."""
-        return super().guides or bool(self.guidance_scales)
+        return super().guides or bool(self.scales)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales that are compared: none where nothing is asked for and nobody guides, since all would be alike."""
+        return self.guidance_scales if self.attributes or self.guide is not None else ()
 
     def unread(self) -> set[str]:
         """What neither the sampler nor the guidance reads."""
-        alone = set() if self.guidance_scales else {"guidance_scales", "guidance_images"}
+        alone = set() if self.scales else {"guidance_scales", "guidance_images"}
         return Sampler.unread(self) | Guidance.unread(self) | alone
 
     def problems(self) -> Iterator[Problem]:
@@ -235,16 +241,14 @@ class Params(Section):
                 chosen(names, ATTRIBUTES)
             except ValueError as error:
                 yield Problem("train.attributes", f"names of CelebA's header ({error})")
-        if asked != (AS_DATA,) or not names:
+        if asked != (AS_DATA,):
             try:
                 chosen([word.removeprefix("-") for word in asked], names)
             except ValueError as error:
                 yield Problem("sample.attributes", f"names of train.attributes ({error})")
         if self.sample.guides and self.sample.guide is None and not names:
-            key, plain = ("guidance_scales", "[]") if self.sample.guidance_scales else ("guidance", "1.0")
+            key, plain = ("guidance", "1.0") if self.sample.guidance != 1 else ("guidance_scales", "[]")
             yield Problem(f"sample.{key}", f"{plain} with train.attributes [], or a sample.guide")
-        elif self.sample.guidance_scales and self.sample.guide is None and not asked:
-            yield Problem("sample.guidance_scales", "[] with sample.attributes []: all scales draw the same images")
         if "classification-accuracy" in self.evaluate.metrics and asked != (AS_DATA,):
             yield Problem(
                 "evaluate.metrics", "no classification-accuracy, which learns from samples of sample.attributes [data]"
