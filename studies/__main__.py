@@ -102,6 +102,28 @@ def distances(
     typer.echo(study_of.write_report(study))
 
 
+@app.command()
+def requests(
+    guidance: Annotated[float, typer.Option(min=0, max=100, help="Scale: 1 as trained, more exaggerates.")] = 2.0,
+    images: Annotated[int, typer.Option(min=1, help="Samples of each request.")] = 200,
+    real: Annotated[int, typer.Option(min=1, help="Held-out images that go to noise and back.")] = 16,
+    models: Annotated[Path, typer.Option(help="Folder of the model, one that is told attributes.")] = Path("models"),
+    oracle: Annotated[Path, typer.Option(help="Folder of the oracle.")] = Path("oracle"),
+    shards: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("data/shards"),
+    params: Annotated[Path, typer.Option(help="The file whose sample: says how to draw.")] = Path("params.yaml"),
+    out: Annotated[Path, typer.Option(help="Folder of the study; what is measured there is kept.")] = Path(
+        "reports/requests"
+    ),
+) -> None:
+    """Whether samples have the attribute that was asked for, and how images come back from their noise."""
+    from studies import requests as study_of
+    from unveil.progress import say
+
+    study = study_of.RequestStudy(models, oracle, shards, params, out, guidance, images, real, say)
+    study.run()
+    typer.echo(study_of.write_report(study))
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
