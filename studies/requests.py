@@ -96,7 +96,7 @@ class RequestStudy:
         self.device = resolve_device(self.sample.device)
         set_tf32(False, self.device)
         precision = resolve_precision(self.sample.precision, self.device)
-        self.how = {"context": lambda: autocast(precision, self.device)}
+        self.how: dict[str, Any] = {"context": lambda: autocast(precision, self.device)}
         self.judge = self._judge()
         guidance = self.sample.only(Guidance).replace(guidance=self.guidance)
         self.denoiser, guide = load_guided(self.models, self.device, self.sample.average, guidance)
@@ -142,7 +142,7 @@ class RequestStudy:
         parts = batches(self.images, self.sample.batch_size)
         tell = asking(told([WORDS[word] + name], self.names)[None], seed, self.device)
         with workers(self.device, self.sample.batch_size) as threads:
-            how = {**self.how, "tell": tell, "workers": threads}
+            how: dict[str, Any] = {**self.how, "tell": tell, "workers": threads}
             images, _ = generate(self.denoiser, self.sampler, seed, (3, size, size), parts, self.say, **how)
         says = self.judge.says(images)[:, self.judge.facts.names.index(name)]
         return AskedFor(name, word, int(says.sum()))
