@@ -33,7 +33,7 @@ from unveil.networks.condition import told
 from unveil.params import load_params
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
 from unveil.progress import Say
-from unveil.serving.edits import checked
+from unveil.serving.studio import checked
 from unveil.workers import workers
 
 INVERSION_STEPS = 100  # with which little should be lost
