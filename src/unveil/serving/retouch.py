@@ -30,10 +30,10 @@ READ = {
     "interpolate": {"other"},
 }
 SUITED: dict[Kind, dict[str, Any]] = {
-    "edit": {"sampler": "ddim", "steps": 50, "guidance": 2.0, "strength": 0.8},
+    "edit": {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidance": 2.0, "strength": 0.8},
     "inpaint": {"sampler": "ddpm", "steps": 25, "resamplings": 5},
     "vary": {},
-    "interpolate": {"sampler": "ddim", "steps": 50, "count": 8},
+    "interpolate": {"sampler": "ddim", "steps": 50, "eta": 0.0, "count": 8},
 }
 """What a person who plays is offered: seconds on a small model, and enough steps to come back to the image."""
 

@@ -148,7 +148,7 @@ function suit() {
   const suited = model.suited[mode()] ?? NOTHING;
   if (suited === suitedFor) return;
   suitedFor = suited;
-  for (const key of ["sampler", "steps", "s_churn", "strength", "resamplings"]) write(key, suited[key] ?? model.usual[key]);
+  for (const key of ["sampler", "steps", "eta", "strength", "resamplings"]) write(key, suited[key] ?? model.usual[key]);
   if (suited.guidance && Number(field("guidance").value) === 1) write("guidance", suited.guidance);
   if (suited.count && Number(field("count").value) < 3) write("count", suited.count);
 }
