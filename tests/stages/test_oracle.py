@@ -33,6 +33,7 @@ def _run(*names: str) -> Result:
     yaml = YAML()
     params: dict[str, Any] = yaml.load(ROOT / "params.yaml")
     params["train"]["attributes"] = list(names)
+    params["sample"] |= {"attributes": [], "guidance": 1.0, "guidance_scales": []}
     params["oracle"] |= {"images": 960, "batch_size": 32, "channels": 8, "lr": 0.01, "device": "cpu"}
     yaml.dump(params, Path("params.yaml"))
     return CliRunner().invoke(app, [])
