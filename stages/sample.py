@@ -9,23 +9,19 @@ from typing import Annotated
 import torch
 import typer
 
-from unveil.data.batches import load_attributes
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.diffusion.samplers import Counted
 from unveil.diffusion.sampling import NotDrawn, batches
 from unveil.distributed import joined, local_device
 from unveil.errors import UnveilError
 from unveil.figures import emergence, save_grid
-from unveil.generation import Watch, asking, at_scale, generate, load_guided, save_scales
+from unveil.generation import Watch, asking, at_scale, generate, load_guided, rows_for, save_scales
 from unveil.layout import BY_GUIDANCE, GRID, MODELS, SAMPLE_RECORD, SAMPLES, SHARDS, TRAIN_RECORD, TRAJECTORY
 from unveil.model import WEIGHTS_FILE, ModelConfig
-from unveil.networks.condition import told
-from unveil.params import AS_DATA
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
 from unveil.run.launch import start_processes
 from unveil.run.stage import stage
 from unveil.tensors import save_tensors
-from unveil.weights import parse_weights
 from unveil.workers import workers
 
 COLUMNS = 10
@@ -39,16 +35,6 @@ def refusal(error: NotDrawn, sampler: Sampler, precision: str) -> UnveilError:
     if error.cause is None:
         mend = "train again, or set sample.precision to fp32"
     return UnveilError(f"{MODELS / WEIGHTS_FILE}: {error}; {mend}")
-
-
-def asked_for(request: tuple[str, ...], names: tuple[str, ...]) -> torch.Tensor | None:
-    """The rows of attributes that ``asking`` chooses from: int8 [n, k]; None for an unconditional model."""
-    if request == (AS_DATA,):
-        return load_attributes(SHARDS, "train", names) if names else None
-    try:
-        return told(request, names)[None] if names or request else None
-    except ValueError as error:
-        raise UnveilError(f"sample.attributes: {error}; the model in {MODELS} knows no others") from None
 
 
 @app.command()
@@ -66,14 +52,14 @@ def main(
         set_tf32(False, device)  # fp32 is meant as such; bf16 and fp16 are faster still
         processes = held.enter_context(joined(device))
         precision, guidance = resolve_precision(settings.precision, device), settings.only(Guidance)
-        if guidance.guide is not None and parse_weights(guidance.guide) is None:
-            guidance = guidance.replace(guide=str(run.locate(Path(guidance.guide))))
+        locate = lambda path: run.locate(path) or path  # noqa: E731
         scales = [at_scale(guidance, scale, bool(model.network.attributes)) for scale in settings.scales]
-        denoiser, guide = load_guided(MODELS, device, settings.average, guidance)
+        denoiser, guide = load_guided(MODELS, device, settings.average, guidance, locate=locate)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])
         sampler = settings.only(Sampler)
-        tell = asking(asked_for(settings.attributes, model.network.attributes), settings.seed, device)
+        rows = rows_for(settings.attributes, model.network.attributes, MODELS, SHARDS)
+        tell = asking(rows, settings.seed, device)
         shape = (3, model.network.image_size, model.network.image_size)
         started, watch = time.perf_counter(), Watch(sampler.steps, run.say)
         how = {
@@ -90,7 +76,7 @@ def main(
         try:
             together, nfe = drawn(denoiser, settings.num_samples, watch)
             seconds = time.perf_counter() - started
-            at_scales = (load_guided(MODELS, device, settings.average, scale)[0] for scale in scales)
+            at_scales = (load_guided(MODELS, device, settings.average, scale, locate=locate)[0] for scale in scales)
             scaled = [drawn(one, settings.guidance_images, Watch(sampler.steps, run.say))[0] for one in at_scales]
         except NotDrawn as error:
             raise refusal(error, sampler, precision) from None

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.data.batches import load_attributes
 from unveil.data.pixels import to_uint8
-from unveil.diffusion.config import Guidance, Sampler
+from unveil.diffusion.config import AS_DATA, Guidance, Sampler
 from unveil.diffusion.denoiser import Denoiser
 from unveil.diffusion.guidance import guided
 from unveil.diffusion.samplers import Counted, Step
@@ -19,7 +20,7 @@ from unveil.diffusion.sampling import draw_batches
 from unveil.errors import UnveilError
 from unveil.files import file_digest
 from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
-from unveil.networks.condition import Condition
+from unveil.networks.condition import Condition, told
 from unveil.progress import Passing, Say, renews
 from unveil.seeds import image_seed
 from unveil.tensors import save_tensors
@@ -50,6 +51,21 @@ def asking(attributes: Tensor | None, seed: int, device: torch.device | str = "c
         return Condition(attributes=attributes[rows].to(device))
 
     return tell
+
+
+def rows_for(request: Sequence[str], names: Sequence[str], folder: Path, shards: Path) -> Tensor | None:
+    """The rows of attributes that ``asking`` chooses from: int8 [n, k]; None for an unconditional model.
+
+    ``request`` is ``sample.attributes``, ``names`` are those of which the model in ``folder`` is told.
+
+    Raises UnveilError for other names than these, and for shards that are missing or damaged.
+    """
+    if tuple(request) == (AS_DATA,):
+        return load_attributes(shards, "train", names) if names else None
+    try:
+        return told(request, names)[None] if names or request else None
+    except ValueError as error:
+        raise UnveilError(f"sample.attributes: {error}; the model in {folder} knows no others") from None
 
 
 class Watch:
@@ -101,11 +117,13 @@ def load_guided(
     weights: WeightsChoice,
     guidance: Guidance,
     load: Callable[[Path, torch.device | str, WeightsChoice], Denoiser] = load_denoiser,
+    locate: Callable[[Path], Path] = Path,
 ) -> tuple[Counted, dict[str, Any]]:
     """A trained denoiser with its guide, if it has one, as ``draw`` takes it, and what samples say of the guide.
 
     Called ``(x, sigma, condition)``, the condition's columns being ``network.attributes`` of the model. Another model
-    that guides is told those of them that it knows. ``load`` reads a model's weights, such as from a cache.
+    that guides is told those of them that it knows. ``load`` reads a model's weights, such as from a cache. ``locate``
+    finds the folder of another model, of which the facts say what the user wrote.
 
     Raises:
         UnveilError: as ``load_denoiser`` does, of either model, or if they draw images of other sizes, or there is no
@@ -123,7 +141,7 @@ def load_guided(
             )
         return guided(denoiser, guidance), facts
     choice = parse_weights(guidance.guide)
-    where = folder if choice is not None else Path(guidance.guide)
+    where = folder if choice is not None else locate(Path(guidance.guide))
     guide = load(where, device, choice or WeightsChoice())
     other = ModelConfig.load(where).network
     if other.image_size != own.image_size:
@@ -172,6 +190,7 @@ def save_scales(
         tensors = {"images": torch.stack([rows for rows in images if rows is not None])}
         if asked is not None and asked.attributes is not None:
             tensors |= {"attributes": asked.attributes.cpu()}
-        guide = scales[-1].replace(guidance=0.0).read_values()
+        one = next((one for one in scales if one.guidance), scales[0])  # a model told nothing has another guide
+        guide = one.replace(guidance=0.0).read_values()
         said |= {key: value for key, value in (dict(facts) | guide).items() if key not in ("guidance", "nfe")}
     save_tensors(path, tensors, {"facts": json.dumps(said)})

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from unveil import files
 from unveil.data.celeba import ATTRIBUTES, PUBLISHED_SPLITS
 from unveil.data.config import Download, Preprocess
-from unveil.diffusion.config import Diffusion, Guidance, Sampler
+from unveil.diffusion.config import AS_DATA, Diffusion, Guidance, Sampler
 from unveil.diffusion.levels import FULL_NOISE
 from unveil.errors import UnveilError, line_for_user, printable
 from unveil.evaluation.config import Evaluation
@@ -43,7 +43,6 @@ from unveil.training.config import Training
 from unveil.weights import WEIGHTS, WeightsChoice, parse_weights
 
 MOST_BYTES = 1 << 20  # of a params.yaml
-AS_DATA = "data"  # asks for the attributes of training images
 COMMENT_COLUMN = 31  # of the comments behind the values
 HEADER = (
     "# Every choice of the pipeline. `dvc repro` runs what a change affects; `dvc exp run -S train.lr=2e-4`",

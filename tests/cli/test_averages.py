@@ -17,6 +17,7 @@ from unveil.averages import save_snapshot, write_averages
 from unveil.cli import search as study
 from unveil.cli.main import app
 from unveil.cli.search import SearchPoint, half_life_deviation, table, verdict
+from unveil.data.celeba import ATTRIBUTES
 from unveil.data.shards import ShardIndex, write_shard
 from unveil.diffusion.config import Diffusion
 from unveil.model import ModelConfig, save_model
@@ -29,19 +30,22 @@ SIZE = 16
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny model with snapshots, the shards that it says it was trained on, and parameters to sample with."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A tiny model with snapshots, the shards that it says it was trained on, and parameters to sample with.
+
+    The model is told the attributes that a test names.
+    """
+    told: tuple[str, ...] = getattr(request, "param", ())
     generator = torch.Generator().manual_seed(0)
     folder = tmp_path / "data" / "shards"
     folder.mkdir(parents=True)
     splits = {}
     for split in ("train", "test"):
         images = torch.randint(256, (8, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-        shard = write_shard(folder, split, 0, images, torch.zeros(8, 40, dtype=torch.bool), torch.arange(8))
+        shard = write_shard(folder, split, 0, images, torch.arange(320).reshape(8, 40) % 3 == 0, torch.arange(8))
         splits[split] = (shard,)
-    names = tuple(f"attribute {number}" for number in range(40))
     index = ShardIndex.of(
-        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="squash", image_size=SIZE, attributes=names
+        splits, (0.0,) * 3, (1.0,) * 3, source="cartoon", protocol="squash", image_size=SIZE, attributes=ATTRIBUTES
     )
     index.save(folder)
     torch.manual_seed(0)
@@ -54,6 +58,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             attention_resolutions=(4,),
             attention_head_channels=32,
             stem=4,
+            attributes=told,
         )
     )
     for parameter in network.parameters():
@@ -140,6 +145,21 @@ def test_a_point_is_what_the_stages_would_measure(project: Path) -> None:
     assert points(project)[0]["distance"] == metrics["fd_efficientnet_lite0"]
 
 
+@pytest.mark.parametrize("project", [("Smiling", "Bald")], indirect=True)
+def test_of_a_conditional_model_too_a_point_is_what_the_stages_would_measure(project: Path) -> None:
+    set_params(project, "train", attributes=["Smiling", "Bald"])
+    set_params(project, "sample", attributes=["data"], guidance=2.0)
+    done = run("search", "--weights", "ema")
+    assert done.exit_code == 0, done.output
+    for stage in (sample, evaluate):
+        done = CliRunner().invoke(stage.app, [])
+        assert done.exit_code == 0, done.output
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    assert points(project)[0]["distance"] == metrics["fd_efficientnet_lite0"]
+    set_params(project, "sample", guidance=1.0)
+    assert "measured with another guidance" in run("search", "--weights", "ema").output
+
+
 def test_the_candidates_are_what_the_snapshots_reach(project: Path) -> None:
     said: list[str] = []
     params = study_params(project)
@@ -174,6 +194,7 @@ def test_another_model_or_another_evaluation_is_another_search(project: Path) ->
     [
         (["--weights", "power:2"], "--weights: found 'power:2', expected ema | half-life:N | power:S"),
         (["--weights", ","], "--weights: found ','"),
+        (["--weights", "snapshot:800"], "--weights: found snapshot:800, expected averages of the whole training"),
         (["--weights", "power:0.01"], "only with an error of"),
         (["--models", "nowhere"], "nowhere/config.json: not there"),
         (["--params", "none.yaml"], "none.yaml: no such file"),

@@ -324,7 +324,7 @@ def test_asked_for_as_the_data_each_image_takes_the_attributes_of_a_training_ima
     conditional: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = torch.tensor([[1, -1], [-1, -1], [1, 1]], dtype=torch.int8)
-    monkeypatch.setattr(sample, "load_attributes", lambda folder, split, names: rows)
+    monkeypatch.setattr(generation, "load_attributes", lambda folder, split, names: rows)
     images, asked, _ = _conditional(conditional, attributes=["data"])
     assert {tuple(row) for row in asked.tolist()} == {tuple(row) for row in rows.tolist()}
     fewer, same, _ = _conditional(conditional, attributes=["data"], num_samples=8, batch_size=3)

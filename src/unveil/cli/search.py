@@ -1,8 +1,8 @@
 """The best average of the weights: the Fréchet distance of each, on one trained model with its snapshots.
 
-All points have the sampler, the seed, the number of images and the real images of the evaluation, so that only the
-weights differ, and that of ``ema`` is the evaluation's own number. Each point is kept as soon as it is measured: a
-search that was stopped goes on.
+All points have the sampler, the seed, the requests, the guidance, the number of images and the real images of the
+evaluation, so that only the weights differ, and that of ``ema`` is the evaluation's own number. Each point is kept as
+soon as it is measured: a search that was stopped goes on.
 """
 
 import time
@@ -17,7 +17,7 @@ from torch import Tensor
 from unveil.averages import FOLDER, Averages
 from unveil.data.pixels import to_uint8
 from unveil.data.shards import ShardIndex
-from unveil.diffusion.config import Sampler
+from unveil.diffusion.config import Guidance, Sampler
 from unveil.diffusion.sampling import NotDrawn, batches, build_grid, draw_batches
 from unveil.errors import UnveilError
 from unveil.evaluation.features.extraction import Extractor, extract_layers, load_extractor
@@ -25,8 +25,9 @@ from unveil.evaluation.features.published import FEATURE_SETS
 from unveil.evaluation.images.sets import real_parts
 from unveil.evaluation.metrics.distances import Statistics, frechet_distance, significant, statistics
 from unveil.files import atomic_path, file_digest, write_json, write_text
+from unveil.generation import asking, load_guided, rows_for
 from unveil.ledger import Ledger
-from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser
+from unveil.model import WEIGHTS_FILE, ModelConfig
 from unveil.params import Params
 from unveil.posthoc import ExponentialProfile, deviation
 from unveil.precision import autocast, resolve_device, resolve_precision, set_tf32
@@ -81,7 +82,7 @@ class Search:
 
     def __post_init__(self, params: Params) -> None:
         self.sample, self.evaluate = params.sample, params.evaluate
-        self.sampler = self.sample.only(Sampler)
+        self.sampler, self.guidance = self.sample.only(Sampler), self.sample.only(Guidance)
         self.features = self.evaluate.features[0]
         self.metric = FEATURE_SETS[self.features].frechet
         self.model = ModelConfig.load(self.models)
@@ -110,6 +111,8 @@ class Search:
             "reference_split": self.split,
             "reference_images": self.evaluate.reference_images,
         }
+        if self.model.network.attributes or self.guidance.guides:
+            facts |= {"attributes": list(self.sample.attributes), "guidance": self.guidance.model_dump(mode="json")}
         self.ledger = Ledger(self.out / "points.json", facts, SearchPoint)
         self.points = self.ledger.points
 
@@ -168,17 +171,19 @@ class Search:
     def _samples(self, choice: WeightsChoice) -> list[Tensor]:
         """Batches of images, uint8."""
         size = self.model.network.image_size
-        denoiser = load_denoiser(self.models, self.device, choice)
+        denoiser, _ = load_guided(self.models, self.device, choice, self.guidance)
+        rows = rows_for(self.sample.attributes, self.model.network.attributes, self.models, self.shards)
         try:
-            build_grid(self.sampler, denoiser.path)
+            build_grid(self.sampler, getattr(denoiser.denoiser, "path", None))
         except ValueError as error:
             raise UnveilError(f"sample.grid: {error}; write what the model in {self.models} has") from None
         images = []
         progress = ProgressLine(f"{choice}: samples", self.images, self.say, describe=in_words)
         parts = batches(self.images, self.sample.batch_size)
         context = lambda: autocast(self.precision, self.device)  # noqa: E731
+        how = {"context": context, "tell": asking(rows, self.seed, self.device)}
         try:
-            for ids, last in draw_batches(denoiser, self.sampler, self.seed, (3, size, size), parts, context=context):
+            for ids, last in draw_batches(denoiser, self.sampler, self.seed, (3, size, size), parts, **how):
                 images.append(to_uint8(last.x).cpu())
                 progress.add(len(ids))
         except NotDrawn as error:
@@ -201,6 +206,8 @@ class Search:
 
     def _error(self, choice: WeightsChoice) -> float:
         """Of the reconstruction. Raises UnveilError if it is too large, or there is nothing to make it from."""
+        if choice.kind == "snapshot":
+            raise UnveilError(f"--weights: found {choice}, expected averages of the whole training; leave it out")
         own = WeightsChoice("half-life", self.model.training.get("ema_half_life_images", 0))
         if choice in (OWN, own, *self.stored):
             return 0.0

@@ -150,6 +150,9 @@ class Diffusion(Section):
             )
 
 
+AS_DATA = "data"  # as a request: for the attributes of training images
+
+
 class Guidance(Section):
     """A guide, which the model is pushed away from."""
 
