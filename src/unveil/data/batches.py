@@ -123,16 +123,24 @@ class Batches:
         seed: of the permutation of every epoch and of the flips.
         horizontal_flip: mirror each image with probability 1/2.
         part: what of every batch is wanted here; by default all of it.
+        among: places of the images that are drawn; None = all.
     """
 
     def __init__(
-        self, split: Batch | StreamedSplit, batch_size: int, seed: int, horizontal_flip: bool, part: slice = slice(None)
+        self,
+        split: Batch | StreamedSplit,
+        batch_size: int,
+        seed: int,
+        horizontal_flip: bool,
+        part: slice = slice(None),
+        among: NDArray[np.int64] | None = None,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.part = part
+        self.among = among
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[Batch]] = {}
 
@@ -161,9 +169,11 @@ class Batches:
     def _positions(self, number: int) -> NDArray[np.int64]:
         """Positions in the split of the images of batch ``number``: int64 [n]."""
         drawn = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
-        epochs, offsets = np.divmod(drawn, len(self.split))
-        orders = (_order(self.seed, epoch, len(self.split))[offsets[epochs == epoch]] for epoch in np.unique(epochs))
-        return np.concatenate([*orders])
+        count = len(self.split) if self.among is None else len(self.among)
+        epochs, offsets = np.divmod(drawn, count)
+        orders = (_order(self.seed, epoch, count)[offsets[epochs == epoch]] for epoch in np.unique(epochs))
+        places = np.concatenate([*orders])
+        return places if self.among is None else self.among[places]
 
 
 @lru_cache(1)
@@ -181,6 +191,7 @@ def open_batches(
     device: torch.device,
     part: slice = slice(None),
     attributes: Sequence[str] = (),
+    among: NDArray[np.int64] | None = None,
 ) -> Batches:
     """Batches of a split, by the loader that is asked for; ``auto`` streams what the device has no room for.
 
@@ -194,7 +205,7 @@ def open_batches(
         rows = StreamedSplit(folder, index.shards(split), index.columns(attributes), device)
     else:
         rows = load_split(folder, split, attributes=attributes).to(device)
-    return Batches(rows, batch_size, seed, horizontal_flip, part)
+    return Batches(rows, batch_size, seed, horizontal_flip, part, among)
 
 
 def _free_memory(device: torch.device) -> int:

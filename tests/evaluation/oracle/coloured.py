@@ -30,15 +30,22 @@ def labelled(count: int, seed: int, size: int = 8) -> tuple[Tensor, Tensor]:
     return coloured(flags, seed, size), flags
 
 
-def write_shards(folder: Path, size: int = 8, protocol: str = "score-sde") -> ShardIndex:
-    """A data set of such images, with CelebA's names; of all attributes but two nobody has any."""
+def write_shards(folder: Path, size: int = 8, protocol: str = "score-sde", *, shared: int = 0) -> ShardIndex:
+    """A data set of such images, with CelebA's names; of all attributes but two nobody has any.
+
+    The last ``shared`` of the train split have ids of the test split, and the opposite of what they show.
+    """
     folder.mkdir(parents=True)
     splits, start = {}, 1
     for split, count in (("train", 200), ("valid", 4), ("test", 100)):
         images, flags = labelled(count, start, size)
         whole = torch.zeros(count, len(ATTRIBUTES), dtype=torch.bool)
         whole[:, COLUMNS] = flags
-        splits[split] = (write_shard(folder, split, 0, images, whole, torch.arange(start, start + count)),)
+        ids = torch.arange(start, start + count)
+        if split == "train" and shared:
+            whole[-shared:, COLUMNS] = ~flags[-shared:]
+            ids[-shared:] = torch.arange(205, 205 + shared)
+        splits[split] = (write_shard(folder, split, 0, images, whole, ids),)
         start += count
     facts = {"source": "cartoon", "protocol": protocol, "image_size": size, "attributes": ATTRIBUTES}
     index = ShardIndex.of(splits, (0.0,) * 3, (1.0,) * 3, **facts)

@@ -46,6 +46,13 @@ def test_the_same_shards_and_seed_give_the_same_bytes(shards: Path, tmp_path: Pa
     assert torch.get_num_threads() == threads
 
 
+def test_it_learns_from_no_image_that_it_is_asked_about(tmp_path: Path) -> None:
+    """Of adm-ip the train split holds all images. Here those that it shares say the opposite of what they show."""
+    write_shards(tmp_path / "shards", shared=100)
+    oracle = learn(tmp_path / "shards", NAMES, SETTINGS, CPU, tmp_path / "oracle.safetensors", print)
+    assert oracle.facts.balanced_accuracy is not None and oracle.facts.balanced_accuracy > 0.95
+
+
 def test_shares_of_right_answers_are_those_counted_by_hand() -> None:
     said = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
     has = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]).bool()

@@ -9,7 +9,7 @@ from unveil.data.batches import Batch, signed
 from unveil.errors import UnveilError
 from unveil.evaluation.images.chosen import RealImages
 from unveil.evaluation.images.foreign import SampleFile
-from unveil.evaluation.images.sets import load_real, real_parts
+from unveil.evaluation.images.sets import load_ids, load_real, real_parts
 from unveil.evaluation.oracle.config import OracleTraining
 from unveil.progress import Say
 
@@ -43,7 +43,9 @@ def load_labelled(
     def labels(split: str, count: int) -> Tensor:
         return signed(torch.cat(list(real_parts(real.folder, index, split, count, "attributes"))))[:, columns]
 
-    count = min(len(told), index.num_images("train"))
-    training = Batch(load_real(real.folder, index, "train", count), labels("train", count))
-    held_out = Batch(real.held_out, labels(real.splits[1], len(real.held_out)))
+    count, held = min(len(told), index.num_images("train")), len(real.held_out)
+    ids, others = load_ids(real.folder, index, "train", count), load_ids(real.folder, index, real.splits[1], held)
+    own = torch.isin(ids, others, invert=True)  # of adm-ip the train split holds all images
+    training = Batch(load_real(real.folder, index, "train", count), labels("train", count))[own]
+    held_out = Batch(real.held_out, labels(real.splits[1], held))
     return Labelled(Batch(samples.images, told), training, held_out, settings, device, say)

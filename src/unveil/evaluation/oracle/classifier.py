@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unveil.data.batches import Batch, Batches, load_attributes, load_split, open_batches
 from unveil.data.pixels import to_float
-from unveil.data.shards import ShardIndex
+from unveil.data.shards import ShardIndex, load_tensor
 from unveil.errors import UnveilError
 from unveil.evaluation.oracle.config import OracleTraining
 from unveil.evaluation.oracle.facts import MEND, Answers, OracleFacts
@@ -168,11 +168,16 @@ def learn(
 ) -> Oracle:
     """Train an oracle of these attributes on the train split, write its weights, and ask it about held-out images.
 
+    These it does not see before, also where the train split holds all images, as in the protocol adm-ip.
+
     Raises UnveilError for a name that is none of the data set's, and for shards that are missing or damaged.
     """
     index = ShardIndex.load(shards)
-    shares = (load_attributes(shards, "train", names) > 0).float().mean(dim=0)
-    batches = open_batches(shards, "train", "auto", settings.batch_size, settings.seed, True, device, attributes=names)
+    ids, others = (load_tensor(shards, split, "ids") for split in ("train", HELD_OUT))
+    own = torch.isin(ids, others, invert=True).nonzero().flatten()
+    shares = (load_attributes(shards, "train", names)[own] > 0).float().mean(dim=0)
+    how = {"attributes": names, "among": own.numpy()}
+    batches = open_batches(shards, "train", "auto", settings.batch_size, settings.seed, True, device, **how)
     classifier = train_classifier(batches, shares, index.image_size, settings, device, say)
     save_tensors(weights, classifier.state_dict())
     held_out = load_split(shards, HELD_OUT, attributes=names)
