@@ -233,13 +233,12 @@ class Params(Section):
             yield Problem("evaluate.kid_subset_size", f"at most {sizes[split]}, {has} {split}")
 
     def _attributes_problems(self) -> Iterator[Problem]:
-        """Names that the data set does not have, or the network is not told; those of a folder nobody has read yet."""
+        """Names that no data set has, a folder's table neither, or that the network is not told."""
         names, asked = self.train.attributes, self.sample.attributes
-        if self.download.source != "folder":
-            try:
-                chosen(names, ATTRIBUTES)
-            except ValueError as error:
-                yield Problem("train.attributes", f"names of CelebA's header ({error})")
+        try:
+            chosen(names, ATTRIBUTES)
+        except ValueError as error:
+            yield Problem("train.attributes", f"names of CelebA's header ({error})")
         if asked != (AS_DATA,):
             try:
                 chosen([word.removeprefix("-") for word in asked], names)
@@ -254,18 +253,25 @@ class Params(Section):
             )
 
     def _weights_problems(self) -> Iterator[Problem]:
-        choice, train = self.sample.average, self.train
+        yield from self._average_problems("sample.weights", self.sample.average)
+        guide = parse_weights(self.sample.guide or "")
+        if guide is not None and self.sample.guides:
+            yield from self._average_problems("sample.guide", guide)
+
+    def _average_problems(self, key: str, choice: WeightsChoice) -> Iterator[Problem]:
+        """An average that the training does not keep, and that cannot be made of what it keeps."""
+        train = self.train
         if choice.kind == "snapshot" and train.ema_profiles:
             return
         if choice.kind == "ema" or choice.value in (train.ema_half_life_images, *train.ema_more_half_lives):
             return
         if not train.ema_profiles:
             stored = [f"half-life:{number:.12g}" for number in train.ema_more_half_lives]
-            key = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"
-            yield Problem("sample.weights", f"{' | '.join(['ema', *stored])}, or what it is made from in {key}")
+            source = "train.ema_more_half_lives" if choice.kind == "half-life" else "train.ema_profiles"
+            yield Problem(key, f"{' | '.join(['ema', *stored])}, or what it is made from in {source}")
         elif choice.kind == "half-life" and not 0 < train.ema_rampup <= STEEPEST_RAMP:
             ramp = f"train.ema_rampup in (0, {STEEPEST_RAMP}]"
-            yield Problem("sample.weights", f"{ramp} to make a half-life with, or one of train.ema_more_half_lives")
+            yield Problem(key, f"{ramp} to make a half-life with, or one of train.ema_more_half_lives")
 
     def _network_problems(self) -> Iterator[Problem]:
         """Images that the network cannot halve so often, and attention where there is none."""
