@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -181,7 +182,7 @@ class Search:
         progress = ProgressLine(f"{choice}: samples", self.images, self.say, describe=in_words)
         parts = batches(self.images, self.sample.batch_size)
         context = lambda: autocast(self.precision, self.device)  # noqa: E731
-        how = {"context": context, "tell": asking(rows, self.seed, self.device)}
+        how: dict[str, Any] = {"context": context, "tell": asking(rows, self.seed, self.device)}
         try:
             for ids, last in draw_batches(denoiser, self.sampler, self.seed, (3, size, size), parts, **how):
                 images.append(to_uint8(last.x).cpu())

@@ -176,8 +176,9 @@ def learn(
     ids, others = (load_tensor(shards, split, "ids") for split in ("train", HELD_OUT))
     own = torch.isin(ids, others, invert=True).nonzero().flatten()
     shares = (load_attributes(shards, "train", names)[own] > 0).float().mean(dim=0)
-    how = {"attributes": names, "among": own.numpy()}
-    batches = open_batches(shards, "train", "auto", settings.batch_size, settings.seed, True, device, **how)
+    batches = open_batches(
+        shards, "train", "auto", settings.batch_size, settings.seed, True, device, attributes=names, among=own.numpy()
+    )
     classifier = train_classifier(batches, shares, index.image_size, settings, device, say)
     save_tensors(weights, classifier.state_dict())
     held_out = load_split(shards, HELD_OUT, attributes=names)
