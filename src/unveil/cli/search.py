@@ -175,7 +175,8 @@ class Search:
         denoiser, _ = load_guided(self.models, self.device, choice, self.guidance)
         rows = rows_for(self.sample.attributes, self.model.network.attributes, self.models, self.shards)
         try:
-            build_grid(self.sampler, getattr(denoiser.denoiser, "path", None))
+            path: Any = getattr(denoiser.denoiser, "path", None)
+            build_grid(self.sampler, path)
         except ValueError as error:
             raise UnveilError(f"sample.grid: {error}; write what the model in {self.models} has") from None
         images = []

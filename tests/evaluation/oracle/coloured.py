@@ -30,10 +30,12 @@ def labelled(count: int, seed: int, size: int = 8) -> tuple[Tensor, Tensor]:
     return coloured(flags, seed, size), flags
 
 
-def write_shards(folder: Path, size: int = 8, protocol: str = "score-sde", *, shared: int = 0) -> ShardIndex:
+def write_shards(
+    folder: Path, size: int = 8, protocol: str = "score-sde", *, shared: int = 0, lies: bool = False
+) -> ShardIndex:
     """A data set of such images, with CelebA's names; of all attributes but two nobody has any.
 
-    The last ``shared`` of the train split have ids of the test split, and the opposite of what they show.
+    The last ``shared`` of the train split have ids of the test split; if it ``lies``, the opposite of what they show.
     """
     folder.mkdir(parents=True)
     splits, start = {}, 1
@@ -43,7 +45,7 @@ def write_shards(folder: Path, size: int = 8, protocol: str = "score-sde", *, sh
         whole[:, COLUMNS] = flags
         ids = torch.arange(start, start + count)
         if split == "train" and shared:
-            whole[-shared:, COLUMNS] = ~flags[-shared:]
+            whole[-shared:, COLUMNS] ^= torch.tensor(lies)
             ids[-shared:] = torch.arange(205, 205 + shared)
         splits[split] = (write_shard(folder, split, 0, images, whole, ids),)
         start += count
