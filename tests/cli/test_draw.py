@@ -82,6 +82,7 @@ def test_rows_of_switches_and_a_strip_of_scales_share_their_noise(folder: Path, 
         (("--set", "sigma_max=[", "x.png"), "--set sigma_max:1: not valid YAML"),
         (("--count", "5000", "x.png"), "count: found 5000, expected a whole number in [1, 1024]"),
         (("--guide", "nowhere", "--guidance", "2", "x.png"), "nowhere"),
+        (("--sampler", "rk45", "--set", "rtol=1e-300", "--set", "atol=1e-300", "x.png"), "cannot be drawn by rk45"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -39,6 +39,7 @@ def draw(
     """
     if out.suffix.lower() != ".png":
         raise UnveilError(f"{out}: found the suffix {out.suffix or 'none'}, expected .png")
+    from unveil.diffusion.sampling import NotDrawn
     from unveil.figures import save_picture
     from unveil.files import destination
     from unveil.serving.request import in_words
@@ -65,7 +66,10 @@ def draw(
         studio.denoiser(group[-1])  # before anything is said: weights or a guide may be missing
     started = time.perf_counter()
     say(Passing(f"{request.count} images of {models}"))
-    images = studio.images(request)
+    try:
+        images = studio.images(request)
+    except NotDrawn as error:
+        raise UnveilError(f"{models}: {error}; choose other settings, or train again") from None
     save_picture(images, columns or request.columns, out, studio.facts(request))
     rows = ""
     if request.switch:

@@ -219,8 +219,6 @@ class Easel:
 
         destination(out)
         studio = Studio.load(models, device)
-        if asked.get("attributes") and not studio.model.network.attributes:
-            raise UnveilError(f"{models}: a model that is told no attributes; train one with train.attributes")
         return cls(studio, studio.request({key: value for key, value in asked.items() if value is not None}), out)
 
     @property

@@ -1,5 +1,6 @@
 """``unveil play``: a page on which a model draws what is asked for."""
 
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,6 @@ import typer
 from unveil.errors import UnveilError
 from unveil.layout import MODELS
 from unveil.progress import say
-
-ANY = ("0.0.0.0", "::")
 
 
 def play(
@@ -31,10 +30,11 @@ def play(
     say(f"loading {models}")
     server = Server(Studio.load(models, device))
     seconds = server.warm_up()
-    names = frozenset({host.lower(), *(("*", socket.gethostname().lower()) if host in ANY else ())})
+    place = ipaddress.ip_address(listening.getsockname()[0].partition("%")[0])
+    names = frozenset({host.lower(), *(("*", socket.gethostname().lower()) if place.is_unspecified else ())})
     shown = f"[{host}]" if ":" in host else host
-    say(f"http://{'localhost' if host in ANY else shown}:{port}  a face takes {seconds:.1f} s here")
-    if host in ANY:
+    say(f"http://{'localhost' if place.is_unspecified else shown}:{port}  a face takes {seconds:.1f} s here")
+    if not place.is_loopback:
         say("Everybody on this network may use it.")
     say("Ctrl-C ends it.")
     config = uvicorn.Config(

@@ -88,6 +88,8 @@ class Studio:
         for key, expected in request.misfits(self.model.diffusion):
             raise UnveilError(f"{key}: found {getattr(request, key)}, expected {expected}")
         resolve_precision(request.precision, self.device)
+        if (request.attributes or request.switch) and not self.model.network.attributes:
+            raise UnveilError(f"{self.folder}: a model that is told no attributes; train one with train.attributes")
         self.condition(request)
         try:
             chosen(request.switch, self.model.network.attributes)
