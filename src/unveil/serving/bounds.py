@@ -2,6 +2,7 @@
 
 from unveil.errors import UnveilError
 from unveil.serving.request import Request
+from unveil.serving.studio import LEAST_ROWS
 from unveil.weights import parse_weights
 
 MOST_IMAGES = 64
@@ -13,12 +14,13 @@ MOST_WAITING = 8  # requests, the one at work included
 
 def work(request: Request, size: int) -> int:
     """Pixels that go through the network for a request of images of ``size`` pixels a side, about."""
-    return sum(part.count * part.evaluations for group in request.groups() for part in group) * size**2
+    rows = max(request.count, LEAST_ROWS)
+    return rows * sum(part.evaluations for group in request.groups() for part in group) * size**2
 
 
 def evaluations(request: Request, size: int) -> int:
     """Calls of the network after which a drawing is stopped, whatever was foreseen: twice what may be asked for."""
-    return 2 * MOST_PIXELS // (request.count * size**2)
+    return 2 * MOST_PIXELS // (max(request.count, LEAST_ROWS) * size**2)
 
 
 def check_bounds(request: Request, size: int, guides: tuple[str | None, ...]) -> None:

@@ -39,6 +39,7 @@ from unveil.serving.studio import Studio
 PAGE = ("unveil.serving", "page")  # package and folder of the static files
 Result = TypeVar("Result")
 WAIT_S = 1.0  # between two words about the queue
+STALLED_S = 60.0  # that a client may take to read on: others wait meanwhile
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -62,9 +63,14 @@ class Stream(StreamingResponse):
             yield f"event: {name}\ndata: {json.dumps(facts)}\n\n"
 
     async def stream_response(self, send: Send) -> None:
-        """Send them; what draws is told at once when nobody listens any more."""
+        """Send them; what draws is told at once when nobody listens any more, or reads on."""
+
+        async def send_in_time(message: Message) -> None:
+            await asyncio.wait_for(send(message), STALLED_S)
+
         async with aclosing(self._events):
-            await super().stream_response(send)
+            with suppress(TimeoutError):
+                await super().stream_response(send_in_time)
 
 
 class Server:
@@ -301,4 +307,6 @@ async def values_of(call: Call) -> dict[str, Any]:
         raise UnveilError("found no JSON, expected an object of settings") from None
     if not isinstance(values, dict):
         raise UnveilError("found no object, expected one of settings")
+    if not all(key.isprintable() for key in values):
+        raise UnveilError("found a key that is no text, expected those of settings")
     return values

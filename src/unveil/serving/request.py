@@ -15,6 +15,7 @@ from unveil.weights import WEIGHTS, parse_weights
 
 MOST_IMAGES = 1024  # of one request; more are a data set, which the sample stage draws
 
+MOST_SWITCHES = 64
 MOST_SCALES = 16
 EVALUATIONS = 300  # taken for what nobody knows before, as of rk45
 Scale = Annotated[float, Ge(0), Le(100)]  # of guidance
@@ -36,7 +37,7 @@ class Request(Sampler, Guidance):
     precision: Precision = "auto"
     """type of the network's arithmetic: auto | fp32 | bf16 | fp16"""
 
-    switch: Annotated[tuple[str, ...], LISTED] = ()
+    switch: Annotated[tuple[str, ...], LISTED, Len(0, MOST_SWITCHES)] = ()
     """a row for each of these attributes: the images without it and with it, from the same noise"""
     scales: Annotated[tuple[Scale, ...], LISTED, Len(0, MOST_SCALES)] = ()
     """a row for each image: guided at each of these scales, from the same noise"""
