@@ -55,7 +55,10 @@ def show(studio: Studio, request: Request) -> Iterator[Event]:
             part += 1
     facts = studio.facts(request) | {"nfe": step.nfe}
     images, singles = arranged(drawn), list(single_requests(request))
-    alone = [picture(image[None], 1, studio.facts(single)) for image, single in zip(images, singles, strict=True)]
+    alone = [
+        picture(image[None], 1, studio.facts(single) | place_between(request, single))
+        for image, single in zip(images, singles, strict=True)
+    ]
     result = {
         "picture": encoded(picture(images, request.columns, facts)),
         "images": [encoded(content) for content in alone],
@@ -73,6 +76,13 @@ def single_requests(request: Request) -> Iterator[Request]:
         for number in request.ids:
             alone = {} if isinstance(request, Retouch) and request.kind == "interpolate" else {"count": 1}
             yield from (way.model_copy(update={"first": number, **alone}) for way in group)
+
+
+def place_between(request: Request, single: Request) -> dict[str, Any]:
+    """What an image between two says beside its request: it is made with the others alone, whose first stays."""
+    if isinstance(request, Retouch) and request.kind == "interpolate":
+        return {"first": request.first, "place": single.first - request.first}
+    return {}
 
 
 def label(request: Request) -> str:
