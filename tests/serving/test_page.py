@@ -185,6 +185,21 @@ def test_what_is_wrong_is_said_beside_the_field(server: Running, browser: Browse
     assert page.run(unnamed) == []
 
 
+def test_a_link_that_was_cut_off_is_said_to_be(server: Running, browser: Browser) -> None:
+    page = browser.open(f"{server.address}#kind=inpaint&image=iVBORw0KGgo&mask=x")
+    page.until(ERROR)
+    assert said(page) == "The link holds no whole picture. Copy all of it, and open it again."
+    # Another link, in the same tab, with a picture that is kept: it is so after a third one, too.
+    for seed in (3, 4):
+        page.run(f"location.hash = 'kept.seed={seed}&kept.steps=2&seed=1&steps=2'")
+        page.until(f"document.querySelector('#pinned figcaption').textContent.includes('seed {seed}') && {IDLE}")
+        assert not page.run("document.querySelector('#pinned').hidden")
+    assert page.run("location.href").count("kept.seed=4") == 1
+    page.run("location.hash = 'kind=nonsense&seed=1'")
+    page.until(f"{ERROR}.includes('nonsense')")
+    assert page.run("document.querySelector('[name=mode]:checked').value") == "faces"
+
+
 def test_two_people_at_once_and_a_server_that_was_started_again(server: Running, browser: Browser) -> None:
     pages = [browser.open(server.address) for _ in range(2)]
     for page in pages:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing
 from io import BytesIO
 from typing import Any
@@ -18,10 +18,11 @@ from tests.serving.models import SIZE, save_conditional
 
 from unveil.diffusion.samplers import Step
 from unveil.errors import UnveilError
-from unveil.serving import bounds
+from unveil.serving import bounds, play
 from unveil.serving.desk import Busy, Desk
-from unveil.serving.play import HEADERS, Server, build_app, host_of, is_allowed
+from unveil.serving.play import HEADERS, Server, Stream, build_app, host_of, is_allowed
 from unveil.serving.request import Request
+from unveil.serving.show import Event
 from unveil.serving.studio import Studio
 
 FACE = np.full((SIZE, SIZE, 3), 90, np.uint8)
@@ -100,6 +101,8 @@ def test_an_image_is_retouched(client: TestClient, kind: str) -> None:
     images = [opened(content) for content in done["images"]]
     assert len(images) == 2
     assert all(facts["kind"] == kind and len(facts["image"]) == 64 for _, facts in images)
+    if kind == "interpolate":  # each is of the same two ends, and says which it is
+        assert [(facts["first"], facts["place"]) for _, facts in images] == [(0, 0), (0, 1)]
     if kind == "inpaint":
         for pixels, _ in images:
             assert torch.equal(pixels[:, :, :8], torch.from_numpy(FACE).permute(2, 0, 1)[:, :, :8])
@@ -123,6 +126,8 @@ def test_an_uploaded_picture_is_framed_for_the_model(client: TestClient) -> None
         ({"count": 65}, "count: found 65 images, expected at most 64"),
         ({"steps": 1001}, "steps: found 1,001, expected at most 1,000"),
         ({"count": 64, "steps": 1000, "kind": "inpaint", "resamplings": 50}, "million pixels to evaluate"),
+        ({"switch": ["Bald"] * 100_000}, "expected a list of text, at most 64"),
+        ({"\ud800": 1}, "found a key that is no text"),
         ({"guide": "/etc", "guidance": 2}, "guide: found another folder than the server's"),
         ({"kind": "paint"}, 'kind: found "paint", expected edit | inpaint | vary | interpolate'),
     ],
@@ -252,6 +257,24 @@ def test_a_client_that_goes_away_stops_its_drawing(server: Server, monkeypatch: 
 
     asyncio.run(leave())
     assert evaluated < 10
+
+
+def test_a_client_that_reads_no_further_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play, "STALLED_S", 0.05)
+    ended = []
+
+    async def drawing() -> AsyncGenerator[Event, None]:
+        try:
+            yield Event("step", {})
+        finally:
+            ended.append(True)
+
+    async def stuck(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    asyncio.run(Stream(drawing()).stream_response(stuck))
+    assert ended
 
 
 def test_what_costs_more_than_foreseen_is_stopped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

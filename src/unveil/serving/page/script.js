@@ -122,7 +122,7 @@ function values() {
 async function show(given) {
   const all = { ...model.usual, ...given };
   const now = given.kind ?? (all.switch.length ? "switch" : all.scales.length ? "scales" : "faces");
-  form.elements.mode.value = now;
+  form.elements.mode.value = now in HINTS ? now : "faces";
   for (const key of Object.keys(model.usual)) if (!OURS.includes(key)) write(key, all[key]);
   if (!all.scales.length) field("scales").value = "0, 1, 2, 4";
   for (const name of model.attributes) {
@@ -182,7 +182,7 @@ function parsed(text, prefix = "") {
     if (Array.isArray(usual)) found[key] = value ? value.split(",").map((part) => (part !== "" && !Number.isNaN(Number(part)) ? Number(part) : part)) : [];
     else if (typeof usual === "number") found[key] = value === "" ? "" : Number(value);
     else if (typeof usual === "boolean") found[key] = value === "true";
-    else found[key] = value === "" && usual === null ? null : value;
+    else found[key] = value === "" && !PICTURES.includes(key) ? null : value;
   }
   return found;
 }
@@ -193,18 +193,27 @@ function complete(given) {
   return all;
 }
 
+// Whether what an address asks for was drawn.
+async function follow(given) {
+  const before = current;
+  try {
+    await show(given);
+  } catch {
+    complain("The link holds no whole picture. Copy all of it, and open it again.");
+    return false;
+  }
+  await draw(complete(given));
+  return current !== before;
+}
+
 async function followAddress() {
   const text = location.hash.slice(1);
   if (!text) return draw();
   const named = new URLSearchParams(text).get("model");
   const kept = parsed(text, "kept."), now = parsed(text);
-  if (Object.keys(kept).length) {
-    await show(kept);
-    await draw(complete(kept));
-    if (current) pin();
-  }
-  await show(now);
-  await draw(complete(now));
+  if (pinned) pin(false);
+  if (Object.keys(kept).length && (await follow(kept))) pin();
+  await follow(now);
   if (named && !model.model.startsWith(named)) {
     say("This link was made with another model: the picture is another one, too.");
   }
@@ -269,6 +278,7 @@ async function draw(wanted = null) {
 }
 
 function busy(is) {
+  if (!is && document.activeElement === $("#stop")) $("#draw").focus(); // which is hidden now
   $("#working").hidden = !is;
   $("#stop").hidden = !is;
   $("#current").setAttribute("aria-busy", is);
@@ -343,14 +353,14 @@ function choose(number) {
   download($("#save-face"), current.done.images[selected], `unveil-seed-${current.done.facts.seed}-${selected}.png`);
 }
 
-function pin() {
+function pin(tell = true) {
   pinned = pinned ? null : current;
   $("#pin").setAttribute("aria-pressed", String(pinned !== null));
   $("#pin").textContent = pinned ? "Compare no more" : "Keep, to compare";
   $("#pinned").hidden = !pinned;
   if (pinned) fill($("#pinned"), pinned, false);
   compare();
-  history.replaceState(null, "", address());
+  if (tell) history.replaceState(null, "", address());
 }
 
 function compare() {
@@ -366,7 +376,7 @@ function compare() {
 // ---------------------------------------------------------------- words and files
 
 function say(text) {
-  $("#status").textContent = text;
+  if ($("#status").textContent !== text) $("#status").textContent = text; // else a screen reader says it again
 }
 
 function complain(text) {
@@ -489,6 +499,8 @@ mask.canvas.onfocus = mask.canvas.onblur = () => mask.paint();
 
 form.onsubmit = (event) => {
   event.preventDefault();
+  if (mode() === "switch" && !values().switch.length) return complain("Choose attributes to switch, under “A row for each of”.");
+  if (matchMedia("(max-width: 48rem)").matches) $("#stage").scrollIntoView(); // where the picture is above the fields
   draw();
 };
 form.addEventListener("invalid", (event) => event.preventDefault(), true); // the server says it better
@@ -508,7 +520,7 @@ $("#filter").oninput = (event) => {
   for (const row of $$(".states")) row.hidden = !row.dataset.name.includes(text);
 };
 $("#clear-mask").onclick = () => mask.reset();
-$("#pin").onclick = pin;
+$("#pin").onclick = () => pin();
 $("#link").onclick = async () => {
   try {
     await navigator.clipboard.writeText(location.href);
