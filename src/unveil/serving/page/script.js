@@ -178,7 +178,7 @@ function parsed(text, prefix = "") {
   for (const [name, value] of new URLSearchParams(text)) {
     if (!name.startsWith(prefix)) continue;
     const key = name.slice(prefix.length), usual = model.usual[key];
-    if (!(key in model.usual)) continue;
+    if (!Object.hasOwn(model.usual, key)) continue;
     if (Array.isArray(usual)) found[key] = value ? value.split(",").map((part) => (part !== "" && !Number.isNaN(Number(part)) ? Number(part) : part)) : [];
     else if (typeof usual === "number") found[key] = value === "" ? "" : Number(value);
     else if (typeof usual === "boolean") found[key] = value === "true";
