@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-PATIENCE = 60.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
 class Browser:
