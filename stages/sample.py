@@ -53,7 +53,9 @@ def main(
         processes = held.enter_context(joined(device))
         precision, guidance = resolve_precision(settings.precision, device), settings.only(Guidance)
         locate = lambda path: run.locate(path) or path  # noqa: E731
-        scales = [at_scale(guidance, scale, bool(model.network.attributes)) for scale in settings.scales]
+        told_any = bool(model.network.attributes)
+        chosen = settings.scales if told_any or settings.guide is not None else ()
+        scales = [at_scale(guidance, scale, told_any) for scale in chosen]
         denoiser, guide = load_guided(MODELS, device, settings.average, guidance, locate=locate)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])

@@ -117,7 +117,7 @@ class Sample(Sampler, Guidance, Drawing):
 
     guidance_scales: Annotated[tuple[Annotated[float, Ge(0), Le(100)], ...], LISTED] = ()
     """scales of guidance that evaluate compares, as [0, 1, 2, 4]: 0 = the model told nothing; [] = none. Read if
-    sample.attributes asks for something, or there is a guide"""
+    attributes are asked for, or there is a guide"""
     guidance_images: Annotated[int, Ge(4)] = 500
     """guidance_scales: images to make at each, of the same seeds and attributes"""
     grid_rows: Count = 8
@@ -239,14 +239,20 @@ class Params(Section):
             chosen(names, ATTRIBUTES)
         except ValueError as error:
             yield Problem("train.attributes", f"names of CelebA's header ({error})")
+        if names and self.download.source == "folder" and self.download.folder.attributes is None:
+            yield Problem(
+                "train.attributes", "[], or a table in download.folder.attributes that says what the images show"
+            )
         if asked != (AS_DATA,):
             try:
                 chosen([word.removeprefix("-") for word in asked], names)
             except ValueError as error:
                 yield Problem("sample.attributes", f"names of train.attributes ({error})")
-        if self.sample.guides and self.sample.guide is None and not names:
-            key, plain = ("guidance", "1.0") if self.sample.guidance != 1 else ("guidance_scales", "[]")
-            yield Problem(f"sample.{key}", f"{plain} with train.attributes [], or a sample.guide")
+        if self.sample.guidance != 1 and self.sample.guide is None and not (names and asked):
+            key = "sample" if names else "train"
+            yield Problem(
+                "sample.guidance", f"1.0 with {key}.attributes [], or a sample.guide: there is nothing to guide"
+            )
         if "classification-accuracy" in self.evaluate.metrics and asked != (AS_DATA,):
             yield Problem(
                 "evaluate.metrics", "no classification-accuracy, which learns from samples of sample.attributes [data]"

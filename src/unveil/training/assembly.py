@@ -1,6 +1,6 @@
 """From the parameters of a training to its parts, and from its end to the model on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unveil.averages import FOLDER, Averages, write_averages
 from unveil.data.augmentation import LABELS
-from unveil.data.batches import StreamedSplit, load_split, open_batches
+from unveil.data.batches import StreamedSplit, load_attributes, load_split, open_batches
 from unveil.data.shards import ShardIndex
 from unveil.diffusion.config import Diffusion
 from unveil.diffusion.loss import build_loss
@@ -54,6 +54,17 @@ def shared_images(settings: Training, dropout: float, processes: Processes) -> i
     return 0 if alone else settings.batch_size // settings.gradient_accumulation
 
 
+def refuse_constant(shards: Path, names: Sequence[str]) -> None:
+    """Refuse an attribute of which there is nothing to learn. Raises UnveilError that names those."""
+    shares = (load_attributes(shards, "train", names) > 0).float().mean(dim=0).tolist() if names else []
+    for value, words in ((0.0, "no image"), (1.0, "every image")):
+        if same := [name for name, share in zip(names, shares, strict=True) if share == value]:
+            raise UnveilError(
+                f"params.yaml: train.attributes: found {', '.join(same)}, which {words} of the train split has, "
+                "expected attributes that some have and others have not; leave it out"
+            )
+
+
 @contextmanager
 def built_trainer(
     settings: Training,
@@ -73,6 +84,7 @@ def built_trainer(
             f"params.yaml: train.batch_size: found {settings.batch_size}, expected at least the number of processes, "
             f"{processes.count}; raise it, or start fewer"
         )
+    refuse_constant(shards, settings.attributes)
     torch.manual_seed(settings.seed)
     denoiser = config.build().to(device)
     if config.training["channels_last"]:

@@ -67,6 +67,7 @@ def why_not_comparable(card: "Card") -> str | None:
 def _general_differences(card: "Card") -> list[str]:
     data, metric, size = card.choices.data, card.comparable, PUBLISHED_SIZE
     protocols = " and ".join(PROTOCOLS_WITH_VALUES)
+    sampling = card.choices.sampling
     reasons = {
         f"they are FIDs, on Inception's features, and this is {metric.name}": metric.name == FID
         and metric.features == INCEPTION,
@@ -75,6 +76,10 @@ def _general_differences(card: "Card") -> list[str]:
         f"they use the protocols {protocols}, and this is {data.protocol}": data.protocol in PROTOCOLS_WITH_VALUES,
         f"they are distances from the training images, and this is from the {data.reference.name} split": (
             data.reference.name == "train"
+        ),
+        "they are of samples without guidance, and these were guided": sampling.get("guidance", "none") in ("none", 1),
+        "they are of all faces, and these were asked for some attributes": (
+            sampling.get("asked") in (None, "", [], ["data"], "data")
         ),
         "they are of samples as the model gives them, and these went through a lossy file format": not card.lossy,
     }
