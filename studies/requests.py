@@ -186,7 +186,7 @@ class RequestStudy:
             "attributes": rows,
             "least_yes": ends["yes"],
             "most_no": ends["no"],
-            "oracle": oracle_mean,
+            "oracle_accuracy": oracle_mean,
             "back": back,
         }
 
