@@ -133,7 +133,7 @@ def test_an_uploaded_picture_is_framed_for_the_model(client: TestClient) -> None
     ],
 )
 def test_what_is_wrong_is_said_in_words(client: TestClient, values: dict[str, Any], words: str) -> None:
-    answer = client.post("/api/draw", json=values)
+    answer = client.post("/api/draw", content=json.dumps(values), headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
