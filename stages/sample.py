@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from unveil.data.shards import INDEX_FILE, ShardIndex
 from unveil.diffusion.config import Diffusion, Guidance, Sampler
 from unveil.diffusion.samplers import Counted
 from unveil.diffusion.sampling import NotDrawn, batches
@@ -59,6 +60,8 @@ def main(
         denoiser, guide = load_guided(MODELS, device, settings.average, guidance, locate=locate)
         facts = model.facts(MODELS, settings.average)
         run.add_input((MODELS / WEIGHTS_FILE).as_posix(), facts["model"])
+        if (SHARDS / INDEX_FILE).exists():  # which a model of somebody else's has not
+            run.add_input(SHARDS.as_posix(), ShardIndex.load(SHARDS).digest())
         sampler = settings.only(Sampler)
         rows = rows_for(settings.attributes, model.network.attributes, MODELS, SHARDS)
         tell = asking(rows, settings.seed, device)

@@ -175,6 +175,7 @@ DEMO = Shape(
         attention_head_channels=64,
         stem=4,
         refinement_channels=8,
+        scale_shift_norm=True,
     ),
     Diffusion(
         path="flow",

@@ -49,6 +49,7 @@ sys.meta_path[sys.meta_path.index(OTHERS)] = Lean
 UNMEASURED = {
     "horizontal_flip",  # which a shape says itself
     "validation_images",
+    "attributes",  # a step costs the same
     *(f"{what}_every_images" for what in ("preview", "checkpoint", "validate")),
 }
 

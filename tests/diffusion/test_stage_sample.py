@@ -370,7 +370,6 @@ def test_every_scale_draws_the_same_images_of_the_same_requests(conditional: Pat
         ({"attributes": ["Smiling"]}, {"attributes": ["-Smilling"]}, "did you mean Smiling"),
         ({"attributes": []}, {"attributes": ["Smiling"]}, "expected some of none"),
         ({"attributes": []}, {"guidance": 2.0}, "or a sample.guide"),
-        ({"attributes": []}, {"guidance_scales": [0.0]}, "sample.guidance_scales: found"),
         ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guidance_interval": [3.0, 1.0]}, "the smaller one first"),
         ({"attributes": ["Bald"]}, {"attributes": ["Bald"]}, "knows no others"),  # than the trained model does
         ({"attributes": ["Smiling"]}, {"guidance": 2.0, "guide": "nowhere"}, "nowhere/config.json"),

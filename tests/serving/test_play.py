@@ -208,7 +208,7 @@ def test_those_who_wait_are_served_in_order_and_told_how_long(server: Server) ->
 
     waits, heard = asyncio.run(crowd())
     assert [place[0]["ahead"] if place else 0 for place in waits] == [0, 1, 2]
-    assert 0 < waits[1][0]["seconds"] <= waits[2][0]["seconds"]
+    assert 0 <= waits[1][0]["seconds"] <= waits[2][0]["seconds"]
     assert [seed for seed, name in heard if name == "done"] == [0, 1, 2]
 
 

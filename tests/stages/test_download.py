@@ -24,6 +24,7 @@ def run(project: Path, on_corrupt: str = "error", **download: object) -> subproc
     params["preprocess"]["on_corrupt"] = on_corrupt
     if download["source"] == "folder":
         params["preprocess"]["protocol"] = "squash"  # the default crops CelebA's canvas
+        params["train"]["attributes"] = []  # there is no table of them
     yaml.dump(params, project / "params.yaml")
     return subprocess.run(
         [sys.executable, str(ROOT / "stages" / "download.py")],

@@ -160,7 +160,9 @@ def test_report_says_how_large_the_networks_are(report):
     for name in ("demo", "celeba256-ddpm"):
         params = load_recipe(name).params
         with torch.device("meta"):
-            network = UNet(UNetConfig(image_size=params.preprocess.image_size, **params.train.network.model_dump()))
+            size, attributes = params.preprocess.image_size, params.train.attributes
+            config = UNetConfig(image_size=size, **params.train.network.model_dump(), attributes=attributes)
+            network = UNet(config)
         assert f" {sum(weights.numel() for weights in network.parameters()):,} " in report
 
 

@@ -87,7 +87,7 @@ def test_only_what_draws_no_noise_on_its_way_goes_to_noise_and_back() -> None:
 
 def test_a_mistake_is_one_line(project: Path) -> None:
     for arguments, words in (
-        (["--real", "101"], "--real: found 101, but the test split has 100 images"),
+        (["--real", "101"], "--real: found 101, but the test split of data/shards has 100 images"),
         (["--oracle", "elsewhere"], "elsewhere/oracle.json"),
         (["--models", "elsewhere"], "elsewhere/config.json"),
     ):
