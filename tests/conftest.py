@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.chromium import CHROMIUM
+
 if TYPE_CHECKING:
     from unveil.workers import Workers
 
@@ -39,6 +41,12 @@ for name in list(os.environ):
         del os.environ[name]
 for name in ("DVC_STAGE", "DVC_ROOT"):
     os.environ.pop(name, None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is marked ``browser`` needs one; no other skip of the kind stands anywhere."""
+    if item.get_closest_marker("browser") and CHROMIUM is None:
+        pytest.skip("no Chromium; install it, or name it in $CHROMIUM")
 
 
 PASSED = pytest.StashKey[bool]()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,26 +15,15 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+from tests.chromium import CHROMIUM, FLAGS
 from tests.pipeline.conftest import Experiments, stage_of
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("experiments"),
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install it, or name it in $CHROMIUM"),
 ]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+PAGE_FLAGS = [
     "--window-size=1700,1100",
     "--virtual-time-budget=20000",
     "--dump-dom",
@@ -86,7 +74,7 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Page:
         html = ""
         for _ in range(4):  # the first visit loads and compiles MLflow's scripts
             done = subprocess.run(
-                [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", f"{server}/#{route}"],
+                [str(CHROMIUM), *FLAGS, *PAGE_FLAGS, f"--user-data-dir={profile}", f"{server}/#{route}"],
                 capture_output=True,
                 text=True,
                 timeout=180,

@@ -2,27 +2,14 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from base64 import b64decode
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-pipe",
-)
+from tests.chromium import CHROMIUM, FLAGS
+
 PATIENCE = 180.0  # seconds
 
 
@@ -39,7 +26,7 @@ class Browser:
             os.dup2(second, 4)
 
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [str(CHROMIUM), *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=inherit,

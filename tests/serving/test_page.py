@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.serving.browser import CHROMIUM, Browser, Page
+from tests.serving.browser import Browser, Page
 from tests.serving.models import NETWORK, SIZE, save_conditional
 
 from unveil.serving.studio import Studio
@@ -25,7 +25,6 @@ from unveil.serving.studio import Studio
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install it, or name it in $CHROMIUM"),
 ]
 STATUS = "document.querySelector('#status').textContent"
 ERROR = "document.querySelector('#error').textContent"
