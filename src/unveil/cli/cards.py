@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.find import RUN_ID, find_file, project_root, tracked
-from unveil.errors import UnveilError, one_line
+from unveil.cli.find import RUN_ID, find_file, revision_file, tracked
+from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card, parse_card, read_card
 from unveil.evaluation.card.comparison import compare_cards, describe_difference
 from unveil.files import read_text
@@ -18,6 +18,7 @@ from unveil.files import read_text
 CARD = "reports/card.json"  # in a project
 ARTIFACT = "card.json"  # of an evaluate run
 STAGE = Path("stages/evaluate.py")
+EXPECTED = "expected a card.json, a folder with one, a Git revision, a DVC experiment or the id of an MLflow run"
 MEANT = "A card.json, a folder with one, a Git revision, a DVC experiment, or an MLflow run"
 
 
@@ -69,7 +70,7 @@ def find_card(name: str) -> Card:
         return read_card(path)
     if RUN_ID.fullmatch(name):
         return parse_card(_tracked_card(name), f"run {name}")
-    return parse_card(_revision_card(name), f"{CARD} of {name}")
+    return parse_card(revision_file(Path(CARD), name, EXPECTED), f"{CARD} of {name}")
 
 
 def _tracked_card(run_id: str) -> str:
@@ -83,29 +84,3 @@ def _tracked_card(run_id: str) -> str:
                 "stage; give another"
             )
         return read_text(Path(client.download_artifacts(run_id, ARTIFACT, folder)))
-
-
-def _revision_card(name: str) -> bytes:
-    """The bytes of the card of a Git revision or a DVC experiment, from DVC's cache."""
-    root = project_root()
-    expected = "expected a card.json, a folder with one, a Git revision, a DVC experiment or the id of an MLflow run"
-    if root is None:
-        raise UnveilError(f"{name}: found no such file or folder, and no DVC project here; {expected}; give another")
-    import dvc.api
-    from dvc.exceptions import DvcException, FileMissingError, OutputNotFoundError, PathMissingError
-    from dvc.scm import RevError
-
-    try:
-        content: bytes = dvc.api.read(CARD, repo=str(root), rev=name, mode="rb")
-    except RevError:
-        raise UnveilError(f"{name}: found no such file, folder or revision; {expected}; give another") from None
-    except (FileMissingError, OutputNotFoundError, PathMissingError):
-        raise UnveilError(
-            f"{name}: found no {CARD} of this revision here, expected one in DVC's cache; if you made it here, "
-            "`git commit -am 'my result'` after `dvc repro` gives it a name; "
-            "`dvc fetch --all-commits` brings it from a remote"
-        ) from None
-    except (DvcException, OSError) as error:
-        line = one_line(error)
-        raise UnveilError(f"{name}: DVC cannot give its {CARD} ({line}); {expected}; give another") from None
-    return content
