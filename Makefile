@@ -21,7 +21,7 @@ export DO_NOT_TRACK := true
 # Python keeps what it has compiled, also where the shell forbids it: an import takes a third of the time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help repro test lint style ui gpu-check clean
+.PHONY: help repro test test-long lint style ui gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -38,6 +38,9 @@ test: style ## Check style and types, run all tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(PYTEST) || tests=$$?; \
 	wait $$types || tests=$$?; cat $(VENV)/mypy.log; exit $$tests
+
+test-long: ## Run the tests that take minutes: experiments, servers, clones
+	$(MAKE) test PYTEST='-m long $(PYTEST)'
 
 lint: style ## Check style and types
 	$(BIN)/mypy

@@ -125,9 +125,9 @@ def two_threads() -> "Iterator[Workers]":
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the calibrations out unless ``-m`` names them: another ``-m`` must not bring them in."""
-    if "calibration" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("calibration")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+    """Leave out what ``-m`` does not name of calibrations and long tests: another ``-m`` must not bring them in."""
+    for marker in ("calibration", "long"):
+        if marker not in config.option.markexpr:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
