@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from tests.conftest import git
 
+from unveil.layout import OUTBOX
 from unveil.run.store import Store
 from unveil.run.tracked import TrackedRun
 
@@ -21,7 +22,7 @@ class KnownRun(TrackedRun):
 
 
 def start(project: Path, **params: object) -> KnownRun:
-    run = KnownRun.start(Store.locate(project), {"unveil.stage": "train"}, params)
+    run = KnownRun.start(Store.locate(project), {"unveil.stage": "train"}, params, project / OUTBOX)
     assert isinstance(run, KnownRun)
     return run
 

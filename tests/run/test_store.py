@@ -170,10 +170,11 @@ def test_the_id_of_an_experiment_is_followed(project: Path, monkeypatch: pytest.
 def logged(project: Path) -> tuple[str, str]:
     """A run with an artifact and a model; their ids."""
     (project / "note.txt").write_text("text")
-    (project / "config.json").write_text("{}")
+    (project / "packaged").mkdir(exist_ok=True)
+    (project / "packaged" / "config.json").write_text("{}")
     run = start(project)
     run.log_artifact(project / "note.txt", "notes")
-    model_id = run.log_model("denoiser", project / "config.json", project / "config.json", {})
+    model_id = run.log_model("denoiser", project / "packaged", {}, {})
     run.finish("FINISHED")
     assert model_id is not None
     return run.run_id, model_id

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params, play
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params, play, sync
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
 
 app.command(epilog=examples("unveil doctor"))(doctor.doctor)
+app.command(epilog=examples("unveil sync"))(sync.sync)
 app.command(
     epilog=examples(
         "unveil evaluate --samples theirs.npz --protocol ddim --out reports/theirs",

@@ -4,6 +4,7 @@ A stage command is one ``with stage(name, params) as run`` block. The block ends
 as FAILED with the error, or as KILLED, and the process with the status that a shell expects.
 """
 
+import shutil
 import signal
 import sys
 import time
@@ -11,13 +12,15 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from unveil.errors import UnveilError, line_for_user, one_line
-from unveil.files import destination, expanded, read_json, write_json
+from unveil.files import destination, expanded, file_digest, read_json, write_json
+from unveil.layout import OUTBOX
 from unveil.params import Params, load_params
 from unveil.printing import unheard
 from unveil.progress import say
@@ -106,7 +109,7 @@ class Run:
         self._tracked = TrackedRun()
         if is_main_process() and not tracking_is_off():
             store = Store.locate(root)
-            self._tracked = TrackedRun.start(store, self._tags, own)
+            self._tracked = TrackedRun.start(store, self._tags, own, self.project / OUTBOX)
             self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
             if store.database is None:  # a path would not hold on another machine
                 self.record["tracking_uri"] = store.shown
@@ -219,13 +222,22 @@ class Run:
 
         Args:
             config: models/config.json; its values become the model's parameters.
-            weights: safetensors; copied up to 64 MiB, else only their hash is kept.
+            weights: safetensors.
             step: images seen.
         """
         experiment = self.record["dvc_exp_name"]
         name = f"denoiser-{experiment}" if experiment else "denoiser"
         params = dict(_dotted(read_json(config, dict[str, Any], "train again")))
-        self.record["model_id"] = self._model_id = self._tracked.log_model(name, config, weights, params, step)
+        tags = {
+            "unveil.weights.sha256": file_digest(weights),
+            "unveil.weights.bytes": str(weights.stat().st_size),
+            "unveil.weights.path": weights.as_posix(),
+        }
+        with TemporaryDirectory() as folder:
+            for file in (config, weights):
+                shutil.copyfile(file, Path(folder) / file.name)
+            model_id = self._tracked.log_model(name, Path(folder), params, tags, step)
+        self.record["model_id"] = self._model_id = model_id
 
     def write_record(self, path: Path) -> None:
         """Write the run record, the last thing that a stage does.

@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from unveil.errors import UnveilError, one_line, without_secrets
 from unveil.files import destination, regular
 from unveil.run.checkout import main_checkout
-from unveil.run.writer import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +36,7 @@ EXPERIMENT = "unveil"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 # Of each request to a server. They may be longer in the environment: a stage waits in `unveil.run.writer` alone.
 HTTP_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+WAIT_SECONDS = 5.0  # for a store, at a time
 PAUSES = (0.0, 0.4, 0.8, 1.6)  # seconds before each attempt to open the store
 OUT_OF_DATE = "out-of-date database schema"  # in MLflow's message
 LOCK_SECONDS = 45.0  # a first creation of the store takes some seconds

@@ -1,0 +1,291 @@
+"""What a stage tells MLflow, as plain data: made at once, or kept in a file until its store is back.
+
+A call may be made again after it was made in part, or whole: it then changes nothing more.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from uuid import NAMESPACE_OID, uuid5
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unveil.files import regular
+from unveil.run.store import is_refusal
+
+Pair: TypeAlias = tuple[str, str]
+Point: TypeAlias = tuple[str, float, int, int, str | None, str | None, str | None]
+"""Key, value, time, step, id of the model, name and digest of the data set: the order of MLflow's Metric."""
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Call(BaseModel):
+    """One thing to write into a run. Those of one kind, which is in words for people, keep their order.
+
+    Attributes:
+        title: which of its values names it.
+        is_file: whether it goes to a disk, which may fail alone, and has a ``path``.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    title: ClassVar[str] = "name"
+    is_file: ClassVar[bool] = False
+    run_id: str
+    kind: str
+    path: Path | None = None
+
+    def make(self, client: Any) -> None:
+        """Write it with an MlflowClient. Raises what that raises."""
+        raise NotImplementedError
+
+    def take(self, later: "Call") -> bool:
+        """Take up a later call, which then needs not be made; False if that cannot be."""
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+class _Rows(Call):
+    """Many small things of one kind, of which MLflow takes only so many at once."""
+
+    entity: ClassVar[str]
+    field: ClassVar[str]
+    most: ClassVar[int] = 100
+    rows: list[Any]
+
+    def take(self, later: Call) -> bool:
+        if not isinstance(later, type(self)) or later.run_id != self.run_id:
+            return False
+        self.rows += later.rows
+        return True
+
+    def make(self, client: Any) -> None:
+        """A row that MLflow refuses takes no other with it; the refusal is raised in the end."""
+        from mlflow import entities
+
+        refusal: Exception | None = None
+        made = [getattr(entities, self.entity)(*row) for row in self.rows]
+        parts = [made[first : first + self.most] for first in range(0, len(made), self.most)]
+        for part in parts:
+            try:
+                client.log_batch(self.run_id, **{self.field: part})
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                if len(part) == 1:
+                    refusal = error
+                else:
+                    parts += [[row] for row in part]  # which this loop comes to
+        if refusal is not None:
+            raise refusal
+
+
+class ParamRows(_Rows):
+    """Parameters."""
+
+    kind: Literal["parameters"] = "parameters"
+    entity, field = "Param", "params"
+    rows: list[Pair]
+
+
+class TagRows(_Rows):
+    """Tags."""
+
+    kind: Literal["tags"] = "tags"
+    entity, field = "RunTag", "tags"
+    rows: list[Pair]
+
+
+class MetricRows(_Rows):
+    """Points of metrics."""
+
+    kind: Literal["metric values"] = "metric values"
+    entity, field, most = "Metric", "metrics", 1000
+    rows: list[Point]
+
+
+class CopiedFile(Call):
+    """An artifact, below ``folder`` if given."""
+
+    kind: Literal["artifact"] = "artifact"
+    title, is_file = "path", True
+    path: Path
+    folder: str | None = None
+
+    def make(self, client: Any) -> None:
+        client.log_artifact(self.run_id, str(self.path), self.folder)
+
+
+class TextFile(Call):
+    """An artifact that is a text."""
+
+    kind: Literal["text"] = "text"
+    is_file = True
+    name: str
+    text: str
+
+    def make(self, client: Any) -> None:
+        client.log_text(self.run_id, self.text, self.name)
+
+
+class Picture(Call):
+    """One of MLflow's grid of images."""
+
+    kind: Literal["image"] = "image"
+    title, is_file = "key", True
+    key: str
+    path: Path
+    step: int
+    time: int
+
+    def make(self, client: Any) -> None:
+        from mlflow.tracking.multimedia import compress_image_size
+        from PIL import Image
+
+        # As `client.log_image` does, but for its random names: what failed half way would stand there twice.
+        number = uuid5(NAMESPACE_OID, f"{self.run_id} {self.key} {self.step} {self.time}")
+        name = f"{self.key}+step+{self.step}+timestamp+{self.time}+{number}"
+        with TemporaryDirectory() as folder, Image.open(regular(self.path)) as image:
+            files = [f"{folder}/{name}.png", f"{folder}/{name}+compressed.webp"]
+            image.save(files[0])
+            compress_image_size(image).save(files[1])
+            for file in files:
+                client.log_artifact(self.run_id, file, "images")
+        client.set_tag(self.run_id, "mlflow.loggedImages", True)
+
+
+class DatasetInput(Call):
+    """A data set as an input: no data, only its name, digest, path and what it was used for."""
+
+    kind: Literal["data set"] = "data set"
+    name: str
+    digest: str
+    source: str
+    context: str
+
+    def make(self, client: Any) -> None:
+        from mlflow import entities
+
+        data = entities.Dataset(self.name, self.digest, "local", json.dumps({"uri": self.source}))
+        tag = entities.InputTag("mlflow.data.context", self.context)
+        client.log_inputs(self.run_id, [entities.DatasetInput(data, [tag])])
+
+
+class ModelInput(Call):
+    """A LoggedModel as an input."""
+
+    kind: Literal["model input"] = "model input"
+    title = "model_id"
+    model_id: str
+
+    def make(self, client: Any) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        if all(found.model_id != self.model_id for found in client.get_run(self.run_id).inputs.model_inputs):
+            client.log_inputs(self.run_id, models=[LoggedModelInput(self.model_id)])
+
+
+class ModelFolder(Call):
+    """A LoggedModel as an output, with the files of a folder; ``model_id`` is of MLflow, once it has the model."""
+
+    kind: Literal["model"] = "model"
+    is_file = True
+    name: str
+    path: Path
+    params: dict[str, str]
+    tags: dict[str, str]
+    step: int
+    model_id: str | None = None
+
+    def make(self, client: Any) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        # The largest file comes last, so that it is rarely sent again.
+        files = sorted((file for file in self.path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+        run = client.get_run(self.run_id)
+        self.model_id = self.model_id or self._made(client, run.info.experiment_id)
+        if all(output.model_id != self.model_id for output in run.outputs.model_outputs):
+            client.log_outputs(self.run_id, [LoggedModelOutput(self.model_id, self.step)])
+        for file in files:
+            folder = file.parent.relative_to(self.path).as_posix()
+            client.log_model_artifact(self.model_id, str(file), None if folder == "." else folder)
+        client.finalize_logged_model(self.model_id, "READY")
+
+    def _made(self, client: Any, experiment: str) -> str:
+        """The id of a new model, or of one that an attempt made whose end was not heard."""
+        for found in client.search_logged_models([experiment], f"source_run_id = '{self.run_id}'"):
+            if (found.name, found.params) == (self.name, self.params) and self.tags.items() <= found.tags.items():
+                return str(found.model_id)
+        made = client.create_logged_model(experiment, self.name, self.run_id, self.tags, self.params, "denoiser")
+        return str(made.model_id)
+
+
+class TagDeletion(Call):
+    """The end of a tag."""
+
+    kind: Literal["deletion of the tag"] = "deletion of the tag"
+    title = "key"
+    key: str
+
+    def make(self, client: Any) -> None:
+        try:
+            client.delete_tag(self.run_id, self.key)
+        except Exception as error:
+            if not is_refusal(error):  # else it is gone
+                raise
+
+
+class RunDeletion(Call):
+    """The end of a run that has nothing in it; where that is not allowed, it ends as KILLED."""
+
+    kind: Literal["deletion of the empty run"] = "deletion of the empty run"
+    title = "run_id"
+
+    def make(self, client: Any) -> None:
+        try:
+            client.delete_run(self.run_id)
+        except Exception:  # noqa: BLE001 - the next call raises what is of the store
+            client.set_terminated(self.run_id, "KILLED")
+
+
+class RunStatus(Call):
+    """The end of a run, or its being taken up again."""
+
+    kind: Literal["status"] = "status"
+    title = "status"
+    status: str
+    time: int
+
+    def make(self, client: Any) -> None:
+        if self.status == "RUNNING":
+            client.update_run(self.run_id, status=self.status)
+        else:
+            client.set_terminated(self.run_id, self.status, self.time)
+
+
+_Files: TypeAlias = CopiedFile | TextFile | Picture | ModelFolder
+_Others: TypeAlias = DatasetInput | ModelInput | TagDeletion | RunDeletion | RunStatus
+AnyCall = Annotated[ParamRows | TagRows | MetricRows | _Files | _Others, Field(discriminator="kind")]
+
+
+def named(calls: Iterable[Call]) -> str:
+    """What calls write, in words: ``12 metric values, artifact a.csv, b.csv``."""
+    kinds: dict[str, list[Call]] = {}
+    for call in calls:
+        kinds.setdefault(call.kind, []).append(call)
+    said = []
+    for kind, some in kinds.items():
+        rows = sum(len(call.rows) for call in some if isinstance(call, _Rows))
+        titles = dict.fromkeys(str(getattr(call, call.title, "")) for call in some)
+        said.append(f"{rows} {kind}" if rows else f"{kind} {', '.join(titles)}")
+    return ", ".join(said)
