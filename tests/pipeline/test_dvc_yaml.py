@@ -33,6 +33,8 @@ FRAME = {
         "run/dvc",
         "run/commands",
         "run/launch",
+        "run/lineage",
+        "run/writer",
         "run/signals",
         "run/stage",
         "run/store",

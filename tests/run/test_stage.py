@@ -260,7 +260,7 @@ def test_without_tracking_the_record_is_written_all_the_same(project: Path, monk
 # ------------------------------------------------------------------------------------ lineage
 
 
-def pipeline(project: Path) -> dict[str, Run]:
+def pipeline(project: Path, weights: str = "weights", shards: str | None = "ab" * 32) -> dict[str, Run]:
     """The five stages' bare frames, with the files that they would leave."""
     runs: dict[str, Run] = {}
 
@@ -283,7 +283,7 @@ def pipeline(project: Path) -> dict[str, Run]:
         for step in (640, 1280):
             run.log_metrics({"loss": 1 / step}, step=step)
         write("models/config.json", '{"format": 1, "network": {"channels": 128}}')
-        write("models/model.safetensors", "weights")
+        write("models/model.safetensors", weights)
         run.log_model(Path("models/config.json"), Path("models/model.safetensors"))
         run.write_record(Path("models/run.json"))
         runs["train"] = run
@@ -295,8 +295,9 @@ def pipeline(project: Path) -> dict[str, Run]:
         runs["sample"] = run
     with stage("evaluate", PARAMS) as run:
         run.follow(Path("samples/run.json"))
-        run.add_input("data/shards", "ab" * 32, dataset="celeba-64-ddim")
+        run.add_input("data/shards", shards or str(paths_digest(project, ["data/shards"])), dataset="celeba-64-ddim")
         write("metrics/evaluate.json", "{}")
+        write("reports/card.json", f'{{"of": "{weights}"}}')
         run.log_metrics({"fid": 3.5}, model=True)
         run.write_record(Path("metrics/run.json"))
         runs["evaluate"] = run

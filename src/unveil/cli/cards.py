@@ -75,7 +75,6 @@ def find_card(name: str) -> Card:
 
 def _tracked_card(run_id: str) -> str:
     """The text of the card of an evaluate run in the project's store."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tracked(run_id) as client, tempfile.TemporaryDirectory() as folder:
         stage = client.get_run(run_id).data.tags.get("unveil.stage", "no")
         if ARTIFACT not in {artifact.path for artifact in client.list_artifacts(run_id)}:

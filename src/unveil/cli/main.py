@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, params, play, sync
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, lineage, params, play, sync
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -72,3 +72,4 @@ app.command(epilog=examples("unveil export my-model", "unveil export my-model --
 app.command(epilog=examples("unveil likelihood --images 64", "unveil likelihood --split valid --out bits.json"))(
     likelihood.likelihood
 )
+app.command(epilog=examples("unveil lineage main", "unveil lineage reports/card.json --json"))(lineage.lineage)

@@ -110,6 +110,11 @@ def code_commit(root: Path) -> str | None:
     return f"{commit} with uncommitted changes" if commit and changed else commit or None
 
 
+def has_commit(root: Path, commit: str) -> bool:
+    """Whether the repository at ``root`` has the commit, which a shallow clone may lack."""
+    return _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
 def machine_tags() -> dict[str, str]:
     """Versions, processor, and the host and process by which a run that never ended can be told."""
     tags = {

@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 from unveil.errors import line_for_user
 from unveil.printing import unheard
 
-BAD_INPUT = 2  # of comparisons, whose status 1 says that the two differ
-COMPARISONS = ("compare", "curves")
+BAD_INPUT = 2  # of comparisons and lineage, whose status 1 says something of good input
+COMPARISONS = ("compare", "curves", "lineage")
 
 
 def examples(*commands: str) -> str:

@@ -13,10 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, get_args
-
-from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, JsonValue
+from typing import Any
 
 from unveil.errors import UnveilError, line_for_user, one_line
 from unveil.files import destination, expanded, file_digest, read_json, write_json
@@ -27,34 +24,15 @@ from unveil.progress import say
 from unveil.rank import first_error, is_main_process, leave_error
 from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
 from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
+from unveil.run.lineage import STAGES, content_digest, find_record
 from unveil.run.signals import Terminated, signals_ignored, signals_raised
 from unveil.run.store import Store, tracking_is_off
 from unveil.run.tracked import TrackedRun
-from unveil.section import Key, flatten
+from unveil.section import flatten
 
 RECORD_FORMAT = 1
 SUMMARY_STAGE = "evaluate"  # the run that people compare: it repeats what the stages before it logged
 SUMMARIZED = ("train", "sample")  # those whose last metrics it repeats
-StageName = Literal["download", "preprocess", "train", "sample", "oracle", "evaluate"]
-STAGES = get_args(StageName)
-
-
-class _Entry(BaseModel):
-    """What is used of the record of one execution; what else it says is handed on."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
-    stage: StageName
-    run_id: Key | None
-    model_id: Key | None
-    params: dict[Key, bool | int | float | Annotated[str, Len(0, 6000)] | None]
-    metrics: dict[Key, float]
-
-
-class _Record(_Entry):
-    """A run record, whole."""
-
-    upstream: dict[StageName, _Entry]
 
 
 class Run:
@@ -136,15 +114,24 @@ class Run:
         """Take up the lineage of the stage that wrote ``record``, and of all before it.
 
         Their runs become tags; in the evaluate run, all their parameters and the last metrics of train and
-        sample are logged too. A record that is not there or not readable (outputs copied by hand) is a tag, no failure.
+        sample are logged too. Where no record tells of the files that are there (as of copies by hand), a tag says so.
         """
-        try:
-            found = read_json(record, _Record, "run that stage again")
-        except (OSError, UnveilError) as error:
-            self.tag("unveil.upstream.missing", f"{record.as_posix()}: {one_line(error)}")
+        if not is_main_process():
             return
-        entry = found.model_dump()
+        declared = (declared_paths(self.root / "dvc.yaml", stage)[2] for stage in STAGES)
+        written = next((paths for paths in declared if record.as_posix() in paths), [])
+        read = {name: content_digest(self.root, name) for name in self._dvc_inputs if name in written}
+        digests = {name: digest for name, digest in read.items() if digest is not None}
+        for name, digest in digests.items():
+            self.add_input(name, digest)
+        try:
+            found = find_record(self.root, record, digests, self._tracked.ask)
+        except UnveilError as error:
+            self.tag("unveil.upstream.missing", one_line(error))
+            return
+        entry = found.model_dump(exclude_unset=True)
         chain = {**entry.pop("upstream"), found.stage: entry}
+        chain = {stage: entry for stage, entry in chain.items() if stage not in self.record["upstream"]}
         self.record["upstream"] |= chain
         for stage, entry in chain.items():
             self.tag(f"unveil.upstream.{stage}", str(entry["run_id"] or "untracked"))
@@ -246,17 +233,19 @@ class Run:
         stages before (flat, by stage name), so that it says everything even where the runs themselves are out
         of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
         """
+        top = path.resolve().parent.parent  # the project, or where another generator's samples are evaluated
         for stated, names, add in (
-            (self.record["inputs"], self._dvc_inputs, self.add_input),
+            (self.record["inputs"], self._dvc_inputs if top == self.root.resolve() else [], self.add_input),
             (self.record["outputs"], self._dvc_outputs, self.add_output),
         ):
             for name in names:
-                is_new = name not in stated and self.root / name != path.resolve()
-                if is_new and (digest := paths_digest(self.root, [name])) is not None:
+                is_new = name not in stated and top / name != path.resolve()
+                if is_new and (digest := paths_digest(top, [name])) is not None:
                     add(name, digest)
         self.record["seconds"] = round(self.seconds, 3)
         if is_main_process():
             write_json(path, self.record)
+            self.log_artifact(path)
 
     def hurry(self) -> None:
         """Do not wait for MLflow any more before the end of the run."""

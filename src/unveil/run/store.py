@@ -241,7 +241,8 @@ def import_mlflow() -> "tuple[type[MlflowClient], tuple[type[Exception], ...]]":
         UnveilError: MLflow is not installed.
     """
     os.environ.update(TELEMETRY_OFF)
-    for name, value in {**HTTP_SETTINGS, "GIT_PYTHON_REFRESH": "quiet"}.items():
+    quiet = {"GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    for name, value in {**HTTP_SETTINGS, **quiet}.items():
         os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient

@@ -170,6 +170,11 @@ class TrackedRun:
         """
         self._write(Picture, key=key, path=path.absolute(), step=step, time=now())
 
+    def ask(self, question: Callable[[Any], T | None]) -> T | None:
+        """What the store's client answers; None without one, or if it refuses, or not in time."""
+        client = self.client
+        return self._ask(lambda: question(client)) if client is not None else None
+
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set input: no data, only its name, digest, path and what it was used for."""
         self._write(DatasetInput, name=name, digest=digest[:DIGEST_LENGTH], source=source, context=context)
