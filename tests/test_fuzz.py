@@ -35,7 +35,8 @@ from unveil.interchange.pipeline import export_pipeline, read_pipeline
 from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.networks.design import build_network
-from unveil.run.stage import STAGES, stage
+from unveil.run.lineage import STAGES
+from unveil.run.stage import stage
 from unveil.training.comparison import read_curve
 from unveil.weights import WeightsChoice
 

@@ -40,7 +40,18 @@ def test_every_command_is_there() -> None:
     paths = {" ".join(path) for path in COMMANDS}
     assert paths >= {
         *("recipes list", "recipes show", "recipes apply", "params fmt", "params check", "averages list"),
-        *("averages search", "curves compare", "evaluate", "compare", "import", "export", "ui", "doctor", "lineage"),
+        *(
+            "averages search",
+            "curves compare",
+            "evaluate",
+            "compare",
+            "import",
+            "export",
+            "ui",
+            "doctor",
+            "lineage",
+            "push",
+        ),
     }
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.stdout) == (0, f"unveil {unveil.__version__}\n")

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from tests.conftest import git
 
 from unveil.run.dvc import declared_paths
-from unveil.run.stage import STAGES
+from unveil.run.lineage import STAGES
 
 # The frame around a stage decides nothing that a stage computes.
 FRAME = {

@@ -12,7 +12,7 @@ from tests.pipeline.conftest import Project, Smoke, stage_of
 
 from unveil.params import load_params
 from unveil.run.dvc import declared_paths, paths_digest
-from unveil.run.stage import STAGES
+from unveil.run.lineage import STAGES
 from unveil.section import flatten
 
 pytestmark = pytest.mark.slow

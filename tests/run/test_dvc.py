@@ -11,7 +11,7 @@ from tests.conftest import git
 
 from unveil.errors import UnveilError
 from unveil.run.dvc import declared_paths, paths_digest
-from unveil.run.stage import STAGES
+from unveil.run.lineage import STAGES
 
 
 def test_data_and_code_of_every_stage_in_dvc_yaml(repository: Path) -> None:

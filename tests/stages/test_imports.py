@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.run.stage import STAGES
+from unveil.run.lineage import STAGES
 
 # MLflow waits until a run opens, the others until a network or a conversion needs them.
 LATER = {"diffusers", "gdown", "huggingface_hub", "mlflow", "pandas", "torch._dynamo", "torch_fidelity", "torchvision"}

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, lineage, params, play, sync
+from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, lineage, params, play, push, sync
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -73,3 +73,4 @@ app.command(epilog=examples("unveil likelihood --images 64", "unveil likelihood 
     likelihood.likelihood
 )
 app.command(epilog=examples("unveil lineage main", "unveil lineage reports/card.json --json"))(lineage.lineage)
+app.command(epilog=examples("unveil push", "unveil push --remote shared"))(push.push)
