@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 import unveil
-from unveil.cli import averages, cards, curves, diffusers, doctor, draw, edit, likelihood, lineage, params, play, push, sync
+from unveil.cli import (
+    averages,
+    cards,
+    curves,
+    diffusers,
+    doctor,
+    draw,
+    edit,
+    likelihood,
+    lineage,
+    params,
+    play,
+    push,
+    sync,
+)
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
