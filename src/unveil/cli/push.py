@@ -1,6 +1,6 @@
 """``unveil push``: results to DVC's remote, so that nobody computes them again."""
 
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,20 +21,20 @@ def push(
     if root is None:
         raise UnveilError(f"{Path.cwd()}: found no DVC project here; call from one")
     import dvc.repo
-    from dvc.exceptions import DvcException
+    from dvc.exceptions import CollectCacheError, DvcException
 
     repo: Any = dvc.repo.Repo(str(root))
     with repo:
-        runs = repo.stage_cache
+        files: set[Any] = set()
         try:
             pushed = repo.push(remote=remote, run_cache=True)
-            names = [Path(run).parts[-2:] for run in repo.cache.legacy.fs.find(runs.cache_dir)]
-            files: Mapping[Any, set[Any]] = runs.get_used_objs(names)
-            for odb, objects in files.items():
-                result = repo.cloud.push(objects, remote=remote, odb=odb)
-                pushed += len(result.transferred)
-                if result.failed:
-                    raise UnveilError(f"{len(result.failed)} files did not reach the remote; push again")
+            for run in repo.cache.legacy.fs.find(repo.stage_cache.cache_dir):
+                with suppress(CollectCacheError):  # of somebody else's, whose files are not here
+                    files.update(*repo.stage_cache.get_used_objs([Path(run).parts[-2:]]).values())
+            result = repo.cloud.push(files, remote=remote)
         except (DvcException, OSError) as error:
             raise UnveilError(f"{root}: DVC cannot push: {one_line(error)}") from error
+    if result.failed:
+        raise UnveilError(f"{root}: {len(result.failed)} files did not reach the remote; push again")
+    pushed += len(result.transferred)
     typer.echo(f"{pushed:,} files pushed; elsewhere: dvc pull --run-cache && dvc repro --pull")

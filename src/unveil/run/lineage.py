@@ -84,9 +84,9 @@ def run_that_wrote(client: "MlflowClient", digests: Mapping[str, str]) -> str | 
 
 def content_digest(root: Path, name: str) -> str | None:
     """The sha256 by which stages name an input or output; None if it is not there."""
-    from unveil.data.shards import ShardIndex
-
     if name == SHARDS.as_posix():
+        from unveil.data.shards import ShardIndex
+
         try:
             return ShardIndex.load(root / SHARDS).digest()
         except (OSError, UnveilError):
