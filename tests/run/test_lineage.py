@@ -77,7 +77,7 @@ def test_the_chain_of_a_run_a_folder_a_card_and_a_revision_is_one(project: Path)
     assert lineage(runs["train"].record["run_id"])[0] == 0
 
 
-def test_what_a_chain_lacks_is_named(project: Path) -> None:
+def test_what_a_chain_lacks_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = pipeline(project, shards=None)
     client = MlflowClient(Store.locate(project).uri)
     client.delete_logged_model(runs["train"].record["model_id"])
@@ -99,6 +99,13 @@ def test_what_a_chain_lacks_is_named(project: Path) -> None:
         f"  train: Git has no commit {'0' * 40} here; `git fetch` may bring it",
         "  preprocess: MLflow did not track it",
     ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///gone.db")
+    status, shown = lineage(".")
+    assert status == 1
+    assert shown.partition("missing:\n")[2].startswith(
+        f"  sqlite:///{project}/gone.db does not answer, or is not there"
+    )
+    assert "no run" not in shown
 
 
 @pytest.mark.parametrize("name", ["nobody", "params.yaml", "0" * 32])

@@ -80,14 +80,21 @@ def look_up(record: RunRecord) -> "tuple[dict[str, Run], list[str]]":
     """The runs of a chain that the store around the working folder has, by stage, and what is missing."""
     from unveil.run.store import Store
 
-    runs, models = {}, set()
+    store = Store.locate(Path.cwd()).shown
+    runs: dict[str, Run] = {}
+    models: set[str] = set()
+    try:
+        with tracked(store) as client:
+            client.search_experiments(max_results=1)
+    except UnveilError:
+        return {}, list(lacking(record, None, models, Path.cwd(), store))
     for stage, one in record.chain.items():
         with suppress(UnveilError), tracked(str(one.run_id)) as client:
             runs[stage] = client.get_run(str(one.run_id))
         if stage == "train" and one.model_id is not None:
             with suppress(UnveilError), tracked(one.model_id) as client:
                 models.add(client.get_logged_model(one.model_id).model_id)
-    return runs, list(lacking(record, runs, models, Path.cwd(), Store.locate(Path.cwd()).shown))
+    return runs, list(lacking(record, runs, models, Path.cwd(), store))
 
 
 def describe(one: Execution, run: "Run | None") -> list[str]:

@@ -161,27 +161,29 @@ def find_record(
 
 
 def lacking(
-    record: RunRecord, runs: Mapping[str, object], models: Collection[str], root: Path, store: str
+    record: RunRecord, runs: Mapping[str, object] | None, models: Collection[str], root: Path, store: str
 ) -> Iterator[str]:
     """What the chain of a record lacks, in lines.
 
     Args:
         record: the last execution's.
-        runs: those that the store has, by stage.
+        runs: those that the store has, by stage; None if it cannot be asked.
         models: ids of the LoggedModels that it has.
         root: a folder of the repository.
         store: its name for people.
     """
     chain = record.chain
     before = STAGES[: 2 if record.stage == "oracle" else STAGES.index(record.stage)]
+    if runs is None:
+        yield f"{store} does not answer, or is not there: which runs and models it has is not known"
     yield from (f"{stage}: no record of it" for stage in before if stage not in {*chain, "oracle"})
     for stage, one in chain.items():
         where = f"; it went to {one.tracking_uri}" if one.tracking_uri else ""
         if one.run_id is None:
             yield f"{stage}: MLflow did not track it"
-        elif stage not in runs:
+        elif runs is not None and stage not in runs:
             yield f"{stage}: {store} has no run {one.run_id}{where}"
-        if stage == "train" and one.model_id is not None and one.model_id not in models:
+        if runs is not None and stage == "train" and one.model_id is not None and one.model_id not in models:
             yield f"{stage}: {store} has no model {one.model_id}{where}"
         if one.git_commit is not None and not has_commit(root, one.git_commit):
             yield f"{stage}: Git has no commit {one.git_commit} here; `git fetch` may bring it"
