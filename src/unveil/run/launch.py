@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser, parse_args, run
 from unveil.errors import UnveilError
 from unveil.params import load_params
 from unveil.rank import is_launched
+from unveil.run.orphans import follow
 
 SHUTDOWN_SECONDS = 600  # for a checkpoint after SIGTERM
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    follow()
     with TemporaryDirectory(prefix="unveil-") as folder:
         try:
             run(parse_args([f"--log-dir={folder}", *arguments]))

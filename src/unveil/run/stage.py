@@ -25,6 +25,7 @@ from unveil.rank import first_error, is_main_process, leave_error
 from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
 from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
 from unveil.run.lineage import STAGES, content_digest, find_record
+from unveil.run.orphans import RUNNING, follow, gone
 from unveil.run.signals import Terminated, signals_ignored, signals_raised
 from unveil.run.store import Store, tracking_is_off
 from unveil.run.tracked import TrackedRun
@@ -88,6 +89,7 @@ class Run:
         if is_main_process() and not tracking_is_off():
             store = Store.locate(root)
             self._tracked = TrackedRun.start(store, self._tags, own, self.project / OUTBOX)
+            self._tracked.guard(self.project / RUNNING)
             self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
             if store.database is None:  # a path would not hold on another machine
                 self.record["tracking_uri"] = store.shown
@@ -270,8 +272,8 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     raises another     FAILED        the exception goes on, with its traceback
     ================== ============= ====================================================
 
-    ``kill -9`` leaves the run RUNNING, with everything logged so far; its tags ``unveil.host`` and
-    ``unveil.pid`` tell which process it was.
+    ``kill -9`` leaves the run RUNNING, with everything logged so far, until the next stage or ``unveil ui`` ends it as
+    KILLED. If DVC is killed so, the stage is interrupted, by SIGTERM.
 
     Args:
         name: one of download, preprocess, train, sample, oracle, evaluate.
@@ -282,6 +284,7 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     run: Run | None = None
     with unheard(), signals_raised():
         try:
+            follow()
             run = Run(name, load_params(params), Path.cwd())
             yield run
         except BaseException as error:
@@ -306,7 +309,7 @@ def _end(name: str, run: Run | None, error: BaseException) -> None:
     elif isinstance(error, KeyboardInterrupt | Terminated):
         number, hint = (error.number, error.hint) if isinstance(error, Terminated) else (signal.SIGINT, "")
         status, code = "KILLED", 128 + number
-        reason = f"{name} was stopped by {signal.Signals(number).name}{hint}"
+        reason = f"{name} was stopped by {signal.Signals(number).name}{gone()}{hint}"
         said = f"error: {reason}" if is_main_process() else ""
     else:
         code, reason, details = None, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc()

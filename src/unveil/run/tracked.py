@@ -29,6 +29,7 @@ from unveil.run.calls import (
     TextFile,
     now,
 )
+from unveil.run.orphans import LivingRun, end_orphans
 from unveil.run.outbox import Outbox
 from unveil.run.store import LOCK_SECONDS, WAIT_SECONDS, Store, import_mlflow, is_refusal
 from unveil.run.writer import Writer
@@ -59,6 +60,7 @@ class TrackedRun:
         self._sampler: threading.Thread
         self._writer: Writer
         self._outbox: Outbox | None = None
+        self._living: LivingRun | None = None
 
     @classmethod
     def start(
@@ -94,6 +96,18 @@ class TrackedRun:
         run._sampler.start()
         return run
 
+    def guard(self, folder: Path) -> None:
+        """Have the run ended by a later stage if this process is killed, and end those that were left so.
+
+        Args:
+            folder: where the processes of this store's checkout mark their runs.
+        """
+        if self.run_id is None:
+            return
+        self._living = LivingRun(folder)
+        self._living.set(self.run_id)
+        self._ask(partial(end_orphans, folder, self.client))
+
     def take_over(self, run_id: str, tags: Mapping[str, str], params: Mapping[str, object]) -> frozenset[int] | None:
         """Write into the earlier run ``run_id`` from now on, with the tags set anew, and delete this one.
 
@@ -122,6 +136,8 @@ class TrackedRun:
             rows = (row for call in waiting if isinstance(call, MetricRows) for row in call.rows)
             steps |= {step for key, _, _, step, *_ in rows if key == "loss"}
             self._writer.take_over(outbox, waiting)
+        if self._living is not None:
+            self._living.set(run_id)
         self._write(RunDeletion)
         self.run_id, before = run_id, found.data.tags
         self._write(RunStatus, status="RUNNING", time=now())
@@ -219,7 +235,10 @@ class TrackedRun:
         if error is not None:
             self.set_tags({"unveil.error": error}, wait=False)
         self._write(RunStatus, wait=False, status=status, time=now())
-        if lost := self._writer.close():
+        lost = self._writer.close()
+        if self._living is not None:
+            self._living.clear()
+        if lost:
             kept = "`unveil sync` uploads that when it does" if self._writer.outbox is not None else "that is lost"
             warn(f"MLflow's store did not answer, and is without: {lost}; {kept}")
 

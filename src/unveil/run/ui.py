@@ -7,6 +7,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from unveil.errors import UnveilError
+from unveil.run.checkout import main_checkout
+from unveil.run.orphans import RUNNING, end_orphans
 from unveil.run.store import Store
 
 EVALUATIONS = "tags.`unveil.stage` = 'evaluate'"  # MLflow's search for the rows that people compare
@@ -42,7 +44,8 @@ def ui_command(store: Store, port: int) -> tuple[list[str], str]:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UnveilError(f"port {port} of 127.0.0.1 is in use; choose another with --port") from None
-    _, experiment = store.open()
+    client, experiment = store.open()
+    end_orphans(main_checkout(Path.cwd()) / RUNNING, client)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
