@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import Any, TextIO, cast
 from unveil.progress import give_way
 from unveil.rank import is_main_process
 
+MOST_PIECES = 20_000  # of a log that is kept, the last
+
 
 class Unheard:
-    """A text stream that drops what nobody can read any more, and escapes what its encoding lacks."""
+    """A text stream that drops what nobody can read any more, and escapes what its encoding lacks.
 
-    def __init__(self, stream: TextIO) -> None:
+    Attributes:
+        log: the pieces that were written, without passing lines.
+    """
+
+    def __init__(self, stream: TextIO, log: deque[str] | None = None) -> None:
         self._stream = stream
+        self.log = deque(maxlen=MOST_PIECES) if log is None else log
         self._lost: OSError | None = None
         with suppress(AttributeError):  # a stream that a test put there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
@@ -24,6 +32,8 @@ class Unheard:
     def write(self, text: str) -> int:
         """Write the text, if somebody reads."""
         give_way()
+        if not text.startswith("\r"):
+            self.log.append(text)
         with self._dropping():
             self._stream.write(text)
         return len(text)
@@ -60,9 +70,10 @@ class Unheard:
 
 @contextmanager
 def unheard() -> Iterator[Unheard]:
-    """Within the block, stdout, which is yielded, and stderr may be closed by whoever read them."""
+    """Within the block, stdout, which is yielded, and stderr may be closed by whoever read them; both have one log."""
     with Path(os.devnull).open("w") as nowhere:  # for a stream that was closed before Python began
-        out, err = Unheard(sys.stdout or nowhere), Unheard(sys.stderr or nowhere)
+        out = Unheard(sys.stdout or nowhere)
+        err = Unheard(sys.stderr or nowhere, out.log)
         with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
             try:
                 yield out

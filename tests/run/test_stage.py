@@ -74,6 +74,7 @@ def test_a_run_holds_its_own_section_and_where_it_came_from(project: Path, monke
 def test_what_a_user_can_mend_is_one_line_and_a_failed_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, stage("sample", PARAMS) as run:  # noqa: PT012
         run.log_metrics({"images": 3})
+        run.say("drawing")
         raise UnveilError("models/config.json: not there;\n  run train")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: models/config.json: not there; run train\n"
@@ -81,6 +82,8 @@ def test_what_a_user_can_mend_is_one_line_and_a_failed_run(project: Path, capsys
     assert found.info.status == "FAILED"
     assert found.data.tags["unveil.error"] == "models/config.json: not there; run train"
     assert found.data.metrics["images"] == 3
+    log = project / "mlruns" / run.record["run_id"] / "artifacts" / "log.txt"
+    assert log.read_text() == "drawing\nerror: models/config.json: not there; run train\n"
 
 
 @pytest.mark.parametrize(

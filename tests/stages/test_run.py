@@ -35,13 +35,14 @@ def test_an_activated_environment_comes_before_the_project_s_own(
         text=True,
         check=True,
     )
-    assert done.stdout == f"{other if active else own} src stages/train.py\n"
+    assert done.stdout == f"{other if active else own} src -P -m unveil.run.script stages/train.py\n"
 
 
-def test_a_stage_runs_by_the_python_that_is_there(repository: Path) -> None:
+def test_a_stage_runs_by_the_python_that_is_there(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "src").symlink_to(repository / "src")
     done = subprocess.run(
         ["/bin/sh", repository / "stages" / "run", "download"],
-        cwd=repository / "stages",  # where no stages/download.py is: Python itself says so
+        cwd=tmp_path,  # where no stages/download.py is: Python itself says so
         env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
         capture_output=True,
         text=True,

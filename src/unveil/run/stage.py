@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +26,9 @@ from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lo
 from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
 from unveil.run.lineage import STAGES, content_digest, find_record
 from unveil.run.orphans import RUNNING, follow, gone
+from unveil.run.script import dotted, keep_failure
 from unveil.run.signals import Terminated, signals_ignored, signals_raised
-from unveil.run.store import Store, tracking_is_off
+from unveil.run.store import NoStoreError, Store, tracking_is_off
 from unveil.run.tracked import TrackedRun
 from unveil.section import flatten
 
@@ -216,7 +217,7 @@ class Run:
         """
         experiment = self.record["dvc_exp_name"]
         name = f"denoiser-{experiment}" if experiment else "denoiser"
-        params = dict(_dotted(read_json(config, dict[str, Any], "train again")))
+        params = dict(dotted(read_json(config, dict[str, Any], "train again")))
         tags = {
             "unveil.weights.sha256": file_digest(weights),
             "unveil.weights.bytes": str(weights.stat().st_size),
@@ -253,9 +254,9 @@ class Run:
         """Do not wait for MLflow any more before the end of the run."""
         self._tracked.hurry()
 
-    def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
-        """End the MLflow run; ``details`` (a traceback) becomes an artifact."""
-        self._tracked.finish(status, error, details)
+    def finish(self, status: str, error: str | None = None, details: str | None = None, log: str = "") -> None:
+        """End the MLflow run; ``details`` (a traceback) and ``log`` (what was printed) become artifacts."""
+        self._tracked.finish(status, error, details, log)
 
 
 @contextmanager
@@ -272,6 +273,9 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     raises another     FAILED        the exception goes on, with its traceback
     ================== ============= ====================================================
 
+    A run that does not end as FINISHED has what was printed as ``log.txt``. An experiment of DVC whose run could not be
+    opened, as for wrong parameters, gets one that is FAILED.
+
     ``kill -9`` leaves the run RUNNING, with everything logged so far, until the next stage or ``unveil ui`` ends it as
     KILLED. If DVC is killed so, the stage is interrupted, by SIGTERM.
 
@@ -282,20 +286,20 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     if name not in STAGES:
         raise ValueError(f"stage {name!r}; expected one of {', '.join(STAGES)}")
     run: Run | None = None
-    with unheard(), signals_raised():
+    with unheard() as out, signals_raised():
         try:
             follow()
             run = Run(name, load_params(params), Path.cwd())
             yield run
         except BaseException as error:
             with signals_ignored():
-                _end(name, run, error)
+                _end(name, run, error, params, out.log)
             raise
         with signals_ignored():
             run.finish("FINISHED")
 
 
-def _end(name: str, run: Run | None, error: BaseException) -> None:
+def _end(name: str, run: Run | None, error: BaseException, params: Path, log: Iterable[str]) -> None:
     """End the run by what ended its block, and the process too unless its exception goes on."""
     status, reason, said, details = "FAILED", line_for_user(error), "", None
     code: int | None = 1
@@ -313,17 +317,12 @@ def _end(name: str, run: Run | None, error: BaseException) -> None:
         said = f"error: {reason}" if is_main_process() else ""
     else:
         code, reason, details = None, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc()
+    whole = "".join([*log, details or (said and f"{said}\n")])
     if run is not None:
-        run.finish(status, reason, details)
+        run.finish(status, reason, details, whole)
+    elif status == "FAILED" and not isinstance(error, NoStoreError):
+        keep_failure(name, params, reason or "", whole)
     if said:
         print(said, file=sys.stderr, flush=True)
     if code is not None:
         raise SystemExit(code) from None
-
-
-def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _dotted(item, f"{key}.{name}" if key else name)
-    else:
-        yield key, value

@@ -61,6 +61,10 @@ COLUMNS = """
 """
 
 
+class NoStoreError(UnveilError):
+    """The store cannot be opened."""
+
+
 def tracking_is_off() -> bool:
     """Whether ``UNVEIL_TRACKING=off`` stands in the environment (machines without MLflow)."""
     return os.environ.get("UNVEIL_TRACKING", "").lower() == "off"
@@ -215,20 +219,20 @@ class Store:
                 where = f"are now in {self.artifacts.name} beside it"
                 print(f"{self.database} was moved or copied: its runs' artifacts {where}", file=sys.stderr)
 
-    def cannot_open(self, error: Exception) -> UnveilError:
+    def cannot_open(self, error: Exception) -> NoStoreError:
         """What to tell the user when the store raised ``error``."""
         if OUT_OF_DATE in str(error):
             typed = self.uri if self.uri == self.shown else '"$MLFLOW_TRACKING_URI"'
-            return UnveilError(
+            return NoStoreError(
                 f"{self.shown}: made by another version of MLflow; copy the file and run "
                 f"`mlflow db upgrade {typed}`, or move it away to start a new store"
             )
         if "database is locked" in str(error):
-            return UnveilError(f"{self.shown}: another process holds the database; end it, or wait until it has ended")
+            return NoStoreError(f"{self.shown}: another process holds the database; end it, or wait until it has ended")
         reason = one_line(error)
         if "Max retries exceeded" in reason:  # of the four errors in each other only the last says something
             reason = reason.rpartition(": ")[2].rstrip("\"')")
-        return UnveilError(
+        return NoStoreError(
             f"MLflow's store {self.shown} cannot be opened: {reason}; mend MLFLOW_TRACKING_URI, "
             "or set UNVEIL_TRACKING=off to run without tracking"
         )

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from unveil.errors import one_line
+from unveil.errors import one_line, without_secrets
 from unveil.printing import warn
 from unveil.run.calls import (
     Call,
@@ -221,15 +221,17 @@ class TrackedRun:
         )
         return None if model is None else model.model_id
 
-    def finish(self, status: str, error: str | None = None, details: str | None = None) -> None:
+    def finish(self, status: str, error: str | None = None, details: str | None = None, log: str = "") -> None:
         """End the run as FINISHED, FAILED or KILLED, and name on stderr what the store did not take.
 
-        The line ``error`` says why, and is kept as the tag ``unveil.error``; ``details`` (a traceback) are an artifact.
+        The line ``error`` says why, and is kept as the tag ``unveil.error``; ``details`` (a traceback) and ``log``
+        (what was printed) are artifacts.
         """
         if self.run_id is None:
             return
-        if details is not None:
-            self._write(TextFile, name="traceback.txt", text=details)
+        for name, text in (("traceback.txt", details), ("log.txt", log)):
+            if text:
+                self._write(TextFile, name=name, text=without_secrets(text))
         self._ended.set()
         self._sampler.join(WAIT_SECONDS)  # it logs the interval that did not end, which for a short stage is all
         if error is not None:
