@@ -25,15 +25,19 @@ class Project:
 
     root: Path
 
-    def command(self, *words: str, fails: bool = False) -> str:
-        """Run a command at the root, with this Python first on the path; what it printed."""
-        environment = os.environ | {
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of commands: this Python is first on the path."""
+        return os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_SITE_CACHE_DIR": str(self.root.parent / "dvc-site-cache"),
             "OMP_NUM_THREADS": "1",
         }
+
+    def command(self, *words: str, fails: bool = False) -> str:
+        """Run a command at the root; what it printed."""
         done = subprocess.run(
-            words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert (done.returncode != 0) == fails, done.stdout
         return done.stdout

@@ -1,6 +1,7 @@
 """`dvc exp run`, in the workspace, in a temporary copy and in the queue: one store has them all."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,17 @@ def test_an_experiment_reruns_what_it_changes(experiments: Experiments) -> None:
 def test_different_parameters_give_different_metrics(evaluations: dict[str, Run]) -> None:
     distances = {run.data.metrics["fd_efficientnet_lite0"] for run in evaluations.values()}
     assert len(distances) == len(evaluations)
+
+
+def test_two_experiments_are_compared(experiments: Experiments, tmp_path: Path) -> None:
+    both = ("five", "six")
+    params = experiments.json("exp", "diff", *both, "--json")["params"]["params.yaml"]
+    assert params == {"sample.steps": {"old": 5, "new": 6, "diff": 1}}
+    metrics = experiments.json("metrics", "diff", *both, "--json")["diff"]["metrics/evaluate.json"]
+    assert metrics["fd_efficientnet_lite0"]["diff"] != 0
+    experiments.dvc("plots", "diff", *both, "--out", str(tmp_path))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert all(word in page for word in ("Distance to real images", "grid.png", *both))
 
 
 def test_queued_runs_are_tied_to_the_model_that_they_sampled_from(
