@@ -21,7 +21,7 @@ from unveil.run.orphans import CHECK_SECONDS, REASON, RUNNING, end_orphans, is_d
         ("/opt/dvc/dvc exp run", True),
         ("/x/.venv/bin/python3.11 /x/.venv/bin/dvc repro", True),
         ("python -m dvc exp run --temp", True),
-        ("python -X utf8 -m dvc repro", True),
+        ("/Library/Python.framework/Python -X utf8 -m dvc repro", True),
         ("/x/bin/python /x/lib/site-packages/dvc/__main__.py exp queue-worker name", True),
         ("/bin/sh -c dvc repro", False),
         ("timeout 3600 dvc repro", False),

@@ -30,7 +30,7 @@ def is_dvc(words: list[str]) -> bool:
     A shell, nohup or timeout around it is not: they may end without DVC.
     """
     paths = [Path(word) for word in words[:6]]
-    names = [path.parent.name if path.name == "__main__.py" else path.name for path in paths]
+    names = [(path.parent if path.name == "__main__.py" else path).name.lower() for path in paths]
     return bool(names) and (names[0] == "dvc" or (names[0].startswith("python") and "dvc" in names[1:]))
 
 
