@@ -12,6 +12,8 @@ MODELS = Path("models")
 TRAIN_PLOTS = Path("plots/train")
 CHECKPOINTS = Path(".unveil/checkpoints")
 """train: scratch of an unfinished training, in the main checkout."""
+RUNNING = Path(".unveil/running")
+"""A locked file for each run whose process lives, in the main checkout."""
 OUTBOX = Path(".unveil/outbox")
 """What MLflow's store did not take yet, by run, in the main checkout."""
 SAMPLES = Path("samples/samples.safetensors")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from tests.run.conftest import client_of, start
 
-from unveil.run.orphans import CHECK_SECONDS, REASON, RUNNING, end_orphans, is_dvc
+from unveil.layout import RUNNING
+from unveil.run.orphans import CHECK_SECONDS, REASON, end_orphans, is_dvc
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from unveil.layout import OUTBOX
 from unveil.run.store import import_mlflow, is_refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RUNNING = Path(".unveil") / "running"  # in the main checkout: a locked file for each run whose process lives
 CHECK_SECONDS = 1.0
 REASON = "the process was killed, or its machine stopped; a later stage or `unveil ui` ended the run"
 
@@ -125,7 +125,8 @@ def end_orphans(folder: Path, client: "MlflowClient") -> list[str]:
                 continue
             # Without a link, another process has dealt with it since.
             if os.fstat(handle).st_nlink and (was_running := _end(path.name, client)) is not None:
-                path.unlink(missing_ok=True)
+                if not (folder.parent / OUTBOX.name / path.name).exists():  # which may make it RUNNING again
+                    path.unlink(missing_ok=True)
                 ended += [path.name] if was_running else []
     return ended
 

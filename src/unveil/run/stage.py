@@ -17,7 +17,7 @@ from typing import Any
 
 from unveil.errors import UnveilError, line_for_user, one_line
 from unveil.files import destination, expanded, file_digest, read_json, write_json
-from unveil.layout import OUTBOX
+from unveil.layout import OUTBOX, RUNNING
 from unveil.params import Params, load_params
 from unveil.printing import unheard
 from unveil.progress import say
@@ -25,7 +25,7 @@ from unveil.rank import first_error, is_main_process, leave_error
 from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
 from unveil.run.dvc import declared_paths, dvc_tags, paths_digest
 from unveil.run.lineage import STAGES, content_digest, find_record
-from unveil.run.orphans import RUNNING, follow, gone
+from unveil.run.orphans import follow, gone
 from unveil.run.script import dotted, keep_failure
 from unveil.run.signals import Terminated, signals_ignored, signals_raised
 from unveil.run.store import NoStoreError, Store, tracking_is_off

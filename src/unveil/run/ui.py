@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from unveil.errors import UnveilError
+from unveil.layout import RUNNING
 from unveil.run.checkout import main_checkout
-from unveil.run.orphans import RUNNING, end_orphans
+from unveil.run.orphans import end_orphans
 from unveil.run.store import Store
 
 EVALUATIONS = "tags.`unveil.stage` = 'evaluate'"  # MLflow's search for the rows that people compare
