@@ -281,7 +281,7 @@ def test_what_costs_more_than_foreseen_is_stopped(client: TestClient, monkeypatc
     monkeypatch.setattr(bounds, "evaluations", lambda request, size: 5)
     assert ask(client, sampler="euler", steps=5)[-1][0] == "done"
     name, facts = ask(client, sampler="euler", steps=6)[-1]
-    assert name == "error" and facts["error"].startswith("stopped: it takes more than a page may ask for")
+    assert name == "error" and facts["error"].startswith("stopped: it takes more than may be asked for")
 
 
 def test_a_defect_is_said_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

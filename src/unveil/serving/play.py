@@ -126,14 +126,13 @@ class Server:
 
     async def _drawn(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of a drawing, made one at a time in the studio's thread, until nobody wants more."""
-        left = bounds.evaluations(request, self.studio.shape[-1])
+        spend = bounds.budget(request, self.studio.shape[-1])
         gone = False
 
         def watch() -> None:
-            nonlocal left
-            left -= 1
-            if gone or left < 0:
-                raise UnveilError("stopped: it takes more than a page may ask for; raise rtol and atol, or ask less")
+            if gone:
+                raise UnveilError("stopped: nobody waits for it")
+            spend()
 
         def started() -> Generator[Event, None, None]:
             self.studio.watch = watch

@@ -76,6 +76,12 @@ class Request(Sampler, Guidance):
             return [[self._switched(name, sign) for sign in ("-", "")] for name in self.switch]
         return [[self]]
 
+    def singles(self) -> Iterator[Self]:
+        """For every image, in the order of the picture, the request of it alone."""
+        for group in self.groups():
+            for number in self.ids:
+                yield from (way.model_copy(update={"first": number, "count": 1}) for way in group)
+
     @property
     def columns(self) -> int:
         """Images in a row of the picture."""

@@ -4,7 +4,7 @@ import hashlib
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from annotated_types import Ge, Le
@@ -64,6 +64,11 @@ class Retouch(Request):
         values = super().read_values()
         digests = {key: hashlib.sha256(content(self, key)).hexdigest() for key in PICTURES if values.get(key)}
         return values | digests
+
+    def singles(self) -> Iterator[Self]:
+        """As of any request, but images between two are made together."""
+        together = {"count": self.count} if self.kind == "interpolate" else {}
+        return (single.model_copy(update=together) for single in super().singles())
 
     @property
     def columns(self) -> int:

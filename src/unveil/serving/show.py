@@ -54,7 +54,7 @@ def show(studio: Studio, request: Request) -> Iterator[Event]:
             drawn[-1].append(to_uint8(step.x))
             part += 1
     facts = studio.facts(request) | {"nfe": step.nfe}
-    images, singles = arranged(drawn), list(single_requests(request))
+    images, singles = arranged(drawn), list(request.singles())
     alone = [
         picture(image[None], 1, studio.facts(single) | place_between(request, single))
         for image, single in zip(images, singles, strict=True)
@@ -68,14 +68,6 @@ def show(studio: Studio, request: Request) -> Iterator[Event]:
         "seconds": round(time.perf_counter() - started, 2),
     }
     yield Event("done", result)
-
-
-def single_requests(request: Request) -> Iterator[Request]:
-    """For every image of a request, in the order of its picture, the request of it alone."""
-    for group in request.groups():
-        for number in request.ids:
-            alone = {} if isinstance(request, Retouch) and request.kind == "interpolate" else {"count": 1}
-            yield from (way.model_copy(update={"first": number, **alone}) for way in group)
 
 
 def place_between(request: Request, single: Request) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""A trained model as a folder that MLflow loads and serves where this package is not installed.
+
+| file | what it holds |
+| --- | --- |
+| ``MLmodel`` | what MLflow must know: how to load it, what it takes and gives |
+| ``pyfunc.py``, ``code/`` | :mod:`unveil.serving.pyfunc`, which MLflow runs, and the package's own code |
+| ``models/``, ``params.yaml`` | the model, and the settings that it draws with unless a row says otherwise |
+| ``requirements.txt``, ``python_env.yaml`` | what else must be installed |
+| ``input_example.json``, ``serving_input_example.json`` | a row, as Python and as HTTP have it |
+"""
+
+import json
+import os
+import platform
+import shutil
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import unveil
+from unveil.averages import FOLDER
+from unveil.errors import UnveilError
+from unveil.files import atomic_directory, regular
+from unveil.layout import MODELS
+from unveil.model import CONFIG_FILE, WEIGHTS_FILE
+from unveil.params import Params, load_params, render
+from unveil.serving.request import Request
+from unveil.weights import parse_weights
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+PARAMS_FILE = "params.yaml"
+CODE = "code"
+ENTRY = Path(__file__).with_name("pyfunc.py")
+# Serving imports nothing of the rooms above it, nor what shows the page.
+LEFT_OUT = ("cli", "interchange", "page", "recipes", "run", "__main__.py", "__pycache__", "*.pyc")
+# What drawing imports; of pillow and the rest the versions that are installed here, which made the samples.
+REQUIREMENTS = (
+    "annotated-types",
+    "filelock",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pydantic-core",
+    "rich",
+    "ruamel.yaml",
+    "safetensors",
+    "torch",
+)
+EXAMPLE = [{"seed": 0, "first": 0}]
+CONFIG = {"device": "auto", "bounded": True}
+"""What ``mlflow.pyfunc.load_model(..., model_config=...)`` may change."""
+KINDS = {int: "long", float: "double", bool: "boolean"}
+
+
+def packaged(models: Path, into: Path) -> Path:
+    """Make the folder ``into`` of the model in ``models``, or replace it; returns it.
+
+    Large files are hard links where the file system has them. The averages are taken along if params.yaml beside
+    ``models`` draws with one. A guide that is another model's folder is not: then no guide is usual.
+
+    Raises:
+        UnveilError: if there is no model.
+        OSError: if there is no room.
+    """
+    from mlflow.models import Model
+    from mlflow.pyfunc import add_to_model
+
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (models / name).exists():
+            raise UnveilError(f"{models / name}: not there; run the train stage")
+    with atomic_directory(into) as folder:
+        inner = folder / MODELS
+        inner.mkdir()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            _place(models / name, inner / name)
+        if (params := _settings(models)) is not None:
+            if _averages_of(params):
+                shutil.copytree(models / FOLDER, inner / FOLDER, copy_function=_place)
+            (folder / PARAMS_FILE).write_text(render(params), encoding="utf-8")
+        package = Path(unveil.__file__).parent
+        shutil.copytree(package, folder / CODE / package.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copyfile(ENTRY, folder / ENTRY.name)
+        example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
+        (folder / example["artifact_path"]).write_text(json.dumps(EXAMPLE))
+        (folder / example["serving_input_path"]).write_text(json.dumps({"inputs": EXAMPLE}))
+        # Another build of PyTorch (2.14.1+cpu) is the same release.
+        lines = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+        (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+        environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+        (folder / "python_env.yaml").write_text(json.dumps(environment))
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        described = Model(
+            signature=_signature(),
+            saved_input_example_info={"type": "json_object", **example},
+            model_size_bytes=size,
+            metadata={"unveil": unveil.__version__},
+        )
+        add_to_model(
+            described,
+            "mlflow.pyfunc.loaders.code_model",
+            code=CODE,
+            python_env="python_env.yaml",
+            model_config=CONFIG,
+            model_code_path=ENTRY.name,
+            artifacts={MODELS.name: {"path": MODELS.name, "uri": MODELS.name}},
+        )
+        described.save(str(folder / "MLmodel"))
+    return into
+
+
+def _place(file: str | Path, copy: str | Path) -> None:
+    """Have the content of a file at another name too: without a copy, where that is possible."""
+    whole = regular(Path(file)).resolve()
+    try:
+        os.link(whole, copy)
+    except OSError:
+        shutil.copyfile(whole, copy)
+
+
+def _settings(models: Path) -> Params | None:
+    """The params.yaml beside the model, if there is one, without what could not be drawn from its package."""
+    with suppress(UnveilError, OSError):
+        params = load_params(models.resolve().parent / PARAMS_FILE, fill=True)
+        if _averages_of(params) and not (models / FOLDER).exists():
+            params = params.replace(sample=params.sample.replace(weights="ema", guide=None, guidance=1.0))
+        if (guide := params.sample.guide) is not None and parse_weights(guide) is None:
+            params = params.replace(sample=params.sample.replace(guide=None, guidance=1.0))
+        return params
+    return None
+
+
+def _averages_of(params: Params) -> bool:
+    """Whether the samples are drawn with another average than the model's own."""
+    guide = parse_weights(params.sample.guide or "") if params.sample.guides else None
+    return any(choice is not None and choice.kind != "ema" for choice in (params.sample.average, guide))
+
+
+def _signature() -> "ModelSignature":
+    """A row is a request; what it leaves out is as usual. For each image, a row comes back."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array
+
+    def kind(annotation: Any) -> Any:
+        arguments = get_args(annotation)
+        match get_origin(annotation):
+            case origin if origin is tuple:
+                return Array(kind(arguments[0]))
+            case origin if origin is UnionType or hasattr(annotation, "__metadata__"):
+                return kind(arguments[0])
+            case origin if origin is Literal:
+                return "string"
+        return KINDS.get(annotation, "string")
+
+    first = {key: Request.model_fields[key] for key in ("seed", "first", "count", "attributes")} | Request.model_fields
+    inputs: list[Any] = [ColSpec(kind(field.annotation), key, required=False) for key, field in first.items()]
+    outputs: list[Any] = [*(ColSpec("long", name) for name in ("row", "seed", "first")), ColSpec("binary", "image")]
+    signature = ModelSignature(Schema(inputs), Schema(outputs))
+    # MLflow then hands the rows on as they are, and the request is checked by its own rules: MLflow's would leave out
+    # what has a wrong name, and refuse rows that do not say all the same.
+    signature._is_signature_from_type_hint = True
+    return signature

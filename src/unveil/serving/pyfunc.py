@@ -1,0 +1,123 @@
+"""The model as MLflow loads and serves it; :mod:`unveil.serving.package` puts this file beside it.
+
+MLflow runs it by itself (models from code), with the packaged code first on the path.
+"""
+
+import filecmp
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, RESOURCE_EXHAUSTED
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from pandas.api.types import is_scalar
+
+import unveil
+from unveil.diffusion.sampling import NotDrawn
+from unveil.errors import UnveilError, line_for_user
+from unveil.figures import picture
+from unveil.serving import bounds
+from unveil.serving.request import Request
+from unveil.serving.studio import Studio
+
+
+class Painter(PythonModel):
+    """Draws the images of rows: each row is a :class:`~unveil.serving.request.Request`, or what of it is not usual."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the model. Raises UnveilError if another version of the code is at work in this process."""
+        models = Path(context.artifacts["models"])
+        check_code(models.parent / "code" / "unveil")
+        self._studio = Studio.load(models, context.model_config["device"])
+        self._bounded = bool(context.model_config["bounded"])
+        self._places = threading.BoundedSemaphore(bounds.MOST_WAITING)
+        self._lock = threading.Lock()
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """The images of all rows, one a row: ``row`` of the input, ``seed``, ``first`` (its number) and the PNG.
+
+        Raises:
+            MlflowException: as a bad request, in one line, if a row cannot be drawn; too many, if others wait.
+        """
+        if not self._places.acquire(blocking=False):
+            raise MlflowException(f"{bounds.MOST_WAITING} requests wait already; try again", RESOURCE_EXHAUSTED)
+        try:
+            with self._lock:
+                return self._drawn(rows_of(model_input))
+        except (UnveilError, NotDrawn, OSError) as error:
+            raise MlflowException(line_for_user(error) or str(error), BAD_REQUEST) from error
+        finally:
+            self._places.release()
+
+    def _drawn(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
+        studio, size = self._studio, self._studio.shape[-1]
+        if self._bounded:
+            bounds.check_count(len(rows))
+        requests = [self._request(number, values) for number, values in enumerate(rows)]
+        if self._bounded:
+            bounds.check_together(requests, size)
+        drawn = []
+        for number, request in enumerate(requests):
+            studio.watch = bounds.budget(request, size) if self._bounded else bool
+            images = studio.images(request)
+            for image, single in zip(images, request.singles(), strict=True):
+                png = picture(image[None], 1, studio.facts(single))
+                drawn.append({"row": number, "seed": single.seed, "first": single.first, "image": png})
+        return pd.DataFrame(drawn, columns=["row", "seed", "first", "image"])
+
+    def _request(self, number: int, values: Mapping[str, Any]) -> Request:
+        try:
+            request = self._studio.request(values)
+            if self._bounded:
+                bounds.check_bounds(request, self._studio.shape[-1], (self._studio.usual.guide,))
+        except UnveilError as error:
+            raise UnveilError(f"row {number}: {error}") from None
+        return request
+
+
+def rows_of(given: Any) -> list[dict[str, Any]]:
+    """The rows of what MLflow hands on: a table, in which missing values are as usual, or a list of rows.
+
+    Raises:
+        UnveilError: if it is neither.
+    """
+    if isinstance(given, pd.DataFrame):
+        return [
+            {key: plain(value) for key, value in row.items() if not (is_scalar(value) and pd.isna(value))}
+            for row in given.to_dict("records")
+        ]
+    rows = [given] if isinstance(given, dict) else given
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UnveilError('inputs: found no rows, expected a list of them, as [{"seed": 1}, {"seed": 2, "steps": 10}]')
+    return rows
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it; beside missing ones pandas makes whole numbers floats."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def check_code(packaged: Path) -> None:
+    """Refuse to draw by another code than the packaged one, which another model or an installation may have brought.
+
+    Raises:
+        UnveilError: if this process runs another version.
+    """
+    loaded = Path(unveil.__file__).parent
+    names = [str(file.relative_to(packaged)) for file in packaged.rglob("*.py")]
+    _, other, absent = filecmp.cmpfiles(packaged, loaded, names, shallow=False)
+    if other or absent:
+        raise UnveilError(
+            f"{packaged}: found the code of {loaded} at work, expected that of the model, which differs in "
+            f"{(other + absent)[0]}; load this model in a process of its own, before unveil is imported"
+        )
+
+
+set_model(Painter())
