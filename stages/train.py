@@ -11,7 +11,7 @@ from unveil.data.shards import ShardIndex, verify
 from unveil.distributed import joined, local_device
 from unveil.errors import line_for_user
 from unveil.layout import CHECKPOINTS, MODELS, PREPROCESS_RECORD, SHARDS, TRAIN_PLOTS, TRAIN_RECORD
-from unveil.model import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
+from unveil.model import ModelConfig
 from unveil.precision import resolve_device, resolve_training
 from unveil.run.launch import start_processes
 from unveil.run.signals import Terminated, signals_noted
@@ -82,7 +82,7 @@ def finish(run: Run, trainer: Trainer, config: ModelConfig) -> None:
     stored = keep_model(MODELS, trainer, config)
     if kept := stored.choices():
         run.say(f"{stored.folder}: {', '.join(map(str, kept))}; {len(stored.snapshots)} snapshots")
-    run.log_model(MODELS / CONFIG_FILE, MODELS / WEIGHTS_FILE, step=trainer.images_seen)
+    run.log_model(MODELS, step=trainer.images_seen)
     run.say(f"{MODELS}: trained on {trainer.images_seen:,} images, last loss {trainer.points[-1].loss:.4f}")
     run.write_record(TRAIN_RECORD)
 

@@ -16,6 +16,8 @@ RUNNING = Path(".unveil/running")
 """A locked file for each run whose process lives, in the main checkout."""
 OUTBOX = Path(".unveil/outbox")
 """What MLflow's store did not take yet, by run, in the main checkout."""
+PACKAGES = Path(".unveil/packages")
+"""train: the model as MLflow loads it, while that takes it."""
 SAMPLES = Path("samples/samples.safetensors")
 BY_GUIDANCE = Path("samples/by_guidance.safetensors")
 """sample: some samples at each scale of guidance that is asked for."""

@@ -247,10 +247,9 @@ def test_kill_9_loses_nothing_that_was_logged(project: Path, repository: Path) -
 
 def test_without_tracking_the_record_is_written_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNVEIL_TRACKING", "off")
-    (project / "config.json").write_text("{}")
     with stage("train", PARAMS) as run:
         run.log_metrics({"loss": 0.25}, step=1)
-        run.log_model(project / "config.json", project / "config.json")
+        run.log_model(project)
         run.write_record(Path("models/run.json"))
     record = json.loads(Path("models/run.json").read_text())
     assert (record["run_id"], record["model_id"], record["metrics"]) == (None, None, {"loss": 0.25})
@@ -287,7 +286,7 @@ def pipeline(project: Path, weights: str = "weights", shards: str | None = "ab" 
             run.log_metrics({"loss": 1 / step}, step=step)
         write("models/config.json", '{"format": 1, "network": {"channels": 128}}')
         write("models/model.safetensors", weights)
-        run.log_model(Path("models/config.json"), Path("models/model.safetensors"))
+        run.log_model(Path("models"))
         run.write_record(Path("models/run.json"))
         runs["train"] = run
     with stage("sample", PARAMS) as run:

@@ -12,14 +12,13 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from unveil.errors import UnveilError, line_for_user, one_line
 from unveil.files import destination, expanded, file_digest, read_json, write_json
-from unveil.layout import OUTBOX, RUNNING
+from unveil.layout import OUTBOX, PACKAGES, RUNNING
 from unveil.params import Params, load_params
-from unveil.printing import unheard
+from unveil.printing import unheard, warn
 from unveil.progress import say
 from unveil.rank import first_error, is_main_process, leave_error
 from unveil.run.checkout import git_tags, machine_tags, main_checkout, refuse_lost_experiment, source_tags
@@ -207,27 +206,33 @@ class Run:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
         self._tracked.log_artifact(path, folder)
 
-    def log_model(self, config: Path, weights: Path, step: int = 0) -> None:
-        """Make an MLflow LoggedModel of the trained weights; the record has its id.
+    def log_model(self, models: Path, step: int = 0) -> None:
+        """Make an MLflow LoggedModel of the trained model in ``models``, which MLflow loads; the record has its id.
 
-        Args:
-            config: models/config.json; its values become the model's parameters.
-            weights: safetensors.
-            step: images seen.
+        Its parameters are the values of config.json; ``step`` is how many images it has seen. Weights of any size are
+        copied once, into MLflow's store. A model that cannot be packaged is a warning: the training is done.
         """
-        experiment = self.record["dvc_exp_name"]
+        if self._tracked.run_id is None:
+            return
+        from unveil.model import CONFIG_FILE, WEIGHTS_FILE  # PyTorch, which other stages start without
+        from unveil.serving.package import packaged
+
+        experiment, weights = self.record["dvc_exp_name"], models / WEIGHTS_FILE
         name = f"denoiser-{experiment}" if experiment else "denoiser"
-        params = dict(dotted(read_json(config, dict[str, Any], "train again")))
+        params = dict(dotted(read_json(models / CONFIG_FILE, dict[str, Any], "train again")))
         tags = {
             "unveil.weights.sha256": file_digest(weights),
             "unveil.weights.bytes": str(weights.stat().st_size),
             "unveil.weights.path": weights.as_posix(),
         }
-        with TemporaryDirectory() as folder:
-            for file in (config, weights):
-                shutil.copyfile(file, Path(folder) / file.name)
-            model_id = self._tracked.log_model(name, Path(folder), params, tags, step)
-        self.record["model_id"] = self._model_id = model_id
+        place = self.project / PACKAGES / self._tracked.run_id
+        try:
+            model_id = self._tracked.log_model(name, packaged(models, place), params, tags, step)
+            self.record["model_id"] = self._model_id = model_id
+        except (OSError, UnveilError) as error:
+            warn(f"MLflow is without the model: {line_for_user(error) or one_line(error)}")
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
     def write_record(self, path: Path) -> None:
         """Write the run record, the last thing that a stage does.

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -89,9 +89,7 @@ def packaged(models: Path, into: Path) -> Path:
         example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
         (folder / example["artifact_path"]).write_text(json.dumps(EXAMPLE))
         (folder / example["serving_input_path"]).write_text(json.dumps({"inputs": EXAMPLE}))
-        # Another build of PyTorch (2.14.1+cpu) is the same release.
-        lines = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
-        (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+        (folder / "requirements.txt").write_text("".join(f"{_requirement(name)}\n" for name in REQUIREMENTS))
         environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
         (folder / "python_env.yaml").write_text(json.dumps(environment))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -112,6 +110,13 @@ def packaged(models: Path, into: Path) -> Path:
         )
         described.save(str(folder / "MLmodel"))
     return into
+
+
+def _requirement(name: str) -> str:
+    """The release that is installed, of which there may be several builds (2.14.1+cpu)."""
+    with suppress(PackageNotFoundError):
+        return f"{name}=={version(name).partition('+')[0]}"
+    return name
 
 
 def _place(file: str | Path, copy: str | Path) -> None:
