@@ -3,17 +3,22 @@
 import json
 import math
 import struct
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.entities import Run
+from PIL import Image
 from safetensors import safe_open
 from tests.pipeline.conftest import Project, Smoke, stage_of
+from tests.serving.elsewhere import Elsewhere
 
 from unveil.params import load_params
 from unveil.run.dvc import declared_paths, paths_digest
 from unveil.run.lineage import STAGES
 from unveil.section import flatten
+from unveil.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 # DVC locks the project, which these only look at: they must not do so at once.
@@ -131,10 +136,27 @@ def test_the_model_in_mlflow_is_the_model_on_disk(smoke: Smoke, runs: dict[str, 
     model = smoke.client.get_logged_model(output.model_id)
     folder = Path(model.artifact_location.removeprefix("file://"))
     for name in ("config.json", "model.safetensors"):
-        assert (folder / name).read_bytes() == (smoke.root / "models" / name).read_bytes()
+        assert (folder / "models" / name).read_bytes() == (smoke.root / "models" / name).read_bytes()
+    assert (folder / "MLmodel").exists() and not list((smoke.root / ".unveil" / "packages").iterdir())
     on_model = {metric.key: metric.run_id for metric in model.metrics or []}
     assert on_model["fd_efficientnet_lite0"] == runs["evaluate"].info.run_id
     assert on_model["nfe"] == runs["sample"].info.run_id
+
+
+@one_after_another
+def test_the_model_in_mlflow_draws_the_samples_where_nothing_of_the_project_is(
+    smoke: Smoke, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    outputs = runs["train"].outputs
+    assert outputs is not None
+    (output,) = outputs.model_outputs
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{smoke.root}/mlflow.db"}
+    settings = load_params(smoke.root / "params.yaml").sample
+    rows = [{"seed": settings.seed, "count": 8}, {"seed": settings.seed, "first": 9}]
+    drawn, _ = Elsewhere.made(tmp_path).draw(f"models:/{output.model_id}", rows, **store)
+    samples = load_tensors(smoke.root / "samples" / "samples.safetensors", "")["images"]
+    images = [np.asarray(Image.open(BytesIO(row["image"]))) for row in drawn]
+    assert np.array_equal(np.stack(images), samples[[*range(8), 9]].permute(0, 2, 3, 1).numpy())
 
 
 @one_after_another

@@ -85,6 +85,9 @@ def packaged(models: Path, into: Path) -> Path:
             (folder / PARAMS_FILE).write_text(render(params), encoding="utf-8")
         package = Path(unveil.__file__).parent
         shutil.copytree(package, folder / CODE / package.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        facts = folder / CODE / f"{package.name}-{unveil.__version__}.dist-info" / "METADATA"  # so the code knows it
+        facts.parent.mkdir()
+        facts.write_text(f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {unveil.__version__}\n")
         shutil.copyfile(ENTRY, folder / ENTRY.name)
         example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
         (folder / example["artifact_path"]).write_text(json.dumps(EXAMPLE))

@@ -4,8 +4,11 @@ MLflow runs it by itself (models from code), with the packaged code first on the
 """
 
 import filecmp
+import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from unveil.figures import picture
 from unveil.serving import bounds
 from unveil.serving.request import Request
 from unveil.serving.studio import Studio
+
+TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"  # seconds, which `mlflow models serve` sets
+SHARE = 0.9  # of them for drawing and waiting, so that the answer says why there is no picture
 
 
 class Painter(PythonModel):
@@ -45,17 +51,18 @@ class Painter(PythonModel):
         Raises:
             MlflowException: as a bad request, in one line, if a row cannot be drawn; too many, if others wait.
         """
+        until = time.monotonic() + SHARE * float(os.environ.get(TIMEOUT, "inf"))
         if not self._places.acquire(blocking=False):
             raise MlflowException(f"{bounds.MOST_WAITING} requests wait already; try again", RESOURCE_EXHAUSTED)
         try:
             with self._lock:
-                return self._drawn(rows_of(model_input))
+                return self._drawn(rows_of(model_input), until)
         except (UnveilError, NotDrawn, OSError) as error:
             raise MlflowException(line_for_user(error) or str(error), BAD_REQUEST) from error
         finally:
             self._places.release()
 
-    def _drawn(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    def _drawn(self, rows: list[dict[str, Any]], until: float) -> pd.DataFrame:
         studio, size = self._studio, self._studio.shape[-1]
         if self._bounded:
             bounds.check_count(len(rows))
@@ -64,7 +71,7 @@ class Painter(PythonModel):
             bounds.check_together(requests, size)
         drawn = []
         for number, request in enumerate(requests):
-            studio.watch = bounds.budget(request, size) if self._bounded else bool
+            studio.watch = partial(watch, bounds.budget(request, size), until) if self._bounded else bool
             images = studio.images(request)
             for image, single in zip(images, request.singles(), strict=True):
                 png = picture(image[None], 1, studio.facts(single))
@@ -79,6 +86,13 @@ class Painter(PythonModel):
         except UnveilError as error:
             raise UnveilError(f"row {number}: {error}") from None
         return request
+
+
+def watch(spend: Callable[[], None], until: float) -> None:
+    """Stop what takes too much, or more time than who asked waits for. Raises UnveilError."""
+    spend()
+    if time.monotonic() > until:
+        raise UnveilError(f"stopped: it takes longer than {TIMEOUT} lets it; ask for fewer images or steps")
 
 
 def rows_of(given: Any) -> list[dict[str, Any]]:
