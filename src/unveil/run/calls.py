@@ -211,13 +211,14 @@ class ModelFolder(Call):
         from mlflow.entities import LoggedModelOutput
 
         # The largest file comes last, so that it is rarely sent again.
-        files = sorted((file for file in self.path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+        place = self.path  # which may be another one, where it is kept, before this has ended
+        files = sorted((file for file in place.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
         run = client.get_run(self.run_id)
         self.model_id = self.model_id or self._made(client, run.info.experiment_id)
         if all(output.model_id != self.model_id for output in run.outputs.model_outputs):
             client.log_outputs(self.run_id, [LoggedModelOutput(self.model_id, self.step)])
         for file in files:
-            folder = file.parent.relative_to(self.path).as_posix()
+            folder = file.parent.relative_to(place).as_posix()
             client.log_model_artifact(self.model_id, str(file), None if folder == "." else folder)
         client.finalize_logged_model(self.model_id, "READY")
 

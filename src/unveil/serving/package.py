@@ -3,7 +3,7 @@
 | file | what it holds |
 | --- | --- |
 | ``MLmodel`` | what MLflow must know: how to load it, what it takes and gives |
-| ``pyfunc.py``, ``code/`` | :mod:`unveil.serving.pyfunc`, which MLflow runs, and the package's own code |
+| ``pyfunc.py``, ``code/unveil.zip`` | :mod:`unveil.serving.pyfunc`, which MLflow runs, and the package's own code |
 | ``models/``, ``params.yaml`` | the model, and the settings that it draws with unless a row says otherwise |
 | ``requirements.txt``, ``python_env.yaml`` | what else must be installed |
 | ``input_example.json``, ``serving_input_example.json`` | a row, as Python and as HTTP have it |
@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import unveil
 from unveil.averages import FOLDER
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PARAMS_FILE = "params.yaml"
-CODE = "code"
+CODE = Path("code/unveil.zip")
 ENTRY = Path(__file__).with_name("pyfunc.py")
-# Serving imports nothing of the rooms above it, nor what shows the page.
-LEFT_OUT = ("cli", "interchange", "page", "recipes", "run", "__main__.py", "__pycache__", "*.pyc")
+CODE_ENDINGS = (".py", ".yaml", ".j2")
+ABOVE = ("cli", "interchange", "recipes", "run", "__main__.py")  # serving, which imports nothing of them
 # What drawing imports; of pillow and the rest the versions that are installed here, which made the samples.
 REQUIREMENTS = (
     "annotated-types",
@@ -83,11 +84,7 @@ def packaged(models: Path, into: Path) -> Path:
             if _averages_of(params):
                 shutil.copytree(models / FOLDER, inner / FOLDER, copy_function=_place)
             (folder / PARAMS_FILE).write_text(render(params), encoding="utf-8")
-        package = Path(unveil.__file__).parent
-        shutil.copytree(package, folder / CODE / package.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        facts = folder / CODE / f"{package.name}-{unveil.__version__}.dist-info" / "METADATA"  # so the code knows it
-        facts.parent.mkdir()
-        facts.write_text(f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {unveil.__version__}\n")
+        _archive_code(folder / CODE)
         shutil.copyfile(ENTRY, folder / ENTRY.name)
         example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
         (folder / example["artifact_path"]).write_text(json.dumps(EXAMPLE))
@@ -105,7 +102,7 @@ def packaged(models: Path, into: Path) -> Path:
         add_to_model(
             described,
             "mlflow.pyfunc.loaders.code_model",
-            code=CODE,
+            code=str(CODE),
             python_env="python_env.yaml",
             model_config=CONFIG,
             model_code_path=ENTRY.name,
@@ -113,6 +110,19 @@ def packaged(models: Path, into: Path) -> Path:
         )
         described.save(str(folder / "MLmodel"))
     return into
+
+
+def _archive_code(archive: Path) -> None:
+    """Write the package's code as one file that Python imports from: stores take their time for each file."""
+    package = Path(unveil.__file__).parent
+    archive.parent.mkdir()
+    with ZipFile(archive, "w", ZIP_DEFLATED, strict_timestamps=False) as packed:
+        for file in sorted(package.rglob("*.*")):
+            place = file.relative_to(package)
+            if file.suffix in CODE_ENDINGS and place.parts[0] not in ABOVE:
+                packed.write(file, package.name / place)
+        facts = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {unveil.__version__}\n"
+        packed.writestr(f"{package.name}-{unveil.__version__}.dist-info/METADATA", facts)
 
 
 def _requirement(name: str) -> str:

@@ -3,14 +3,16 @@
 MLflow runs it by itself (models from code), with the packaged code first on the path.
 """
 
-import filecmp
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from pkgutil import get_data
 from typing import Any
+from zipfile import ZipFile
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -23,6 +25,7 @@ import unveil
 from unveil.diffusion.sampling import NotDrawn
 from unveil.errors import UnveilError, line_for_user
 from unveil.figures import picture
+from unveil.files import regular
 from unveil.serving import bounds
 from unveil.serving.request import Request
 from unveil.serving.studio import Studio
@@ -37,7 +40,7 @@ class Painter(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Open the model. Raises UnveilError if another version of the code is at work in this process."""
         models = Path(context.artifacts["models"])
-        check_code(models.parent / "code" / "unveil")
+        check_code(models.parent / "code" / "unveil.zip")
         self._studio = Studio.load(models, context.model_config["device"])
         self._bounded = bool(context.model_config["bounded"])
         self._places = threading.BoundedSemaphore(bounds.MOST_WAITING)
@@ -118,20 +121,25 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def check_code(packaged: Path) -> None:
-    """Refuse to draw by another code than the packaged one, which another model or an installation may have brought.
+def check_code(archive: Path) -> None:
+    """Refuse to draw by other code than the packaged one, which another model or an installation may have brought.
 
     Raises:
         UnveilError: if this process runs another version.
     """
-    loaded = Path(unveil.__file__).parent
-    names = [str(file.relative_to(packaged)) for file in packaged.rglob("*.py")]
-    _, other, absent = filecmp.cmpfiles(packaged, loaded, names, shallow=False)
-    if other or absent:
-        raise UnveilError(
-            f"{packaged}: found the code of {loaded} at work, expected that of the model, which differs in "
-            f"{(other + absent)[0]}; load this model in a process of its own, before unveil is imported"
-        )
+    if archive in Path(unveil.__file__).parents:
+        return
+    with ZipFile(regular(archive)) as packed:
+        for name in (name for name in packed.namelist() if name.endswith(".py")):
+            package, _, place = name.partition("/")
+            loaded = None
+            with suppress(OSError):
+                loaded = get_data(package, place)
+            if loaded != packed.read(name):
+                raise UnveilError(
+                    f"{archive}: found the code of {Path(unveil.__file__).parent} at work, expected that of the model, "
+                    f"whose {place} differs; load this model in a process of its own, before unveil is imported"
+                )
 
 
 set_model(Painter())
