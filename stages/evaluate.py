@@ -105,6 +105,8 @@ def run_evaluation(run: Run, held: ExitStack, path: Path, protocol: str | None, 
         run.log_artifact(out / file)
     for file in plots:
         run.log_artifact(file, folder="plots")
+        if file.suffix == ".png":
+            run.log_image(file.stem, file)
     run.write_record(out / EVALUATE_RECORD)
     run.say(summary(card))
 

@@ -38,6 +38,7 @@ def main(
         run.log_metrics({"images_corrupt": len(index.corrupt)})
         run.log_artifact(SHARDS / "index.json")
         run.log_artifact(CONTACT_SHEET)
+        run.log_image(CONTACT_SHEET.stem, CONTACT_SHEET)
         run.add_output(SHARDS.as_posix(), index.digest())
         counts = ", ".join(f"{split} {index.num_images(split):,}" for split in index.splits)
         run.say(f"{SHARDS}: {counts}, protocol {index.protocol}, {index.image_size} x {index.image_size}")

@@ -103,6 +103,7 @@ def main(
         run.log_metrics(counts, model=True)
         for picture in (GRID, TRAJECTORY):
             run.log_artifact(picture)
+            run.log_image(picture.stem, picture)
         run.say(f"{SAMPLES}: {len(together):,} samples, {nfe} network evaluations each; look at {GRID}")
         run.write_record(SAMPLE_RECORD)
 

@@ -61,12 +61,12 @@ def train(run: Run, trainer: Trainer, size: int) -> None:
             if noted:  # the checkpoint comes first
                 run.hurry()
             report(run, point)
-            run.log_metrics(usage(trainer.device), step=point.images)
+            run.log_metrics(usage(trainer.device) | {"images_seen": point.images}, step=point.images)
             for failure in failures(trainer):
                 run.say(failure)
             if point.preview:
                 try:
-                    run.log_artifact(draw_preview(trainer, size, TRAIN_PLOTS / "previews"), folder="previews")
+                    run.log_image("preview", draw_preview(trainer, size, TRAIN_PLOTS / "previews"), point.images)
                 except OSError as error:
                     run.say(f"no preview: {line_for_user(error) or error}; the training goes on")
     if not trainer.finished:

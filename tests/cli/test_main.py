@@ -118,7 +118,12 @@ def test_the_file_of_parameters_is_checked_and_written(monkeypatch: pytest.Monke
 
 
 def test_ui_opens_the_store_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    ports: list[int] = []
-    monkeypatch.setattr(pages, "serve_ui", ports.append)
+    served: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(pages, "serve_ui", lambda *arguments: served.append(arguments))
+    monkeypatch.setattr("unveil.cli.main.find_run", str.upper)
     assert CliRunner().invoke(app, ["ui", "--port", "5001"]).exit_code == 0
-    assert ports == [5001]
+    assert CliRunner().invoke(app, ["ui", "--compare", "a", "b"]).exit_code == 0
+    assert served == [(5001, []), (5000, ["A", "B"])]
+    for words in (["--compare"], ["a"]):
+        done = CliRunner().invoke(app, ["ui", *words])
+        assert done.exit_code == 1 and "`unveil ui --compare A B`" in done.stderr

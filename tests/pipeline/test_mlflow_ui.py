@@ -1,4 +1,4 @@
-"""MLflow's pages, as `make ui` serves them, seen by a real browser."""
+"""MLflow's pages, as `unveil ui` serves them, seen by a real browser."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ PAGE_FLAGS = [
     "--virtual-time-budget=20000",
     "--dump-dom",
 ]
+COMPARED = ("lower", "five", "six")
+COLUMNS = (
+    *("fd_efficientnet_lite0", "fd_efficientnet_lite0_fraction", "precision_efficientnet_lite0"),
+    *("recall_efficientnet_lite0", "sample.sampler", "sample.steps", "sample.nfe"),
+    *("train.images_seen", "train.optimizer", "train.lr"),
+)
 Page = Callable[[str, tuple[str, ...]], str]
 
 
@@ -37,12 +44,18 @@ def server(experiments: Experiments, repository: Path, tmp_path_factory: pytest.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("ui") / "log"
+    folder = tmp_path_factory.mktemp("ui")
+    # As the installed package has it: this Python may have another checkout's.
+    (folder / "ui-0.dist-info").mkdir()
+    scripts = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["entry-points"]["mlflow.app"]
+    lines = ["[mlflow.app]", *(f"{name} = {place}" for name, place in scripts.items())]
+    (folder / "ui-0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+    log = folder / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "unveil", "ui", "--port", str(port)],
             cwd=experiments.root,
-            env=os.environ | {"PYTHONPATH": str(repository / "src")},
+            env=os.environ | {"PYTHONPATH": f"{repository / 'src'}{os.pathsep}{folder}"},
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that its workers end with it
@@ -89,6 +102,21 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 @pytest.fixture(scope="module")
+def views(server: str, experiments: Experiments, repository: Path) -> dict[str, str]:
+    """The routes that `unveil ui` prints where the store is a server, by their titles."""
+    done = subprocess.run(
+        [sys.executable, "-m", "unveil", "ui", "--compare", *COMPARED],
+        cwd=experiments.root,
+        env=os.environ | {"PYTHONPATH": str(repository / "src"), "MLFLOW_TRACKING_URI": server},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(rf"^(.+): +{re.escape(server)}/#(\S+)$", done.stdout, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
 def by_name(experiments: Experiments) -> dict[tuple[str, str], Run]:
     """Runs by stage and experiment."""
     return {(stage_of(run), run.data.tags["dvc.exp_name"]): run for run in experiments.runs()}
@@ -105,11 +133,24 @@ def test_the_runs_table_names_every_run(page: Page, by_name: dict[tuple[str, str
     page("/experiments/1/runs?workflowType=machine_learning", (*names, "9", "denoiser-lower"))
 
 
-def test_the_address_of_the_evaluations_shows_them_alone(page: Page, by_name: dict[tuple[str, str], Run]) -> None:
-    filtered = "tags.%60unveil.stage%60%20%3D%20%27evaluate%27"
-    route = f"/experiments/1/runs?workflowType=machine_learning&searchFilter={filtered}"
-    html = page(route, tuple(f"{stage} {experiment}" for stage, experiment in by_name if stage == "evaluate"))
-    assert "train lower" not in cells(html)
+def test_the_evaluations_are_sorted_by_distance(
+    page: Page, views: dict[str, str], by_name: dict[tuple[str, str], Run]
+) -> None:
+    runs = {f"{stage} {name}": run for (stage, name), run in by_name.items() if stage == "evaluate"}
+    texts = cells(page(views["Evaluations by distance"], (*runs, *COLUMNS, "Parameters")))
+    shown = [text for text in dict.fromkeys(texts) if text in runs]
+    assert shown == sorted(runs, key=lambda name: runs[name].data.metrics["fd_efficientnet_lite0"])
+    assert "train lower" not in texts
+    assert "Ask questions about your experiments" not in " ".join(texts)  # the assistant's pane
+
+
+def test_the_trainings_are_shown_as_curves_and_their_previews_over_steps(
+    page: Page, views: dict[str, str], by_name: dict[tuple[str, str], Run]
+) -> None:
+    curves = tuple(f"train lower ({key})" for key in ("loss", "validation_loss", "lr", "grad_norm"))
+    page(views["Trainings as curves"], (*curves, "Training"))
+    html = page(views["Previews over steps"], ("train lower", "preview", 'alt="preview"'))
+    assert 'value="512"' in html and "No image logged" not in html
 
 
 def test_the_evaluate_run_shows_parameters_of_all_stages_and_its_metrics(
@@ -139,10 +180,27 @@ def test_the_grid_is_shown_as_an_image(
     assert served.startswith(b"\x89PNG")
 
 
-def test_two_runs_can_be_compared(page: Page, by_name: dict[tuple[str, str], Run]) -> None:
-    pair = [by_name["evaluate", name] for name in ("five", "six")]
-    ids = "%2C".join(f"%22{run.info.run_id}%22" for run in pair)
-    html = page(f"/compare-runs?runs=%5B{ids}%5D&experiments=%5B%221%22%5D", ("evaluate five", "evaluate six"))
-    texts = cells(html)
+def test_three_runs_can_be_compared(page: Page, views: dict[str, str], by_name: dict[tuple[str, str], Run]) -> None:
+    names = tuple(f"{stage} {name}" for stage in ("sample", "evaluate") for name in COMPARED)
+    texts = cells(page(views["Comparison"], (*names, "real-and-samples", "train.lr")))
     places = [index for index, text in enumerate(texts) if text == "sample.steps"]
-    assert ["5", "6"] in [texts[index + 1 : index + 3] for index in places]
+    shown = {by_name["evaluate", name].data.params["sample.steps"] for name in COMPARED}
+    assert any(shown <= set(texts[index + 1 : index + 20]) for index in places)
+    texts = cells(page(views["Parameters compared"], tuple(f"evaluate {name}" for name in COMPARED)))
+    places = [index for index, text in enumerate(texts) if text == "sample.steps"]
+    assert ["4", "5", "6"] in [texts[index + 1 : index + 4] for index in places]
+
+
+def test_a_model_has_its_metrics_and_its_version(
+    page: Page, experiments: Experiments, by_name: dict[tuple[str, str], Run]
+) -> None:
+    outputs = by_name["train", "lower"].outputs
+    assert outputs is not None
+    model_id, client = outputs.model_outputs[0].model_id, experiments.client
+    client.create_registered_model("pages")
+    client.create_model_version("pages", f"models:/{model_id}", model_id=model_id)
+    client.set_registered_model_alias("pages", "champion", "1")
+    wanted = ("denoiser-lower", "fd_efficientnet_lite0", "evaluate lower", "cartoon-32-score-sde")
+    html = page(f"/experiments/1/models/{model_id}?workflowType=machine_learning", (*wanted, "pages v1"))
+    assert "Not registered" not in html
+    page("/models/pages?workflowType=machine_learning", ("@ champion", "Version 1"))

@@ -164,6 +164,13 @@ def test_the_pictures_are_artifacts(smoke: Smoke, runs: dict[str, Run]) -> None:
     for name, file in (("sample", "grid.png"), ("sample", "trajectory.png"), ("evaluate", "card.md")):
         folder = smoke.root / "mlruns" / runs[name].info.run_id / "artifacts"
         assert (folder / file).stat().st_size > 0
+    shown = {
+        path.name.split("+timestamp+")[0]
+        for name in ("preprocess", "train", "sample", "evaluate")
+        for path in (smoke.root / "mlruns" / runs[name].info.run_id / "artifacts" / "images").glob("*.png")
+    }
+    figures = {f"{name}+step+0" for name in ("contact-sheet", "grid", "trajectory", "real-and-samples", "neighbours")}
+    assert shown == figures | {"preview+step+256", "preview+step+512"}
 
 
 @one_after_another

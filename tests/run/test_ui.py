@@ -1,27 +1,34 @@
-"""unveil.run.ui: MLflow's pages are for this machine and this store."""
+"""unveil.run.ui: MLflow's pages are for this machine and this store, and have views of its runs."""
 
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from tests.run.conftest import start
 
 from unveil.errors import UnveilError
+from unveil.figures import save_grid
 from unveil.run.store import Store
-from unveil.run.ui import ui_command
+from unveil.run.ui import addresses, ui_command
+from unveil.run.views import last_preview
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def test_the_pages_are_for_this_machine_and_this_store(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = Store.locate(tmp_path)
-    command, address = ui_command(store, port)
-    assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
+    port = free_port()
+    command, address = ui_command(Store.locate(tmp_path), port)
+    assert address == f"http://127.0.0.1:{port}"
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == str(port)
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
-    assert MlflowClient(store.uri).get_experiment_by_name("unveil") is not None  # created, there was none
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
@@ -33,7 +40,40 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
             ui_command(Store.locate(tmp_path), port)
 
 
-def test_a_server_has_pages_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    with pytest.raises(UnveilError, match=r"open https://mlflow\.example\.org in a browser"):
-        ui_command(Store.locate(tmp_path), 5000)
+def test_views_are_put_once_beside_those_of_others(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_grid(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 2, project / "preview.png")
+    run = start(project)
+    run.log_image("preview", project / "preview.png", 64)
+    run.log_image("preview", project / "preview.png", 256)
+    run.finish("FINISHED")
+    store = Store.locate(project)
+    client, experiment = store.open()
+    client.set_experiment_tag(experiment, "mlflow.sharedViewState.theirs", "a view")
+    assert last_preview(client, [run.run_id]) == 256
+    found = dict(addresses(store, "http://host", [client.get_run(run.run_id)]))
+    assert found["All runs"].startswith(f"http://host/#/experiments/{experiment}/runs?")
+    tags = client.get_experiment(experiment).tags
+    for address in found.values():
+        key = address.partition("viewStateShareKey=")[2]
+        assert not key or f"mlflow.sharedViewState.{key}" in tags
+    assert tags["mlflow.sharedViewState.theirs"] == "a view"
+
+    def refuse(*_: object) -> None:
+        raise MlflowException("read only")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    again = dict(addresses(store, "http://host"))  # writes nothing
+    assert set(found) - set(again) == {"Parameters compared", "Comparison"}
+    assert client.get_experiment(experiment).tags == tags
+
+
+def test_a_store_that_takes_no_views_has_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("read only")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    ((title, _),) = addresses(Store.locate(tmp_path), "http://host")  # one that is made, there was none
+    assert title == "All runs"
+    assert "takes no views of the runs: read only" in capsys.readouterr().err

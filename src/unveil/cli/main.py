@@ -20,6 +20,8 @@ from unveil.cli import (
     push,
     sync,
 )
+from unveil.cli.find import find_run
+from unveil.errors import UnveilError
 from unveil.run.commands import Frame, examples
 
 app = typer.Typer(
@@ -50,12 +52,21 @@ def main(version: Version = False) -> None:
     """Diffusion models of faces, from the archive to a number that says how it was made. `dvc repro` runs it all."""
 
 
-@app.command(epilog=examples("unveil ui", "unveil ui --port 5001"))
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
+@app.command(epilog=examples("unveil ui", "unveil ui --port 5001", "unveil ui --compare main my-experiment"))
+def ui(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="For --compare: runs, DVC experiments, revisions or projects."),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Show these evaluations beside each other.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
     """Open MLflow's pages on this project's runs. Ctrl-C ends it."""
     from unveil.run.ui import serve_ui
 
-    serve_ui(port)
+    if compare != bool(names):
+        raise UnveilError("unveil ui: --compare and the runs to compare belong together: `unveil ui --compare A B`")
+    serve_ui(port, [find_run(name) for name in names or ()])
 
 
 app.command(epilog=examples("unveil doctor"))(doctor.doctor)

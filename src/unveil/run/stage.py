@@ -206,6 +206,16 @@ class Run:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
         self._tracked.log_artifact(path, folder)
 
+    def log_image(self, key: str, path: Path, step: int = 0) -> None:
+        """Show a PNG in MLflow's image grid.
+
+        Args:
+            key: what it shows, the same in every run; without "/".
+            path: the file.
+            step: as for ``log_metrics``.
+        """
+        self._tracked.log_image(key, path, step)
+
     def log_model(self, models: Path, step: int = 0) -> None:
         """Make an MLflow LoggedModel of the trained model in ``models``, which MLflow loads; the record has its id.
 
