@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 TAG = "mlflow.sharedViewState."
 OWN = "unveil-"  # how the names of these views' tags go on
-COMPARISON = "comparison"
 # Without it MLflow 3 shows its pages for agents.
 PAGES = "workflowType=machine_learning"
 CHART_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -45,7 +44,6 @@ RUNS_SHOWN = 20  # by a chart
 MORE_SECTIONS = ("Model metrics", "System metrics")  # where MLflow itself puts the charts of all other metrics
 TRAINING = ("loss", "validation_loss", "lr", "grad_norm", "images_per_second")
 QUALITY = ("precision", "recall")
-PREVIEW = ("preview",)
 SAMPLES = ("grid", "trajectory")
 FIGURES = ("real-and-samples", "neighbours")
 ROWS = {"columns": 1, "cardHeight": 420}  # of images, which stand beside each other in a wide chart only
@@ -139,7 +137,9 @@ def standing_views(evaluations: Sequence["Run"], previewed: int) -> list[View]:
             columns={**_columns("metrics", TRAINING), **_columns("params", ("train.optimizer", "train.lr"))},
             sections={"Training": [_line(name) for name in TRAINING]},
         ),
-        View("previews", "Previews over steps", _stage("train"), sections={"Previews": _images(PREVIEW, previewed)}),
+        View(
+            "previews", "Previews over steps", _stage("train"), sections={"Previews": _images(["preview"], previewed)}
+        ),
         View("samples", "Samples", _stage("sample"), sections={"Images": _images(SAMPLES)}),
     ]
 
@@ -150,14 +150,14 @@ def comparison(runs: Sequence["Run"], previewed: int) -> View:
     ids = [run.info.run_id for run in runs] + upstream(runs, "train", "sample")
     numbers = [*(network.frechet for network in features), *map(features[0].metric, QUALITY)]
     return View(
-        COMPARISON,
+        "comparison",
         "Comparison",
         "attributes.run_id IN ({})".format(", ".join(f"'{name}'" for name in dict.fromkeys(ids))),
         sections={
             "Numbers": [_bar(name) for name in numbers],
             "Parameters": [_chart("DIFFERENCE", compareGroups=["Parameters"])],
             "Images": _images((*SAMPLES, *FIGURES)),
-            "Previews": _images(PREVIEW, previewed),
+            "Previews": _images(["preview"], previewed),
             "Training": [_line(name) for name in TRAINING],
         },
     )
