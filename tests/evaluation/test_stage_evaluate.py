@@ -26,6 +26,7 @@ OUTPUTS = (
     "reports/card.json",
     "plots/evaluate/by_nfe.csv",
     "plots/evaluate/by_size.csv",
+    "plots/evaluate/controls.png",
     "plots/evaluate/distances.json",
     "plots/evaluate/neighbours.png",
     "plots/evaluate/precision_recall.csv",

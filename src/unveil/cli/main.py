@@ -56,7 +56,7 @@ def main(version: Version = False) -> None:
 def ui(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="For --compare: runs, DVC experiments, revisions or projects."),
+        typer.Argument(metavar="RUN", help="For --compare: runs, DVC experiments, revisions or projects."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show these evaluations beside each other.")] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,

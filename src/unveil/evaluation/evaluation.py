@@ -9,11 +9,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from unveil.data.order import spread
 from unveil.data.shards import ShardIndex, verify
 from unveil.distributed import Processes
 from unveil.errors import UnveilError
 from unveil.evaluation.card.card import Card
-from unveil.evaluation.card.figures import neighbours_figure, plot_data, save_figure, write_comparison
+from unveil.evaluation.card.figures import (
+    COLUMNS,
+    neighbours_figure,
+    plot_data,
+    save_figure,
+    write_comparison,
+    write_controls,
+)
 from unveil.evaluation.card.sentences import notes_on, on_limit, unknown_of
 from unveil.evaluation.card.statement import by_size_of, choices_of, memorization_of
 from unveil.evaluation.config import Evaluation
@@ -101,6 +109,7 @@ class Evaluated:
     metrics: dict[str, float | int]  # flat, as metrics/evaluate.json has them
     card: Card  # with everything that made them, without environment and cost
     inputs: Inputs
+    controls: Mapping[str, Tensor]  # some held-out images with each mistake, by its title
     copies: Copies | None  # of training images, on the first network; None if nobody looked for them
 
     def write_plots(self, folder: Path) -> list[Path]:
@@ -112,7 +121,13 @@ class Evaluated:
         samples, real = self.inputs.samples.images, self.inputs.real
         write_comparison(comparison, real.held_out, samples, self.card)
         written = [*(folder / name for name in data), comparison]
-        neighbours.unlink(missing_ok=True)  # of an earlier run, if this one has none
+        controls = folder / "controls.png"
+        for figure in (controls, neighbours):
+            figure.unlink(missing_ok=True)  # of an earlier run, if this one has none
+        if self.controls:
+            places = spread(len(real.held_out), min(len(real.held_out), COLUMNS))
+            write_controls(controls, real.held_out[torch.from_numpy(places)], self.controls)
+            written.append(controls)
         if self.copies is None:
             return written
         save_figure(neighbours, _neighbours_figure(self.copies, samples, real))
@@ -234,7 +249,9 @@ def evaluate(
     card = _card(found, choices, notes, samples, others, by_guidance)
     flat = flat_metrics([*(metric for part in found.values() for metric in part.metrics), *others])
     counts = {f"num_{name}": getattr(real.sizes, name) for name in ("samples", "reference", "held_out")}
-    return Evaluated(flat | counts, card, inputs, first.copies)
+    shown = damaged_sets(real, raw, settings.controls, COLUMNS, settings.seed).sets.values()
+    controls = {part.title: torch.cat(list(part.parts())) for part in shown}
+    return Evaluated(flat | counts, card, inputs, controls, first.copies)
 
 
 def _labelled_metrics(requests: Requests, asked: Asked) -> list[Metric]:

@@ -45,7 +45,7 @@ MORE_SECTIONS = ("Model metrics", "System metrics")  # where MLflow itself puts 
 TRAINING = ("loss", "validation_loss", "lr", "grad_norm", "images_per_second")
 QUALITY = ("precision", "recall")
 SAMPLES = ("grid", "trajectory")
-FIGURES = ("real-and-samples", "neighbours")
+FIGURES = ("real-and-samples", "neighbours", "controls")
 ROWS = {"columns": 1, "cardHeight": 420}  # of images, which stand beside each other in a wide chart only
 
 

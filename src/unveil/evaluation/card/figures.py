@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +86,21 @@ def write_comparison(path: Path, real: Tensor, samples: Tensor, card: Card) -> N
         f"real, held out ({held_out.name}): {metric.name} {_said(metric.floor)} (the floor), N = {held_out.taken}",
         f"samples: {metric.name} {_said(metric.value)}{share} ({_said(metric.noise)}), N = {metric.n}",
     )
-    grids = [_grid(images) for images in (real, samples)]
-    height, width = grids[0].shape[:2]
-    row_height = height + TITLE_HEIGHT
-    figure = Figure(figsize=(width / DPI, 2 * row_height / DPI), dpi=DPI)
-    for row, (grid, title) in enumerate(zip(grids, titles, strict=True)):
-        axes = figure.add_axes((0, (1 - row) / 2, 1, height / (2 * row_height)))
+    _write_rows(path, dict(zip(titles, (_grid(real), _grid(samples)), strict=True)))
+
+
+def write_controls(path: Path, real: Tensor, controls: Mapping[str, Tensor]) -> None:
+    """PNG: a row of held-out real images above the same ones with the mistake of each control, by its title."""
+    _write_rows(path, {title: _grid(images) for title, images in {"real, held out": real, **controls}.items()})
+
+
+def _write_rows(path: Path, grids: Mapping[str, NDArray[np.uint8]]) -> None:
+    """PNG: grids of one size below each other, each below its title."""
+    height, width = next(iter(grids.values())).shape[:2]
+    row_height, count = height + TITLE_HEIGHT, len(grids)
+    figure = Figure(figsize=(width / DPI, count * row_height / DPI), dpi=DPI)
+    for row, (title, grid) in enumerate(grids.items(), 1):
+        axes = figure.add_axes((0, (count - row) / count, 1, height / (count * row_height)))
         axes.imshow(grid, interpolation="nearest", aspect="auto")
         axes.set_title(title, fontsize=14, loc="left", x=0.008, pad=8)
         axes.set_axis_off()
