@@ -1,5 +1,6 @@
 """A real MLflow server that goes away, or falls silent, while a stage trains."""
 
+import csv
 import os
 import re
 import signal
@@ -10,52 +11,62 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from tests.pipeline.conftest import Project, Smoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]
 SETTINGS = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-@dataclass
 class Server:
-    """An ``mlflow server`` with its workers."""
+    """An ``mlflow server`` with its workers, at one address also after a new start."""
 
-    address: str
-    process: subprocess.Popen[bytes]
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
+        self._command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+        ]
+        self._command += ["--artifacts-destination", f"{folder}/mlruns", "--port", str(port), "--workers", "1"]
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=self.folder, env=SETTINGS, stdout=log, stderr=log, start_new_session=True
+            )
+        until = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                assert self.process.poll() is None and time.monotonic() < until, (self.folder / "log").read_text()
+                time.sleep(0.2)
 
     def send(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait(30)
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "mlruns"), "--port", str(port), "--workers", "1"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=SETTINGS, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    found = Server(f"http://127.0.0.1:{port}", process)
-    try:
-        until = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"{found.address}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
-                time.sleep(0.2)
-        yield found
-    finally:
-        found.send(signal.SIGKILL)
-        process.wait(30)
+    found = Server(tmp_path)
+    yield found
+    found.kill()
 
 
 @pytest.fixture
@@ -83,18 +94,72 @@ def started(project: Project, server: Server, points: int) -> subprocess.Popen[s
     raise AssertionError(process.communicate()[1])
 
 
-def test_a_training_outlives_its_server_and_names_what_is_lost(project: Project, server: Server) -> None:
+def sync(project: Project, server: Server) -> str:
+    """What ``unveil sync`` prints; it has to succeed."""
+    code = "import sys; sys.path.insert(0, 'src'); from unveil.cli.main import app; app()"
+    return project.command("env", f"MLFLOW_TRACKING_URI={server.address}", sys.executable, "-c", code, "sync")
+
+
+def check_whole(project: Project, server: Server, status: str) -> None:
+    """The server has all of the one run: its end, every point of its curves once, and if it ended well the model."""
+    client = MlflowClient(server.address)
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == status
+    with (project.root / "plots/train/curves.csv").open() as table:
+        images = [int(row["images"]) for row in csv.DictReader(table)]
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in points] == images and len({point.timestamp for point in points}) > 1
+    assert {"curves.csv", "previews"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+    (model,) = client.search_logged_models(["1"])
+    assert run.outputs is not None and [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert str(model.status) == "READY"
+    assert "config.json" in {item.path for item in client.list_logged_model_artifacts(model.model_id)}
+
+
+def test_what_a_server_missed_arrives_by_sync(project: Project, server: Server) -> None:
     process = started(project, server, points=4)
-    server.send(signal.SIGKILL)
+    server.kill()
     begun = time.monotonic()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert time.monotonic() - begun < 90  # of which the training itself is a few seconds, or many on a busy machine
     first, last = said.splitlines()
     assert first.startswith("warning: MLflow did not take the ")
-    lost = r"\d+ metric values, artifact .*curves\.csv.*, model denoiser, .*end of the run \(FINISHED\)"
-    assert re.search(lost, last)
-    assert (project.root / "models" / "run.json").is_file()
+    lost = r"\d+ metric values, .*artifact .*curves\.csv.*, model denoiser, .*status FINISHED"
+    assert re.search(f"{lost}; `unveil sync` uploads that", last)
+    server.start()
+    assert "model denoiser" in sync(project, server)
+    check_whole(project, server, "FINISHED")
+    assert sync(project, server) == "nothing waits to be uploaded\n"
+    check_whole(project, server, "FINISHED")
+
+
+@pytest.mark.long
+def test_what_a_server_missed_arrives_by_itself_when_it_is_back(project: Project, server: Server) -> None:
+    project.set_params("  images: 1024 ", "  images: 8192 ")
+    process = started(project, server, points=4)
+    server.kill()
+    time.sleep(5)
+    server.start()
+    _, said = process.communicate(timeout=600)
+    assert (process.returncode, len(said.splitlines())) == (0, 1), said
+    check_whole(project, server, "FINISHED")
+    assert not list(project.root.glob(".unveil/outbox/*"))
+
+
+@pytest.mark.long
+def test_what_a_killed_stage_could_not_upload_arrives_with_the_next(project: Project, server: Server) -> None:
+    process = started(project, server, points=4)
+    server.kill()
+    time.sleep(3)
+    process.kill()
+    process.communicate(timeout=60)
+    assert list(project.root.glob(".unveil/outbox/*/calls.jsonl"))
+    server.start()
+    last = started(project, server, points=1)
+    last.communicate(timeout=120)
+    assert last.returncode == 0 and not list(project.root.glob(".unveil/outbox/*"))
+    check_whole(project, server, "FINISHED")
 
 
 def test_a_signal_is_obeyed_although_the_server_is_silent(project: Project, server: Server) -> None:
@@ -108,5 +173,5 @@ def test_a_signal_is_obeyed_although_the_server_is_silent(project: Project, serv
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - begun < 40
-    assert "end of the run (KILLED)" in said
+    assert "status KILLED; `unveil sync` uploads that" in said
     assert said.splitlines()[-1].startswith("error: train was stopped by SIGTERM; ")

@@ -1,19 +1,30 @@
 """unveil.run.outbox: what a store does not take lies in files, survives the process, and arrives once."""
 
+import json
 import math
 import os
 import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from tests.run.conftest import KnownRun, client_of, python
+from tests.run.conftest import KnownRun, client_of, python, start
 from typer.testing import CliRunner, Result
 
 from unveil.cli.main import app
+from unveil.errors import UnveilError
 from unveil.layout import OUTBOX
+from unveil.run import writer
+from unveil.run.calls import named
+from unveil.run.outbox import Outbox
 
 WRITERS = ("log_batch", "log_artifact", "log_text", "set_tag", "log_inputs", "log_outputs", "finalize_logged_model")
 ENDS = ("set_terminated", "update_run", "delete_run")
@@ -21,6 +32,8 @@ ENDS = ("set_terminated", "update_run", "delete_run")
 
 def cut_off(run: KnownRun) -> None:
     """From now on the store takes everything, and says so of nothing; the end of a run it does not take at all."""
+    run._ended.set()  # no system metrics besides
+    run._sampler.join()
     for name in (*WRITERS, *ENDS):
 
         def call(*arguments: Any, real: Any = getattr(run.client, name), name: str = name, **named: Any) -> None:
@@ -118,3 +131,104 @@ def test_a_killed_process_loses_nothing(here: Path, repository: Path) -> None:
     done = sync()
     assert done.exit_code == 0, done.output
     check_everything(here, run_id, "RUNNING")
+
+
+def test_a_training_that_is_gone_on_with_takes_up_what_waits(here: Path, repository: Path) -> None:
+    run_id, _ = of_a_process(here, repository, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)
+    run = start(here)
+    assert run.take_over(run_id, {}, {"late": 1}) == frozenset({10, 20})
+    run.finish("FINISHED")
+    check_everything(here, run_id, "FINISHED")
+    assert not list((here / OUTBOX).iterdir())
+
+
+def test_what_fails_stays(here: Path, repository: Path, tmp_path: Path) -> None:
+    run_id, _ = of_a_process(here, repository, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)
+    file = here / OUTBOX / run_id / "calls.jsonl"
+    whole = file.read_text()
+    client_of(here).delete_run(run_id)
+    done = sync()
+    assert done.exit_code == 1 and "MLflow did not take the metric values" in done.stderr
+    assert f"{run_id}: 4 metric values, " in done.stderr and len(file.read_text().splitlines()) > 3
+    client_of(here).restore_run(run_id)
+    file.write_text(whole.replace('"store": null', '"store": "http://elsewhere"'))
+    assert "it is of http://elsewhere; set MLFLOW_TRACKING_URI" in sync().stderr
+    file.write_text("{}")
+    assert f"{file}: store is missing; remove {file.parent}" in sync().stderr
+
+
+class Bad(BaseHTTPRequestHandler):
+    """A server that knows a run, and does to everything else what ``how`` says."""
+
+    how = "well"
+    silence = threading.Event()
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.how == "hang":
+            self.silence.wait()
+        elif self.how == "slow":
+            time.sleep(0.4)
+        if self.how == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
+        run = {"info": {"run_id": "a" * 32, "experiment_id": "1", "artifact_uri": "mlflow-artifacts:/1/a"}, "data": {}}
+        answer = json.dumps({"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}, "run": run}).encode()
+        self.send_response(500 if self.how == "500" else 200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bad(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Bad]]:
+    """All waiting is shorter by a factor of ten; a request may still take its ten seconds."""
+    for name, seconds in {"LATE": 0.1, "WAIT": 0.5, "TOTAL": 6.0, "END": 1.0, "RETRY": 2.0}.items():
+        monkeypatch.setattr(writer, f"{name}_SECONDS", seconds)
+
+    class Chosen(Bad):
+        silence = threading.Event()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Chosen) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        yield Chosen
+        Chosen.silence.set()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("how", ["500", "hang", "reset", "slow"])
+def test_a_bad_server_takes_a_stage_no_more_than_a_minute(here: Path, bad: type[Bad], how: str) -> None:
+    run = start(here)
+    bad.how = how
+    begun = time.monotonic()
+    (here / "packaged").mkdir()
+    for name in ("table.csv", "packaged/config.json"):
+        (here / name).write_text("{}")
+    for step in range(60):
+        run.log_metrics({"loss": 1.0}, step=step)
+        run.log_artifact(here / "table.csv")
+        run.set_tags({"a": "b"})
+        run.link_model("m-1")
+    run.log_model("denoiser", here / "packaged", {}, {})
+    run.finish("FINISHED")
+    assert time.monotonic() - begun < 6 + 5  # the minute, and the end of the system metrics
+    waiting = named(Outbox.found(here / OUTBOX / run.run_id).calls())
+    assert waiting.endswith("status FINISHED") and "model denoiser" in waiting
+
+
+@pytest.mark.parametrize("how", ["500", "hang", "reset"])
+def test_a_stage_that_starts_at_a_bad_server_is_refused_in_one_line(here: Path, bad: type[Bad], how: str) -> None:
+    bad.how = how
+    begun = time.monotonic()
+    with pytest.raises(UnveilError, match=r"store http://127\.0\.0\.1:\d+ cannot be opened: [^\n]*$"):
+        start(here)
+    assert time.monotonic() - begun < 10

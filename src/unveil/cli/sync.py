@@ -31,7 +31,7 @@ def sync() -> None:
     is_whole = True
     for folder in folders:
         outbox = Outbox.found(folder)
-        if outbox.store != (None if store.database is not None else store.shown):
+        if outbox.store != Outbox.of_run(folder.parent, folder.name, store).store:
             typer.echo(f"run {folder.name}: it is of {outbox.store or 'mlflow.db'}; set MLFLOW_TRACKING_URI", err=True)
             is_whole = False
             continue

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 from unveil.errors import one_line
-from unveil.run.store import Store, tracking_is_off
+from unveil.layout import OUTBOX
+from unveil.run.calls import CopiedFile
+from unveil.run.checkout import main_checkout
+from unveil.run.outbox import Outbox
+from unveil.run.store import Store, is_refusal, tracking_is_off
 from unveil.run.writer import TOTAL_SECONDS, Writer
 
 
 def attach(run_id: str, file: Path, start: Path) -> str | None:
-    """Copy a file into the artifacts of a run in the store of the project at ``start``.
+    """Copy a file into the artifacts of a run in the store of the project at ``start``; keep it if that is away.
 
     Returns:
         Why that could not be done, in a clause; None if it was, or if tracking is switched off.
@@ -27,5 +31,15 @@ def attach(run_id: str, file: Path, start: Path) -> str | None:
     try:
         done = Writer(lambda *_: True).ask(copy, TOTAL_SECONDS)  # importing MLflow alone takes seconds
     except Exception as error:  # noqa: BLE001 - the file is where it belongs, and its copy decides nothing
-        return one_line(error)
-    return None if done else f"{store.shown} does not answer"
+        if is_refusal(error):
+            return one_line(error)
+        reason = one_line(error)
+    else:
+        if done:
+            return None
+        reason = f"{store.shown} does not answer"
+    outbox = Outbox.of_run(main_checkout(start) / OUTBOX, run_id, store)
+    if not (run_id.isalnum() and outbox.hold()):
+        return reason
+    outbox.save([*outbox.calls(), CopiedFile(run_id=run_id, path=file.absolute())])
+    return f"{reason}; `unveil sync` uploads it"

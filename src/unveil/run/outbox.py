@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from unveil.errors import UnveilError
 from unveil.files import parse_json, read_text, write_text
 from unveil.run.calls import AnyCall, Call
+from unveil.run.store import Store, is_refusal
 
 CALLS, LOCK = "calls.jsonl", "lock"
 LINKED_BYTES = 64 << 20  # from which on a file is linked where that can be; a copy would take time and room
@@ -41,11 +42,17 @@ class Outbox:
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
 
     @classmethod
+    def of_run(cls, outboxes: Path, run_id: str, store: Store) -> Self:
+        """The one of a run of ``store``; the project's own store is no address that another checkout could use."""
+        return cls(outboxes / run_id, None if store.database is not None else store.shown)
+
+    @classmethod
     def found(cls, folder: Path) -> Self:
         """The one in a folder, with the store that its calls belong to."""
-        with_head = cls(folder, None)
-        with_head.store = parse_json(with_head._lines()[0], _Head, str(with_head._file), f"remove {folder}").store
-        return with_head
+        found = cls(folder, None)
+        head = (found._lines() or [""])[0]
+        found.store = parse_json(head, _Head, str(found._file), f"remove {folder}").store
+        return found
 
     def hold(self) -> bool:
         """Whether this process holds it now: none that lives writes into it."""
@@ -66,10 +73,14 @@ class Outbox:
             return []
         text = f"[{','.join(self._lines()[1:])}]"
         calls = parse_json(text, list[AnyCall], str(self._file), f"remove {self.folder}", finite=False)
+        found, last = list[Call](), dict[str, Call]()
         for call in calls:
             if call.path is not None:
                 call.path = self.folder / call.path
-        return list(calls)
+            if call.kind not in last or not last[call.kind].take(call):
+                last[call.kind] = call
+                found.append(call)
+        return found
 
     def _lines(self) -> list[str]:
         return read_text(self._file, MOST_BYTES).split("\n")[:-1]
@@ -84,6 +95,7 @@ class Outbox:
         """Keep these calls alone, and the files that they copy. Raises OSError, and UnveilError if another holds it."""
         kept = list(calls)
         if not kept:
+            self._file.unlink(missing_ok=True)  # first: what is half removed waits no more
             shutil.rmtree(self.folder, ignore_errors=True)
             self._lock.release()
             return
@@ -128,21 +140,23 @@ def upload(outbox: Outbox, client: Any, told: Callable[[Call, Exception], object
     Args:
         outbox: held by this process.
         client: of the store that it is for.
-        told: of each call that fails, and why. Those of its kind that come after it wait too.
+        told: of each call that fails, and why. Those of its kind that come after it wait too, and all others if the
+            store is away.
 
     Returns:
         what was made.
     """
-    done, failed = list[Call](), set[str]()
+    done, failed, is_away = list[Call](), set[str](), False
     waiting = outbox.calls()
     try:
         for call in waiting:
-            if call.kind in failed:
+            if is_away or call.kind in failed:
                 continue
             try:
                 call.make(client)
             except Exception as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
                 failed.add(call.kind)
+                is_away = not (call.is_file or is_refusal(error))
                 told(call, error)
             else:
                 done.append(call)

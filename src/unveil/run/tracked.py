@@ -88,9 +88,7 @@ class TrackedRun:
             raise store.cannot_open(TimeoutError("it does not answer"))
         run._writer.client = run.client
         if outboxes is not None:
-            belongs = None if store.database is not None else store.shown
-            run._outbox = Outbox(outboxes / run.run_id, belongs)
-            run._writer.outbox = run._outbox
+            run._outbox = run._writer.outbox = Outbox.of_run(outboxes, run.run_id, store)
         run.log_params(params)
         run._sampler = threading.Thread(target=run._sample, args=[store.uri], name="system metrics", daemon=True)
         run._sampler.start()
