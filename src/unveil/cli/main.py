@@ -18,6 +18,7 @@ from unveil.cli import (
     params,
     play,
     push,
+    register,
     sync,
 )
 from unveil.cli.find import find_run
@@ -91,6 +92,14 @@ app.command(
         "unveil draw --attributes Smiling --scales 0,1,2,4 --count 4 strip.png",
     )
 )(draw.draw)
+app.command(
+    epilog=examples(
+        "unveil register main",
+        "unveil register my-experiment --metric kid_efficientnet_lite0",
+        "unveil register main --weights snapshot:26000",
+        "unveil register main --weights all-snapshots",
+    )
+)(register.register)
 app.command(epilog=examples("unveil play", "unveil play --models path/to/models --port 8001"))(play.play)
 app.command("import", epilog=examples("unveil import path/to/folder --force"))(diffusers.import_)
 app.command(epilog=examples("unveil export my-model", "unveil export my-model --scheduler ddim"))(diffusers.export)
