@@ -21,6 +21,7 @@ from unveil.files import file_digest
 from unveil.model import ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.run.registry import DESCRIPTION
+from unveil.serving.package import packaged
 from unveil.weights import WeightsChoice
 
 
@@ -120,6 +121,9 @@ def test_the_alias_moves_to_what_is_better_and_stays_for_all_else(project: Path,
     assert alias == "champion: version 1: the first"
     assert said(name, first) == [line, "champion: version 1 is it already"]
 
+    client.set_tag(first, "dvc.exp_name", f"exp-{first}")
+    assert said(name, f"exp-{first}")[0] == line  # by name too
+
     noise = said(name, evaluated(project, model, 12.01))
     assert noise[1].startswith("champion: version 1 stays: fid 12.01") and "within noise" in noise[1]
     other = said(name, evaluated(project, model, 5.0, data={"protocol": "gan"}))
@@ -152,7 +156,14 @@ def test_a_champion_without_a_card_keeps_the_alias(project: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("here", [True, False], ids=["project", "download"])
-def test_a_version_has_the_weights_that_were_measured(project: Path, name: str, here: bool) -> None:
+def test_a_version_has_the_weights_that_were_measured(
+    project: Path, name: str, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    if not here:
+        monkeypatch.setattr("unveil.serving.package.packaged", packaged)
+        monkeypatch.setattr("tests.cli.test_register.packed", packaged)
+        params = project / "params.yaml"  # of an experiment that samples with this average, so that MLflow has it
+        params.write_text(params.read_text().replace("  weights: ema", "  weights: power:0.1"))
     client, model = client_of(project), train(project)
     run = evaluated(project, model, 12.0, sampling={"weights": "power:0.1"})
     if not here:

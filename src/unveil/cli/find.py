@@ -124,8 +124,7 @@ def find_run(name: str, stage: str = "evaluate") -> "Run":
         for words in (f"tags.`dvc.exp_name` = '{quoted}'", f"tags.`mlflow.runName` = '{quoted}'"):
             asked = f"{words} AND tags.`unveil.stage` = '{stage}'" if "exp_name" in words else words
             if found := client.search_runs(experiments, asked, max_results=1, order_by=["start_time DESC"]):
-                newest: Run = found[0]
-                return newest
+                return client.get_run(found[0].info.run_id)  # a search says nothing of a run's models
     return _recorded(revision_file(EVALUATE_RECORD, name, expected), f"{EVALUATE_RECORD} of {name}")
 
 

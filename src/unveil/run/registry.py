@@ -1,6 +1,7 @@
 """MLflow's model registry: versions of a model, each with the number that an evaluation gave it, and their champion."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,12 @@ class Registry:
 
     @contextmanager
     def files_of(self, model: "LoggedModel", project: Path) -> Iterator[Path]:
-        """The model's folder: ``project`` if its weights are there, else a download of its artifacts."""
+        """The model's folder: ``project`` if its weights are there, else a download of its artifacts.
+
+        Raises:
+            UnveilError: if neither has averages of its weights.
+        """
+        from unveil.averages import FOLDER
         from unveil.model import CONFIG_FILE, WEIGHTS_FILE
 
         weights = project / WEIGHTS_FILE
@@ -86,7 +92,13 @@ class Registry:
 
         with tempfile.TemporaryDirectory() as folder:
             download_artifacts(model.artifact_location, dst_path=folder, tracking_uri=self.store.uri)
-            yield next((path.parent for path in Path(folder).rglob(CONFIG_FILE)), Path(folder))
+            found = next((path.parent for path in Path(folder).rglob(CONFIG_FILE) if (path.parent / FOLDER).exists()), None)
+            if found is None:
+                raise UnveilError(
+                    f"{weights}: found none or those of another model, expected those of {model.model_id} and their "
+                    "averages, which MLflow is without; `dvc exp apply` or `dvc checkout` brings them"
+                )
+            yield found
 
     def with_weights(self, model: "LoggedModel", files: Path, choice: WeightsChoice, step: int) -> "LoggedModel":
         """The LoggedModel of an average of a model's weights after ``step`` images; made of ``files`` if there is none.
@@ -106,7 +118,7 @@ class Registry:
             digest = write_variant(files, choice, Path(folder) / "models")
             made = self.client.create_logged_model(
                 model.experiment_id,
-                f"{model.name}-{choice}".replace(":", "-").replace(".", "_"),
+                re.sub(r"[^\w-]", "-", f"{model.name}-{choice}"),
                 model.source_run_id,
                 {PARENT_TAG: model.model_id, WEIGHTS_TAG: str(choice), HASH_TAG: digest},
                 model.params,
@@ -130,7 +142,7 @@ class Registry:
                 return version
         made = self.client.create_model_version(self.name, source, run.info.run_id, stated, model_id=model.model_id)
         known = json.loads(self.client.get_logged_model(model.model_id).tags.get(VERSIONS_TAG, "[]"))
-        if (entry := {"name": self.name, "version": made.version}) not in known:  # a server has written it
+        if (entry := {"name": self.name, "version": int(made.version)}) not in known:  # a server has written it
             self.client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps([*known, entry])})
         return made
 
