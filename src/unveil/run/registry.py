@@ -92,7 +92,9 @@ class Registry:
 
         with tempfile.TemporaryDirectory() as folder:
             download_artifacts(model.artifact_location, dst_path=folder, tracking_uri=self.store.uri)
-            found = next((path.parent for path in Path(folder).rglob(CONFIG_FILE) if (path.parent / FOLDER).exists()), None)
+            found = next(
+                (path.parent for path in Path(folder).rglob(CONFIG_FILE) if (path.parent / FOLDER).exists()), None
+            )
             if found is None:
                 raise UnveilError(
                     f"{weights}: found none or those of another model, expected those of {model.model_id} and their "
