@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+PARAMS = Path("params.yaml")
 RAW = Path("data/raw")
 """download: the images in CelebA's own layout."""
 SHARDS = Path("data/shards")

@@ -19,6 +19,7 @@ from unveil.cli import (
     play,
     push,
     register,
+    sweep,
     sync,
 )
 from unveil.cli.find import find_run
@@ -72,6 +73,13 @@ def ui(
 
 app.command(epilog=examples("unveil doctor"))(doctor.doctor)
 app.command(epilog=examples("unveil sync"))(sync.sync)
+app.command(
+    epilog=examples(
+        "unveil sweep -S train.lr=1e-3,2e-3,4e-3",
+        "unveil sweep -S 'sample.steps=range(5,21,5)' -S sample.sampler=ddim,heun --metric kid_efficientnet_lite0",
+        "unveil sweep grid.yaml --name big",
+    )
+)(sweep.sweep)
 app.command(
     epilog=examples(
         "unveil evaluate --samples theirs.npz --protocol ddim --out reports/theirs",

@@ -12,13 +12,19 @@ from ruamel.yaml.error import YAMLError
 from unveil.errors import UnveilError, one_line
 from unveil.files import file_digest, read_text
 
-VARIABLES = {"dvc.stage": "DVC_STAGE", "dvc.exp_name": "DVC_EXP_NAME", "dvc.exp_baseline_rev": "DVC_EXP_BASELINE_REV"}
+SWEEP_VARIABLE = "UNVEIL_SWEEP"  # set by `unveil sweep` for what it runs
+VARIABLES = {
+    "dvc.stage": "DVC_STAGE",
+    "dvc.exp_name": "DVC_EXP_NAME",
+    "dvc.exp_baseline_rev": "DVC_EXP_BASELINE_REV",
+    "unveil.sweep": SWEEP_VARIABLE,
+}
 
 WRITTEN = ("outs", "metrics", "plots")
 
 
 def dvc_tags() -> dict[str, str]:
-    """Stage and experiment, as DVC names them in the environment of what it runs."""
+    """Stage, experiment and sweep, as they are named in the environment of what DVC runs."""
     return {tag: os.environ[name] for tag, name in VARIABLES.items() if os.environ.get(name)}
 
 

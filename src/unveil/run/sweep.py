@@ -1,0 +1,318 @@
+"""A sweep: one ``dvc exp run`` after the other, in a clone of the project that the sweep has for itself.
+
+The clone holds the project as the sweep found it, with what was changed and not committed. So the workspace is neither
+needed nor touched, and may change meanwhile; nor do other experiments meet, whose references DVC keeps in Git. DVC's
+cache is the project's. What has finished is an experiment of the project, and nothing else says so: a sweep goes on
+after whatever ended it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unveil.errors import UnveilError, one_line
+from unveil.files import parse_json, read_text
+from unveil.layout import METRICS, PARAMS
+from unveil.parameter_file import parse_mapping
+from unveil.params import parse_params
+from unveil.run.checkout import OF_HOOKS
+from unveil.run.dvc import SWEEP_VARIABLE, declared_paths
+from unveil.run.signals import Terminated, signals_noted
+from unveil.run.stage import STAGES
+
+CLONES = Path(".dvc/tmp/exps/sweeps")  # below the folder whose copies `main_checkout` knows
+NAME = re.compile(r"\w[\w.+=-]*")  # of a sweep
+LONGEST_NAME = 100  # of an experiment, which is a file in .git
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep: its name, and what it sets, as ``dvc exp run --set-param`` takes it."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Dotted key to the value's text."""
+        return dict(override.split("=", 1) for override in self.overrides)
+
+
+def file_overrides(path: Path) -> list[str]:
+    """The overrides of a YAML file of dotted keys, each with a value, a list of values, or DVC's ``range(...)``.
+
+    Raises:
+        UnveilError: if it is no such file.
+    """
+    try:
+        values = parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1]
+    except FileNotFoundError:
+        raise UnveilError(f"{path}: no such file; name a YAML file of dotted keys, or give -S") from None
+    for key, value in values.items():
+        if value == [] or isinstance(value, dict):
+            raise UnveilError(f"{path}: {key}: found {value}, expected a value or a list of values")
+    return [
+        f"{key}={','.join(map(_text, value)) if isinstance(value, list) else _text(value)}"
+        for key, value in values.items()
+    ]
+
+
+def _text(value: object) -> str:
+    """A value in the grammar of overrides."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def grid(overrides: Sequence[str], prefix: str = "") -> list[Point]:
+    """Every combination of the values, in DVC's own reading: ``train.lr=1e-3,2e-3``, ``sample.steps=range(5,21,5)``.
+
+    A point's name has the keys that differ, and the sweep's ``prefix`` if there is one.
+
+    Raises:
+        UnveilError: if DVC cannot read an override, or a key stands twice.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import get_hydra_sweeps
+    from hydra.errors import HydraException
+
+    keys = Counter(override.partition("=")[0] for override in overrides)
+    if twice := [key for key, times in keys.items() if times > 1]:
+        raise UnveilError(f"{twice[0]}: found twice, expected one list of its values, such as -S {twice[0]}=1,2")
+    try:
+        found = [tuple(point[PARAMS.name]) for point in get_hydra_sweeps({PARAMS.name: list(overrides)})]
+    except (DvcException, HydraException, ValueError) as error:
+        raise UnveilError(
+            f"-S: DVC cannot read it: {one_line(error)}; write -S train.lr=1e-3,2e-3 or -S 'sample.steps=range(5,21,5)'"
+        ) from None
+    points = [Point("", overrides) for overrides in dict.fromkeys(found)]
+    named = short_names([key for key in keys if len({point.values[key] for point in points}) > 1] or list(keys))
+    names = [prefix + ",".join(f"{short}={point.values[key]}" for key, short in named.items()) for point in points]
+    plain = [
+        re.sub(r"[^\w.+,=-]+", "-", re.sub(r"[\[\]'\"\\]", "", name)).replace("..", ".").strip(".-") for name in names
+    ]
+    unclear = len(set(plain)) < len(plain) or max(map(len, plain)) > LONGEST_NAME
+    if unclear:
+        plain = [
+            f"{short[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+            for short, name in zip(plain, names, strict=True)
+        ]
+    return [Point(name, point.overrides) for name, point in zip(plain, points, strict=True)]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """What dotted keys are called: by their last word, if no other ends with it."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    times = Counter(last.values())
+    return {key: word if times[word] == 1 else key for key, word in last.items()}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Git's answer. Raises UnveilError with what it says if it fails."""
+    environment = {key: value for key, value in os.environ.items() if key not in OF_HOOKS}
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UnveilError(f"git {arguments[0]} in {folder} fails: {' '.join(done.stderr.split())}; mend it")
+    return done.stdout.rstrip("\n")
+
+
+@dataclass
+class Sweep:
+    """The points of a sweep, and the clone that they run in.
+
+    Args:
+        root: folder of the project, with its dvc.yaml.
+        name: of the sweep; the tag ``unveil.sweep`` of its MLflow runs.
+        points: in the order in which they run.
+    """
+
+    root: Path
+    name: str
+    points: list[Point]
+    _params: dict[str, dict[Any, Any]] = field(default_factory=dict)  # of each point, all of params.yaml
+    _lock: int = -1
+
+    def __post_init__(self) -> None:
+        self._prefix = _git(self.root, "rev-parse", "--show-prefix")
+        self._baseline = _git(self.root, "rev-parse", "HEAD")
+        if _git(self.root, "rev-parse", "--is-shallow-repository") == "true":
+            raise UnveilError(f"{self.root}: found a shallow clone, expected a whole one; run `git fetch --unshallow`")
+        self._clone = self.root / CLONES / self.name
+        self._project = self._clone / self._prefix
+
+    @contextmanager
+    def opened(self, data: bool = True) -> Iterator[None]:
+        """Hold the clone, which has the workspace's state, for the block; it stays if the sweep is not at its end.
+
+        Args:
+            data: whether to bring what DVC's cache has, which may be gigabytes.
+
+        Raises:
+            UnveilError: if another process has it, or a point has wrong parameters or an experiment of other code.
+        """
+        self._clone.parent.mkdir(parents=True, exist_ok=True)
+        holder = self._clone.with_name(f"{self.name}.lock")
+        self._lock = os.open(holder, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UnveilError(
+                    f"{self._clone}: in use by process {read_text(holder).strip() or 'unknown'}, which may outlive "
+                    "the sweep that started it; wait for its end, or end it"
+                ) from None
+            self._snapshot = _git(self.root, "stash", "create") or self._baseline  # touches no file
+            self._prepare(data)
+            self._params = {point.name: self._checked(point) for point in self.points}
+            yield
+            if len(self.finished()) == len(self.points):
+                shutil.rmtree(self._clone)
+        finally:
+            os.close(self._lock)
+
+    def _prepare(self, data: bool) -> None:
+        is_new = not (self._project / ".dvc" / "config.local").exists()
+        if is_new:
+            shutil.rmtree(self._clone, ignore_errors=True)
+            top = _git(self.root, "rev-parse", "--show-toplevel")
+            _git(self.root, "clone", "--quiet", "--shared", "--no-checkout", top, str(self._clone))
+        self._reset()
+        if is_new:
+            local = self.root / ".dvc" / "config.local"
+            if local.exists():
+                shutil.copy2(local, self._project / ".dvc")
+            self._dvc("config", "--local", "cache.dir", self._dvc("cache", "dir", folder=self.root))
+        self._deliver()  # what a killed sweep had finished
+        if data:
+            self._dvc("checkout", "--quiet", "--force")  # what is not in the cache is made anew
+
+    def _dvc(self, *words: str, folder: Path | None = None) -> str:
+        command = [sys.executable, "-m", "dvc", *words]
+        return subprocess.run(command, cwd=folder or self._project, capture_output=True, text=True).stdout.strip()
+
+    def _reset(self) -> None:
+        """Bring the clone's tracked files to the workspace's state, on its commit."""
+        _git(self._clone, "checkout", "--quiet", "--force", "--detach", self._baseline)
+        _git(self._clone, "read-tree", "--reset", "-u", self._snapshot)
+        _git(self._clone, "clean", "--quiet", "-d", "--force")
+
+    def _deliver(self) -> None:
+        """Move the clone's experiments to the project."""
+        refs = [ref for _, ref in self._experiments(self._clone)]
+        if refs:
+            _git(self._clone, "push", "--quiet", "origin", *(f"{ref}:{ref}" for ref in refs))
+        for ref in refs:
+            _git(self._clone, "update-ref", "-d", ref)
+
+    @staticmethod
+    def _experiments(folder: Path) -> list[tuple[str, str]]:
+        """Commit and reference of each experiment there."""
+        lines = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/").splitlines()
+        pairs = [(line[:40], line[41:]) for line in lines]
+        return [(commit, ref) for commit, ref in pairs if re.match(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/", ref)]
+
+    def _checked(self, point: Point) -> dict[Any, Any]:
+        """All parameters of a point. Raises UnveilError if the stages would refuse them."""
+        from dvc.exceptions import DvcException
+        from dvc.utils.hydra import apply_overrides
+
+        path = self._project / PARAMS.name
+        before = read_text(path)
+        try:
+            apply_overrides(path, list(point.overrides))
+            text = read_text(path)
+        except DvcException as error:
+            raise UnveilError(f"{point.name}: DVC refuses it: {one_line(error.__cause__ or error)}; mend it") from None
+        finally:
+            path.write_text(before, encoding="utf-8")
+        parse_params(text, f"{point.name}: {PARAMS.name}")
+        return parse_mapping(text, PARAMS.name)[1]
+
+    def finished(self) -> dict[str, str]:
+        """The commit of each point that is an experiment already, of these parameters and this code.
+
+        Raises:
+            UnveilError: if one of its name stands in its way that is of others.
+        """
+        found: dict[str, str] = {}
+        here = f"refs/exps/{self._baseline[:2]}/{self._baseline[2:]}/"
+        experiments = self._experiments(self.root)
+        for point in self.points:
+            for commit, ref in experiments:
+                if ref.split("/", 4)[4] != point.name or point.name in found:
+                    continue
+                if (other := self._other(commit, point)) is None:
+                    found[point.name] = commit
+                elif ref.startswith(here):
+                    raise UnveilError(
+                        f"{point.name}: found an experiment of this name with other {other}; give the sweep another "
+                        f"--name, or run `dvc exp remove {point.name}`"
+                    )
+        return found
+
+    def _other(self, commit: str, point: Point) -> str | None:
+        """What an experiment has that the point has not; None if nothing."""
+        theirs = parse_mapping(_git(self.root, "show", f"{commit}:{self._prefix}{PARAMS.name}"), PARAMS.name)[1]
+        if theirs != self._params[point.name]:
+            return "parameters"
+        code = {path for stage in (*STAGES, "card") for path in declared_paths(self._project / "dvc.yaml", stage)[1]}
+        changed = (
+            _git(self._project, "diff", "--name-only", commit, self._snapshot, "--", *sorted(code)) if code else ""
+        )
+        return f"code ({changed.splitlines()[0]})" if changed else None
+
+    def run(self, point: Point) -> bool:
+        """Run one experiment; whether it succeeded. What it prints is printed.
+
+        Raises:
+            Terminated: after a signal, when the stage has ended too.
+        """
+        self._reset()
+        settings = [word for override in point.overrides for word in ("--set-param", override)]
+        command = [sys.executable, "-m", "dvc", "exp", "run", "--name", point.name, *settings]
+        environment = {key: value for key, value in os.environ.items() if key not in OF_HOOKS}
+        with signals_noted() as noted:
+            # The lock is the experiment's too. In a group of its own, every signal reaches its stage once.
+            with subprocess.Popen(
+                command,
+                cwd=self._project,
+                env=environment | {SWEEP_VARIABLE: self.name},
+                pass_fds=[self._lock],
+                process_group=0,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+            ) as process:
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, str(process.pid).encode(), 0)
+                told = 0
+                while process.poll() is None:
+                    try:
+                        process.wait(0.2)
+                    except subprocess.TimeoutExpired:
+                        pass
+                    except Terminated:  # asked again
+                        told = 0
+                    if len(noted) > told:
+                        told = len(noted)
+                        with suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGINT)
+            self._deliver()
+        if noted:
+            raise Terminated(noted[0])
+        return process.returncode == 0
+
+    def metrics(self, commit: str) -> Mapping[str, float]:
+        """What evaluate measured in an experiment. Raises UnveilError if it is not there."""
+        text = _git(self.root, "show", f"{commit}:{self._prefix}{METRICS}")
+        return parse_json(text, dict[str, float], METRICS.as_posix(), "run the experiment again")

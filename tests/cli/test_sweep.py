@@ -1,0 +1,197 @@
+"""`unveil sweep` with real DVC, on a project whose one stage is a few lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.conftest import git
+from tests.pipeline.conftest import Smoke, stage_of
+
+from unveil.cli.sweep import Measured, Results, draw, write_report
+from unveil.run.sweep import Point
+
+STAGE = """
+    import json, os, pathlib, sys, time
+    from ruamel.yaml import YAML
+
+    values = YAML(typ="safe").load(pathlib.Path("params.yaml"))
+    lr, number = values["train"]["lr"], values["sample"]["num_samples"]
+    calls = pathlib.Path(os.environ["CALLS"])
+    with calls.open("a") as stream:
+        stream.write(f"{lr}\\n")
+    if calls.with_name(f"fails-{lr}").exists():
+        sys.exit("error: it fails")
+    while calls.with_name(f"waits-{lr}").exists():
+        time.sleep(0.05)
+    pathlib.Path("metrics").mkdir(exist_ok=True)
+    distance = {"": lr * 1000, "_low": lr * 900, "_high": lr * 1100}
+    numbers = {f"fd_efficientnet_lite0{end}": value for end, value in distance.items()}
+    pathlib.Path("metrics/evaluate.json").write_text(json.dumps(numbers | {"num_samples": number}))
+    pathlib.Path("weights").write_text(str(lr))
+"""
+PIPELINE = """
+    stages:
+      evaluate:
+        cmd: python stage.py
+        params: [train.lr, sample.num_samples]
+        deps: [stage.py]
+        outs: [weights]
+        metrics: [{metrics/evaluate.json: {cache: false}}]
+"""
+
+
+class Tiny:
+    """A project with a change that is not committed: the number of samples."""
+
+    def __init__(self, root: Path, repository: Path) -> None:
+        self.root, self.calls = root, root.parent / "calls"
+        root.mkdir()
+        (root / "stage.py").write_text(textwrap.dedent(STAGE))
+        (root / "dvc.yaml").write_text(textwrap.dedent(PIPELINE))
+        (root / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+        (root / ".gitignore").write_text("/weights\n/reports\n")
+        git(root, "init", "--quiet", "--initial-branch=main")
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(repository / "src"),
+            "UNVEIL_TRACKING": "off",
+            "CALLS": str(self.calls),
+        }
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, env=self.environment, check=True)
+        git(root, "add", "--all")
+        git(root, "commit", "--quiet", "--message=start")
+        self.change("num_samples: 2000", "num_samples: 1999")
+
+    def change(self, old: str, new: str) -> None:
+        path = self.root / "params.yaml"
+        path.write_text(path.read_text().replace(old, new))
+
+    def begin(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "unveil", "sweep", *words],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def sweep(self, *words: str, status: int = 0) -> str:
+        process = self.begin(*words)
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == status, said
+        return said
+
+    def state(self) -> tuple[str, ...]:
+        """All that a sweep must leave alone."""
+        asked = (["status", "--porcelain", "--branch"], ["diff"], ["stash", "list"], ["rev-parse", "HEAD"])
+        return tuple(git(self.root, *words) for words in asked)
+
+    def experiments(self) -> set[str]:
+        found = git(self.root, "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps").splitlines()
+        return {name for name in found if name}
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().split()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, repository: Path) -> Tiny:
+    return Tiny(tmp_path / "a project", repository)
+
+
+def until(condition: Callable[[], object]) -> None:
+    waiting_until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < waiting_until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_failure_and_death_and_leaves_the_workspace_alone(tiny: Tiny) -> None:
+    before = tiny.state()
+    words = ("-S", "train.lr=1e-3,2e-3,3e-3")
+    (tiny.calls.parent / "fails-0.001").touch()
+    (tiny.calls.parent / "waits-0.002").touch()
+    sweep = tiny.begin(*words)
+    until(lambda: tiny.calls.exists() and "0.002" in tiny.called())
+    sweep.kill()  # its experiment lives on
+    sweep.wait()
+    assert "in use by process" in tiny.sweep(*words, status=1)
+    (holder,) = tiny.root.glob(".dvc/tmp/exps/sweeps/*.lock")
+    experiment = psutil.Process(int(holder.read_text()))
+    (tiny.calls.parent / "waits-0.002").unlink()
+    until(lambda: not experiment.is_running() or experiment.status() == psutil.STATUS_ZOMBIE)
+
+    said = tiny.sweep(*words, status=1)
+    assert "error: lr=0.001 failed" in said and "lr=0.002: finished" in said
+    assert tiny.called() == ["0.001", "0.002", "0.001", "0.003"]
+    (tiny.calls.parent / "fails-0.001").unlink()
+    tiny.sweep(*words)
+    assert tiny.called()[4:] == ["0.001"]
+    assert tiny.experiments() == {"lr=0.001", "lr=0.002", "lr=0.003"}
+    assert tiny.state() == before
+    assert not holder.with_suffix("").exists()
+    table = (tiny.root / "reports/sweeps/lr/sweep.md").read_text().splitlines()
+    assert table[2] == "| 0.001 | 1 | 0.9 to 1.1 | `lr=0.001` |" and len(table) == 5
+    assert (tiny.root / "reports/sweeps/lr/sweep.png").stat().st_size > 1000
+    # What was changed and not committed is part of each.
+    commit = git(tiny.root, "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/lr=0.001")
+    assert json.loads(git(tiny.root, "show", f"{commit}:metrics/evaluate.json"))["num_samples"] == 1999
+
+    tiny.change("num_samples: 1999", "num_samples: 1998")
+    said = tiny.sweep(*words, status=1)
+    assert "found an experiment of this name with other parameters" in said
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_stops_its_stage(tiny: Tiny) -> None:
+    (tiny.calls.parent / "waits-0.002").touch()
+    sweep = tiny.begin("-S", "train.lr=2e-3")
+    until(tiny.calls.exists)
+    sweep.send_signal(signal.SIGTERM)
+    said = sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 128 + signal.SIGTERM and "the same command goes on" in said
+    assert tiny.experiments() == set()
+
+
+def test_what_cannot_be_run_is_told_before_anything_runs(tiny: Tiny) -> None:
+    assert "lr=-1: params.yaml" in tiny.sweep("-S", "train.lr=1e-3,-1", status=1)
+    assert not tiny.calls.exists()
+
+
+def test_a_plot_has_an_interval_for_each_point(tmp_path: Path) -> None:
+    grid = [
+        Measured(Point(f"{lr},{sampler}", (f"train.lr={lr}", f"sample.sampler={sampler}")), 1.0, 0.5, 2.0)
+        for lr in ("1e-05", "0.01", "0.003")
+        for sampler in ("ddim", "heun")
+    ]
+    results = Results("fid", {"train.lr": "lr", "sample.sampler": "sampler"}, grid)
+    (axes,) = draw(results).axes
+    assert axes.get_legend_handles_labels()[1] == ["sampler = ddim", "sampler = heun"]
+    assert axes.get_xscale() == "log" and len(axes.containers) == 2
+    assert write_report(results, tmp_path).splitlines()[2] == "| 1e-05 | ddim | 1 | 0.5 to 2 | `1e-05,ddim` |"
+
+
+@pytest.mark.long
+def test_a_sweep_of_the_pipeline(smoke: Smoke, tmp_path: Path) -> None:
+    project = smoke.copy(tmp_path / "unveil")
+    project.commit("baseline")
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("sample.steps: [3, 5]\nsample.sampler: [ddim]\n")
+    project.command(sys.executable, "-m", "unveil", "sweep", str(grid), "--name", "big")
+    evaluations = [run for run in project.runs() if stage_of(run) == "evaluate"]
+    assert {run.data.tags["dvc.exp_name"] for run in evaluations} == {"big,steps=3", "big,steps=5"}
+    assert {run.data.tags["unveil.sweep"] for run in evaluations} == {"big"}
+    assert {run.data.tags["git.changed"] for run in evaluations} == {"params.yaml"}
+    assert [path.parent for path in project.root.rglob("mlflow.db")] == [project.root]
+    assert len(project.json("metrics", "diff", "big,steps=3", "big,steps=5", "--json")["metrics/evaluate.json"]) > 1
+    project.dvc("exp", "apply", "big,steps=5")
