@@ -13,6 +13,7 @@ from unveil.cli import (
     doctor,
     draw,
     edit,
+    gc,
     likelihood,
     lineage,
     params,
@@ -73,6 +74,7 @@ def ui(
 
 app.command(epilog=examples("unveil doctor"))(doctor.doctor)
 app.command(epilog=examples("unveil sync"))(sync.sync)
+app.command(epilog=examples("unveil gc", "unveil gc --days 7 --force"))(gc.gc)
 app.command(
     epilog=examples(
         "unveil sweep -S train.lr=1e-3,2e-3,4e-3",

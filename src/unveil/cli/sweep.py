@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ def sweep(
     """
     from unveil.progress import say
     from unveil.run.signals import Terminated
-    from unveil.run.sweep import NAME, Sweep, file_overrides, grid, short_names
+    from unveil.run.sweep import NAME, Sweep, file_overrides, grid, short_names, varied
 
     if (root := project_root()) is None:
         raise UnveilError("found no DVC project here, expected params.yaml and dvc.yaml; call from its folder")
@@ -85,12 +84,6 @@ def sweep(
         typer.echo(f"error: {point_name} failed{reason(point_name)}; the same command tries it again", err=True)
     if failed:
         raise typer.Exit(1)
-
-
-def varied(points: "Sequence[Point]") -> list[str]:
-    """The keys that have more than one value in them; all if none has."""
-    keys = list(points[0].values)
-    return [key for key in keys if len({point.values[key] for point in points}) > 1] or keys
 
 
 def reason(experiment: str) -> str:
@@ -129,7 +122,7 @@ class Results:
         """Read them. Raises UnveilError if none has such a metric."""
         from unveil.evaluation.features.published import FEATURE_SETS
         from unveil.evaluation.metrics.registry import kind_of
-        from unveil.run.sweep import short_names
+        from unveil.run.sweep import short_names, varied
 
         rows, revisions, values = list[Measured](), run.finished(), dict[str, float]()
         for point in run.points:

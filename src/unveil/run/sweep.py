@@ -56,17 +56,8 @@ def file_overrides(path: Path) -> list[str]:
     Raises:
         UnveilError: if it is no such file.
     """
-    try:
-        values = parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1]
-    except FileNotFoundError:
-        raise UnveilError(f"{path}: no such file; name a YAML file of dotted keys, or give -S") from None
-    for key, value in values.items():
-        if value == [] or isinstance(value, dict):
-            raise UnveilError(f"{path}: {key}: found {value}, expected a value or a list of values")
-    return [
-        f"{key}={','.join(map(_text, value)) if isinstance(value, list) else _text(value)}"
-        for key, value in values.items()
-    ]
+    values = parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1]
+    return [f"{key}={_text(value)[1:-1] if isinstance(value, list) else _text(value)}" for key, value in values.items()]
 
 
 def _text(value: object) -> str:
@@ -82,15 +73,12 @@ def grid(overrides: Sequence[str], prefix: str = "") -> list[Point]:
     A point's name has the keys that differ, and the sweep's ``prefix`` if there is one.
 
     Raises:
-        UnveilError: if DVC cannot read an override, or a key stands twice.
+        UnveilError: if DVC cannot read an override.
     """
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import get_hydra_sweeps
     from hydra.errors import HydraException
 
-    keys = Counter(override.partition("=")[0] for override in overrides)
-    if twice := [key for key, times in keys.items() if times > 1]:
-        raise UnveilError(f"{twice[0]}: found twice, expected one list of its values, such as -S {twice[0]}=1,2")
     try:
         found = [tuple(point[PARAMS.name]) for point in get_hydra_sweeps({PARAMS.name: list(overrides)})]
     except (DvcException, HydraException, ValueError) as error:
@@ -98,18 +86,23 @@ def grid(overrides: Sequence[str], prefix: str = "") -> list[Point]:
             f"-S: DVC cannot read it: {one_line(error)}; write -S train.lr=1e-3,2e-3 or -S 'sample.steps=range(5,21,5)'"
         ) from None
     points = [Point("", overrides) for overrides in dict.fromkeys(found)]
-    named = short_names([key for key in keys if len({point.values[key] for point in points}) > 1] or list(keys))
-    names = [prefix + ",".join(f"{short}={point.values[key]}" for key, short in named.items()) for point in points]
-    plain = [
-        re.sub(r"[^\w.+,=-]+", "-", re.sub(r"[\[\]'\"\\]", "", name)).replace("..", ".").strip(".-") for name in names
+    named = short_names(varied(points))
+    return [
+        Point(_name(prefix + ",".join(f"{named[key]}={point.values[key]}" for key in named)), point.overrides)
+        for point in points
     ]
-    unclear = len(set(plain)) < len(plain) or max(map(len, plain)) > LONGEST_NAME
-    if unclear:
-        plain = [
-            f"{short[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-            for short, name in zip(plain, names, strict=True)
-        ]
-    return [Point(name, point.overrides) for name, point in zip(plain, points, strict=True)]
+
+
+def _name(text: str) -> str:
+    """The text, if it can be a reference of Git's; else what can, and a hash."""
+    plain = re.sub(r"[^\w.+,=-]+|\.(?=\.)", "", text)[:LONGEST_NAME].rstrip(".")
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def varied(points: Sequence[Point]) -> list[str]:
+    """The keys that have more than one value in them; all if none has."""
+    keys = list(points[0].values)
+    return [key for key in keys if len({point.values[key] for point in points}) > 1] or keys
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -219,9 +212,8 @@ class Sweep:
     @staticmethod
     def _experiments(folder: Path) -> list[tuple[str, str]]:
         """Commit and reference of each experiment there."""
-        lines = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/").splitlines()
-        pairs = [(line[:40], line[41:]) for line in lines]
-        return [(commit, ref) for commit, ref in pairs if re.match(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/", ref)]
+        found = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/??/*/*").split()
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def _checked(self, point: Point) -> dict[Any, Any]:
         """All parameters of a point. Raises UnveilError if the stages would refuse them."""
@@ -268,10 +260,8 @@ class Sweep:
         if theirs != self._params[point.name]:
             return "parameters"
         code = {path for stage in (*STAGES, "card") for path in declared_paths(self._project / "dvc.yaml", stage)[1]}
-        changed = (
-            _git(self._project, "diff", "--name-only", commit, self._snapshot, "--", *sorted(code)) if code else ""
-        )
-        return f"code ({changed.splitlines()[0]})" if changed else None
+        changed = _git(self._project, "diff", "--name-only", commit, self._snapshot, "--", *sorted(code)).splitlines()
+        return f"code ({changed[0]})" if changed else None
 
     def run(self, point: Point) -> bool:
         """Run one experiment; whether it succeeded. What it prints is printed.
