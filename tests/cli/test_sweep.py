@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import git
 
 from unveil.cli.sweep import Measured, Results, draw, write_report
-from unveil.run.sweep import Point
+from unveil.run.sweep import SweepPoint
 
 STAGE = """
     import json, os, pathlib, sys, time
@@ -169,7 +169,7 @@ def test_what_cannot_be_run_is_told_before_anything_runs(tiny: Tiny) -> None:
 
 def test_a_plot_has_an_interval_for_each_point(tmp_path: Path) -> None:
     grid = [
-        Measured(Point(f"{lr},{sampler}", (f"train.lr={lr}", f"sample.sampler={sampler}")), 1.0, 0.5, 2.0)
+        Measured(SweepPoint(f"{lr},{sampler}", (f"train.lr={lr}", f"sample.sampler={sampler}")), 1.0, 0.5, 2.0)
         for lr in ("1e-05", "0.01", "0.003")
         for sampler in ("ddim", "heun")
     ]

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from filelock import FileLock
 from mlflow import MlflowClient
 from tests.conftest import git
@@ -100,16 +100,13 @@ def test_a_run_stays_that_anything_leads_to(project: Path) -> None:
 
 
 def test_of_dvcs_cache_what_a_commit_or_a_run_has_stays(project: Path) -> None:
-    def dvc(*words: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *words, "--quiet"], cwd=project, check=True)
-
-    dvc("init", "--force")
     (project / "dvc.yaml").unlink()
+    repo = Repo.init()
     folder, digests = project / "folder", {}
     for content in ("committed", "of a run", "nobody's", "here"):
         file(folder / "sub" / "a").write_text(content)
         file(folder / "b").write_text(f"{content}, too")
-        dvc("add", "folder")
+        repo.add("folder")
         digests[content] = paths_digest(project, ["folder"])
         if content == "committed":
             git(project, "add", "--all")

@@ -16,7 +16,7 @@ from unveil.files import atomic_path, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from unveil.run.sweep import Point, Sweep
+    from unveil.run.sweep import SweepPoint, Sweep
 
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 LOG_FROM = 20.0  # greatest through least value of a parameter, from which its axis is logarithmic
@@ -103,7 +103,7 @@ def reason(experiment: str) -> str:
 class Measured:
     """A finished point, with the metric and the ends of its interval; NaN where there are none."""
 
-    point: "Point"
+    point: "SweepPoint"
     value: float
     low: float
     high: float

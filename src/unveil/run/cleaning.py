@@ -168,7 +168,7 @@ def _unused(project: Path, before: float) -> Iterator[Waste]:
 
 def _copies(project: Path, before: float) -> Iterator[Waste]:
     """Of the project, in which DVC or a sweep ran experiments, without any that the project lacks."""
-    busy = {Path(process.info["cwd"]) for process in psutil.process_iter(["cwd"]) if process.info["cwd"]}
+    busy = _busy()
     places = (
         place
         for pattern in ("tmp*/", "standalone/tmp*/", "sweeps/*/")
@@ -182,6 +182,11 @@ def _copies(project: Path, before: float) -> Iterator[Waste]:
             yield Waste(
                 "copies", folder.relative_to(project).as_posix(), _size(folder), reason, partial(shutil.rmtree, folder)
             )
+
+
+def _busy() -> set[Path]:
+    """Where processes of this machine are at work."""
+    return {Path(process.info["cwd"]) for process in psutil.process_iter(["cwd"]) if process.info["cwd"]}
 
 
 def _runs(tracked: Tracked, before: float) -> Iterator[Waste]:
@@ -219,10 +224,15 @@ def _delete_for_good(client: "MlflowClient", run: "Run", models: "Iterable[Logge
 
 
 def _cache(project: Path, tracked: Tracked, before: float) -> Iterator[Waste]:
-    """DVC's objects that no commit, experiment or run has; none of a cache that other projects may share."""
+    """DVC's objects that no commit, experiment or run has.
+
+    None while an experiment runs, which may take up an old one, and none of a cache that other projects may share.
+    """
+    if not (project / CACHE).is_dir() or any(project / EXPERIMENTS in path.parents for path in _busy()):
+        return
     dvc = partial(subprocess.run, cwd=project, capture_output=True, text=True)
     place = Path(dvc([sys.executable, "-m", "dvc", "cache", "dir"]).stdout.strip())
-    if not place.is_dir() or place.resolve() != (project / CACHE).resolve():
+    if place.resolve() != (project / CACHE).resolve():
         return
     done = dvc([sys.executable, "-m", "dvc", "gc", "--workspace", "--all-commits", "--all-experiments", "--dry"])
     if done.returncode:

@@ -38,7 +38,7 @@ LONGEST_NAME = 100  # of an experiment, which is a file in .git
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One experiment of a sweep: its name, and what it sets, as ``dvc exp run --set-param`` takes it."""
 
     name: str
@@ -67,7 +67,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def grid(overrides: Sequence[str], prefix: str = "") -> list[Point]:
+def grid(overrides: Sequence[str], prefix: str = "") -> list[SweepPoint]:
     """Every combination of the values, in DVC's own reading: ``train.lr=1e-3,2e-3``, ``sample.steps=range(5,21,5)``.
 
     A point's name has the keys that differ, and the sweep's ``prefix`` if there is one.
@@ -85,10 +85,10 @@ def grid(overrides: Sequence[str], prefix: str = "") -> list[Point]:
         raise UnveilError(
             f"-S: DVC cannot read it: {one_line(error)}; write -S train.lr=1e-3,2e-3 or -S 'sample.steps=range(5,21,5)'"
         ) from None
-    points = [Point("", overrides) for overrides in dict.fromkeys(found)]
+    points = [SweepPoint("", overrides) for overrides in dict.fromkeys(found)]
     named = short_names(varied(points))
     return [
-        Point(_name(prefix + ",".join(f"{named[key]}={point.values[key]}" for key in named)), point.overrides)
+        SweepPoint(_name(prefix + ",".join(f"{named[key]}={point.values[key]}" for key in named)), point.overrides)
         for point in points
     ]
 
@@ -99,7 +99,7 @@ def _name(text: str) -> str:
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def varied(points: Sequence[Point]) -> list[str]:
+def varied(points: Sequence[SweepPoint]) -> list[str]:
     """The keys that have more than one value in them; all if none has."""
     keys = list(points[0].values)
     return [key for key in keys if len({point.values[key] for point in points}) > 1] or keys
@@ -133,7 +133,7 @@ class Sweep:
 
     root: Path
     name: str
-    points: list[Point]
+    points: list[SweepPoint]
     _params: dict[str, dict[Any, Any]] = field(default_factory=dict)  # of each point, all of params.yaml
     _lock: int = -1
 
@@ -215,7 +215,7 @@ class Sweep:
         found = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/??/*/*").split()
         return list(zip(found[::2], found[1::2], strict=True))
 
-    def _checked(self, point: Point) -> dict[Any, Any]:
+    def _checked(self, point: SweepPoint) -> dict[Any, Any]:
         """All parameters of a point. Raises UnveilError if the stages would refuse them."""
         from dvc.exceptions import DvcException
         from dvc.utils.hydra import apply_overrides
@@ -254,7 +254,7 @@ class Sweep:
                     )
         return found
 
-    def _other(self, commit: str, point: Point) -> str | None:
+    def _other(self, commit: str, point: SweepPoint) -> str | None:
         """What an experiment has that the point has not; None if nothing."""
         theirs = parse_mapping(_git(self.root, "show", f"{commit}:{self._prefix}{PARAMS.name}"), PARAMS.name)[1]
         if theirs != self._params[point.name]:
@@ -263,7 +263,7 @@ class Sweep:
         changed = _git(self._project, "diff", "--name-only", commit, self._snapshot, "--", *sorted(code)).splitlines()
         return f"code ({changed[0]})" if changed else None
 
-    def run(self, point: Point) -> bool:
+    def run(self, point: SweepPoint) -> bool:
         """Run one experiment; whether it succeeded. What it prints is printed.
 
         Raises:
