@@ -16,7 +16,7 @@ from unveil.files import atomic_path, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from unveil.run.sweep import SweepPoint, Sweep
+    from unveil.run.sweep import Sweep, SweepPoint
 
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 LOG_FROM = 20.0  # greatest through least value of a parameter, from which its axis is logarithmic
