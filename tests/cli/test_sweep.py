@@ -1,6 +1,7 @@
 """`unveil sweep` with real DVC, on a project whose one stage is a few lines."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -173,8 +174,10 @@ def test_a_plot_has_an_interval_for_each_point(tmp_path: Path) -> None:
         for lr in ("1e-05", "0.01", "0.003")
         for sampler in ("ddim", "heun")
     ]
+    grid[0] = Measured(grid[0].point, 1.0, math.nan, math.nan)
+    grid[1] = Measured(grid[1].point, 1.0, 1.1, 1.2)  # an interval beside its value, as a biased estimate's
     results = Results("fid", {"train.lr": "lr", "sample.sampler": "sampler"}, grid)
     (axes,) = draw(results).axes
     assert axes.get_legend_handles_labels()[1] == ["sampler = ddim", "sampler = heun"]
     assert axes.get_xscale() == "log" and len(axes.containers) == 2
-    assert write_report(results, tmp_path).splitlines()[2] == "| 1e-05 | ddim | 1 | 0.5 to 2 | `1e-05,ddim` |"
+    assert write_report(results, tmp_path).splitlines()[2] == "| 1e-05 | ddim | 1 |  | `1e-05,ddim` |"

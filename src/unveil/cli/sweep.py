@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unveil.cli.find import project_root
+from unveil.cli.find import project_root, tracked
 from unveil.errors import UnveilError
 from unveil.files import atomic_path, write_text
 
@@ -88,15 +88,15 @@ def sweep(
 
 def reason(experiment: str) -> str:
     """Why an experiment failed, as MLflow has it, and in which run; nothing if it does not say."""
-    from unveil.run.store import Store, tracking_is_off
+    from unveil.run.store import tracking_is_off
 
-    store = Store.locate(Path.cwd())
-    if tracking_is_off() or (store.database is not None and not store.database.exists()):  # opening would make one
-        return ""
-    client, number = store.open()
-    asked = f"tags.`dvc.exp_name` = '{experiment}' AND attributes.status != 'FINISHED'"
-    found = client.search_runs([number], asked, max_results=1, order_by=["start_time DESC"])
-    return "".join(f": {run.data.tags.get('unveil.error', run.info.status)} (run {run.info.run_id})" for run in found)
+    with suppress(UnveilError), tracked(experiment) as client:
+        if not tracking_is_off():
+            places = [place.experiment_id for place in client.search_experiments()]
+            asked = f"tags.`dvc.exp_name` = '{experiment}' AND attributes.status != 'FINISHED'"
+            for run in client.search_runs(places, asked, max_results=1, order_by=["start_time DESC"]):
+                return f": {run.data.tags.get('unveil.error', run.info.status)} (run {run.info.run_id})"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ def draw(results: Results) -> "Figure":
         label = ", ".join(f"{results.keys[key]} = {row.point.values[key]}" for key in others)
         lines.setdefault(label, []).append(row)
     for label, rows in lines.items():
-        places = [float(text) if are_numbers else text for text in (row.point.values[along] for row in rows)]
-        below, above = [row.value - row.low for row in rows], [row.high - row.value for row in rows]
-        order = sorted(range(len(rows)), key=places.__getitem__)
-        columns = ([column[index] for index in order] for column in (places, [row.value for row in rows], below, above))
-        x, y, *errors = columns
+        corners = sorted(
+            (float(text) if are_numbers else text, row.value, max(row.value - row.low, 0), max(row.high - row.value, 0))
+            for row, text in ((row, row.point.values[along]) for row in rows)
+        )
+        x, y, *errors = zip(*corners, strict=True)  # NaN is no error bar
         axes.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=label or None)
     if are_numbers and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_FROM:
         axes.set_xscale("log")
