@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chromium import CHROMIUM
+from tests.pipeline.servers import POSTGRESQL
 
 if TYPE_CHECKING:
     from unveil.workers import Workers
@@ -44,9 +45,11 @@ for name in ("DVC_STAGE", "DVC_ROOT"):
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that is marked ``browser`` needs one; no other skip of the kind stands anywhere."""
+    """A test that is marked ``browser`` or ``postgresql`` needs one; no other skip of the kind stands anywhere."""
     if item.get_closest_marker("browser") and CHROMIUM is None:
         pytest.skip("no Chromium; install it, or name it in $CHROMIUM")
+    if item.get_closest_marker("postgresql") and POSTGRESQL is None:
+        pytest.skip("no PostgreSQL server; install Debian's postgresql, or put its initdb on the path")
 
 
 PASSED = pytest.StashKey[bool]()
