@@ -33,7 +33,7 @@ def line_for_user(error: BaseException) -> str | None:
     user's only where it says that something has run out. No line holds a password.
     """
     if isinstance(error, UnveilError):
-        return printable(one_line(error))
+        return one_line(error)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO):
@@ -49,11 +49,15 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line of text; its type's name if it says nothing."""
-    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+    """An exception as one line of printable text, as every store takes it; its type's name if it says nothing."""
+    return printable(without_secrets(" ".join(str(error).split()))) or type(error).__name__
 
 
 def without_secrets(text: str) -> str:
-    """The text with user and password cut out of its URIs, and what a query calls a secret masked."""
-    text = re.sub(r"(?<=://)[^/\s@]+@", "", text)
+    """The text with user and password cut out of its URIs, and what a query calls a secret masked.
+
+    >>> without_secrets("no answer from https://ada:p@ss@host:5000/runs?token=abc")
+    'no answer from https://host:5000/runs?token=***'
+    """
+    text = re.sub(r"(?<=://)[^/\s]+@", "", text)
     return re.sub(r"(?i)\b(user|password|passwd|pwd|token|secret)=[^&\s]+", r"\1=***", text)

@@ -49,6 +49,7 @@ class Server:
         address: where it is, and the same after another start.
         folder: its working folder, which gets its log.
         account: of this machine, that it runs as; the test's own by default.
+        last_signal: what ends it at once.
     """
 
     address: str
@@ -57,6 +58,7 @@ class Server:
     is_up: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     account: str | None = None
+    last_signal: int = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,9 +89,9 @@ class Server:
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """As by ``kill -9``."""
+        """End it at once, without a word to its clients."""
         if self.process is not None and self.process.poll() is None:
-            self.send(signal.SIGKILL)
+            self.send(self.last_signal)
             self.process.wait(30)
 
     def __enter__(self) -> Self:
@@ -117,8 +119,8 @@ def mlflow_server(folder: Path, environment: Mapping[str, str], *options: str) -
 
 
 @contextmanager
-def postgresql(user: str, password: str) -> Iterator[str]:
-    """A PostgreSQL server with one empty database; SQLAlchemy's address of it."""
+def postgresql(user: str, password: str) -> Iterator[Server]:
+    """A PostgreSQL server with one empty database, whose address is SQLAlchemy's."""
     assert POSTGRESQL is not None
     port = free_port()
     account = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
@@ -134,8 +136,13 @@ def postgresql(user: str, password: str) -> Iterator[str]:
         serve = [str(POSTGRESQL / "postgres"), "-D", "data", "-p", str(port), "-k", name, "-F"]
         ready = [str(POSTGRESQL / "pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={port}"]
         address = f"postgresql+psycopg2://{user}:{password}@127.0.0.1:{port}/postgres"
-        with Server(address, serve, folder, lambda: subprocess.run(ready).returncode == 0, account=account):
-            yield address
+
+        def is_up() -> bool:
+            return subprocess.run(ready).returncode == 0
+
+        # SIGKILL would leave its children behind, which hold its memory.
+        with Server(address, serve, folder, is_up, account=account, last_signal=signal.SIGQUIT) as server:
+            yield server
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A team's server as docs/compose.yaml starts it: PostgreSQL, files and DVC's remote on S3, a password for each."""
 
+import csv
 import os
 import re
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +27,13 @@ class Team:
     """What a team shares.
 
     Attributes:
-        database: the address of PostgreSQL, with its password.
         store: the address of S3.
         environment: what a member of the team has set.
         passwords: all of them.
     """
 
     server: Server
-    database: str
+    database: Server
     store: str
     environment: Mapping[str, str]
     passwords: tuple[str, ...]
@@ -56,7 +57,7 @@ class Team:
 
     def dump(self) -> bytes:
         """All that the database holds."""
-        address = self.database.replace("+psycopg2", "")
+        address = self.database.address.replace("+psycopg2", "")
         return subprocess.run([f"{POSTGRESQL}/pg_dump", address], check=True, capture_output=True).stdout
 
 
@@ -72,7 +73,7 @@ def servers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     text = (repository / "docs" / "compose.yaml").read_text(encoding="utf-8")
     folder = tmp_path_factory.mktemp("server")
     with postgresql("mlflow", values["DATABASE_PASSWORD"]) as database, s3() as store:
-        places = {"http://store:7070": store, "@database/mlflow": f"@{database.partition('@')[2]}"}
+        places = {"http://store:7070": store, "@database/mlflow": f"@{database.address.partition('@')[2]}"}
         for before, after in {**places, "/auth.ini": str(folder / "auth.ini")}.items():
             text = text.replace(before, after)
         compose = composed(text, values)
@@ -109,6 +110,9 @@ def share(project: Project, team: Team) -> None:
 def test_a_stage_leaves_its_run_in_the_database_and_its_files_in_s3(
     team: Team, smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team.server.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "member")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", team.passwords[-1])
     project = smoke.copy(tmp_path / "unveil")
     project.command("sh", "stages/run", "train")
     run = team.runs()[-1]
@@ -120,7 +124,7 @@ def test_a_stage_leaves_its_run_in_the_database_and_its_files_in_s3(
     assert any(key.startswith(f"mlflow/{run.info.experiment_id}/{run.info.run_id}/artifacts/") for key in files)
     assert not (project.root / "mlflow.db").exists()
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", team.environment["MLFLOW_TRACKING_URI"].replace("member:", "nobody:"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "nobody")
     refused = project.command("sh", "stages/run", "train", fails=True)
     assert refused.startswith(f"error: MLflow's store {team.server.address} cannot be opened: ")
 
@@ -159,3 +163,42 @@ def test_one_pushes_another_pulls_and_nobody_leaves_a_password(team: Team, smoke
     found |= {"messages": "".join(said).encode(), "database": team.dump(), "log": team.server.log.read_bytes()}
     for place, content in found.items():
         assert not [password for password in team.passwords if password.encode() in content], place
+
+
+@pytest.mark.long
+def test_nothing_is_lost_of_a_training_in_which_server_and_database_were_killed(
+    team: Team, smoke: Smoke, tmp_path: Path
+) -> None:
+    project = smoke.copy(tmp_path / "unveil")
+    project.set_params("  images: 512 ", "  images: 1024 ")
+    command = ["sh", "stages/run", "train"]
+    process = subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += " images  loss " in line
+        server = team.server if seen < 9 else team.database  # without the database, MLflow's server answers 500
+        if seen in (4, 10) and server.is_up():
+            server.kill()
+        if seen in (8, 14) and not server.is_up():  # which takes longer than the rest of this training
+            process.send_signal(signal.SIGSTOP)
+            server.start()
+            process.send_signal(signal.SIGCONT)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait() == 0, said
+    assert said.count("warning: MLflow did not take the ") == len(said.splitlines()) > 0
+    assert not [password for password in team.passwords if password in said]
+    run = team.runs()[-1]
+    assert run.info.status == "FINISHED"
+    for name in ("loss", "grad_norm", "validation_loss"):
+        points = [(point.step, point.value) for point in team.client.get_metric_history(run.info.run_id, name)]
+        file = "validation.csv" if name == "validation_loss" else "curves.csv"
+        rows = csv.DictReader((project.root / "plots" / "train" / file).read_text().splitlines())
+        written = {int(row["images"]): float(row[name]) for row in rows}
+        assert len(points) == len(written)
+        assert dict(points) == pytest.approx(written, rel=1e-4)
+    (model,) = team.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert model.status == "READY"
+    assert (project.root / "models" / "model.safetensors").read_bytes() in team.files().values()
+    assert {"curves.csv", "previews"} <= {Path(item.path).name for item in team.client.list_artifacts(run.info.run_id)}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unveil.errors import UnveilError, line_for_user, one_line
+from unveil.errors import UnveilError, line_for_user, one_line, without_secrets
 from unveil.files import destination, expanded, file_digest, read_json, write_json
 from unveil.layout import OUTBOX, PACKAGES, RUNNING
 from unveil.params import Params, load_params
@@ -331,8 +331,9 @@ def _end(name: str, run: Run | None, error: BaseException, params: Path, log: It
         reason = f"{name} was stopped by {signal.Signals(number).name}{gone()}{hint}"
         said = f"error: {reason}" if is_main_process() else ""
     else:
-        code, reason, details = None, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc()
-    whole = "".join([*log, details or (said and f"{said}\n")])
+        code, reason = None, f"{type(error).__name__}: {one_line(error)}"
+        details = without_secrets(traceback.format_exc())
+    whole = without_secrets("".join([*log, details or (said and f"{said}\n")]))
     if run is not None:
         run.finish(status, reason, details, whole)
     elif status == "FAILED" and not isinstance(error, NoStoreError):

@@ -245,6 +245,7 @@ def import_mlflow() -> "tuple[type[MlflowClient], tuple[type[Exception], ...]]":
         UnveilError: MLflow is not installed.
     """
     os.environ.update(TELEMETRY_OFF)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password that MLFLOW_TRACKING_URI may have
     quiet = {"GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     for name, value in {**HTTP_SETTINGS, **quiet}.items():
         os.environ.setdefault(name, value)
