@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -24,6 +25,8 @@ from tests.pipeline.servers import BUCKET, POSTGRESQL, Server, mlflow_server, po
 from unveil.layout import OUTBOX
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgresql, pytest.mark.xdist_group("shared server")]
+
+TEAM_HOST = "unveil.example.org:5000"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def composed(text: str, values: Mapping[str, str]) -> Any:
 def servers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     names = ("DATABASE_PASSWORD", "S3_PASSWORD", "ADMIN_PASSWORD", "SESSION_SECRET", "MEMBER_PASSWORD")
     values = {name: secrets.token_hex(16) for name in names}
+    passwords = tuple(values.values())
+    values["TEAM_HOST"] = TEAM_HOST
     text = (repository / "docs" / "compose.yaml").read_text(encoding="utf-8")
     assert f"mlflow[auth]=={version('mlflow')}" in text
     folder = tmp_path_factory.mktemp("server")
@@ -95,7 +100,7 @@ def servers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             get_app_client("basic-auth", admin).create_user("member", values["MEMBER_PASSWORD"])
             member = server.address.replace("://", f"://member:{values['MEMBER_PASSWORD']}@")
             keys = {"AWS_ACCESS_KEY_ID": "team", "AWS_SECRET_ACCESS_KEY": values["S3_PASSWORD"]}
-            yield Team(server, database, store, {**keys, "MLFLOW_TRACKING_URI": member}, tuple(values.values()))
+            yield Team(server, database, store, {**keys, "MLFLOW_TRACKING_URI": member}, passwords)
 
 
 @pytest.fixture
@@ -132,6 +137,13 @@ def test_a_stage_leaves_its_run_in_the_database_and_its_files_in_s3(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "nobody")
     refused = project.command("sh", "stages/run", "train", fails=True)
     assert refused.startswith(f"error: MLflow's store {team.server.address} cannot be opened: ")
+
+
+def test_the_pages_work_under_the_name_of_the_server(team: Team) -> None:
+    search = f"{team.environment['MLFLOW_TRACKING_URI']}/ajax-api/2.0/mlflow/experiments/search"
+    for host, status in ((TEAM_HOST, 200), ("elsewhere.example.org", 403)):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert requests.post(search, json={"max_results": 1}, headers=headers, timeout=30).status_code == status
 
 
 @pytest.mark.long
