@@ -29,8 +29,8 @@ from unveil.parameter_file import parse_mapping
 from unveil.params import parse_params
 from unveil.run.checkout import OF_HOOKS
 from unveil.run.dvc import SWEEP_VARIABLE, declared_paths
+from unveil.run.lineage import STAGES
 from unveil.run.signals import Terminated, signals_noted
-from unveil.run.stage import STAGES
 
 CLONES = Path(".dvc/tmp/exps/sweeps")  # below the folder whose copies `main_checkout` knows
 NAME = re.compile(r"\w[\w.+=-]*")  # of a sweep
