@@ -1,12 +1,6 @@
 """A trained model as a folder that MLflow loads and serves where this package is not installed.
 
-| file | what it holds |
-| --- | --- |
-| ``MLmodel`` | what MLflow must know: how to load it, what it takes and gives |
-| ``pyfunc.py``, ``code/unveil.zip`` | :mod:`unveil.serving.pyfunc`, which MLflow runs, and the package's own code |
-| ``models/``, ``params.yaml`` | the model, and the settings that it draws with unless a row says otherwise |
-| ``requirements.txt``, ``python_env.yaml`` | what else must be installed |
-| ``input_example.json``, ``serving_input_example.json`` | a row, as Python and as HTTP have it |
+What is in it stands in docs/serving.md; :mod:`unveil.serving.pyfunc` is what MLflow runs.
 """
 
 import json
@@ -26,7 +20,7 @@ from unveil.errors import UnveilError
 from unveil.files import atomic_directory, regular
 from unveil.layout import MODELS
 from unveil.model import CONFIG_FILE, WEIGHTS_FILE
-from unveil.params import Params, load_params, render
+from unveil.params import Sample, load_params, render
 from unveil.serving.request import Request
 from unveil.weights import parse_weights
 
@@ -66,24 +60,24 @@ def packaged(models: Path, into: Path) -> Path:
     ``models`` draws with one. A guide that is another model's folder is not: then no guide is usual.
 
     Raises:
-        UnveilError: if there is no model.
-        OSError: if there is no room.
+        OSError: if there is no model, or no room.
     """
     from mlflow.models import Model
     from mlflow.pyfunc import add_to_model
 
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (models / name).exists():
-            raise UnveilError(f"{models / name}: not there; run the train stage")
     with atomic_directory(into) as folder:
         inner = folder / MODELS
         inner.mkdir()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             _place(models / name, inner / name)
-        if (params := _settings(models)) is not None:
-            if _averages_of(params):
+        params = None
+        with suppress(UnveilError, OSError):  # without it the model draws as the previews of its training
+            params = load_params(models.resolve().parent / PARAMS_FILE, fill=True)
+        if params is not None:
+            sample = _drawable(params.sample, (models / FOLDER).exists())
+            if _averages_of(sample):
                 shutil.copytree(models / FOLDER, inner / FOLDER, copy_function=_place)
-            (folder / PARAMS_FILE).write_text(render(params), encoding="utf-8")
+            (folder / PARAMS_FILE).write_text(render(params.replace(sample=sample)), encoding="utf-8")
         _archive_code(folder / CODE)
         shutil.copyfile(ENTRY, folder / ENTRY.name)
         example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
@@ -92,11 +86,9 @@ def packaged(models: Path, into: Path) -> Path:
         (folder / "requirements.txt").write_text("".join(f"{_requirement(name)}\n" for name in REQUIREMENTS))
         environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
         (folder / "python_env.yaml").write_text(json.dumps(environment))
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         described = Model(
             signature=_signature(),
             saved_input_example_info={"type": "json_object", **example},
-            model_size_bytes=size,
             metadata={"unveil": unveil.__version__},
         )
         add_to_model(
@@ -141,22 +133,19 @@ def _place(file: str | Path, copy: str | Path) -> None:
         shutil.copyfile(whole, copy)
 
 
-def _settings(models: Path) -> Params | None:
-    """The params.yaml beside the model, if there is one, without what could not be drawn from its package."""
-    with suppress(UnveilError, OSError):
-        params = load_params(models.resolve().parent / PARAMS_FILE, fill=True)
-        if _averages_of(params) and not (models / FOLDER).exists():
-            params = params.replace(sample=params.sample.replace(weights="ema", guide=None, guidance=1.0))
-        if (guide := params.sample.guide) is not None and parse_weights(guide) is None:
-            params = params.replace(sample=params.sample.replace(guide=None, guidance=1.0))
-        return params
-    return None
+def _drawable(sample: Sample, with_averages: bool) -> Sample:
+    """The settings without a guide, or an average of the weights, that is not in the package."""
+    if sample.guide is not None and parse_weights(sample.guide) is None:
+        sample = sample.replace(guide=None, guidance=1.0)
+    if _averages_of(sample) and not with_averages:
+        sample = sample.replace(weights="ema", guide=None, guidance=1.0)
+    return sample
 
 
-def _averages_of(params: Params) -> bool:
-    """Whether the samples are drawn with another average than the model's own."""
-    guide = parse_weights(params.sample.guide or "") if params.sample.guides else None
-    return any(choice is not None and choice.kind != "ema" for choice in (params.sample.average, guide))
+def _averages_of(sample: Sample) -> bool:
+    """Whether another average than the model's own draws or guides."""
+    guide = parse_weights(sample.guide or "") if sample.guides else None
+    return any(choice is not None and choice.kind != "ema" for choice in (sample.average, guide))
 
 
 def _signature() -> "ModelSignature":
