@@ -153,7 +153,7 @@ def test_what_fails_stays(here: Path, repository: Path, tmp_path: Path) -> None:
     client_of(here).restore_run(run_id)
     file.write_text(whole.replace('"store": null', '"store": "http://elsewhere"'))
     assert "it is of http://elsewhere; set MLFLOW_TRACKING_URI" in sync().stderr
-    file.write_text("{}")
+    file.write_text("{}\n")
     assert f"{file}: store is missing; remove {file.parent}" in sync().stderr
 
 

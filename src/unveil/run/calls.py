@@ -287,6 +287,7 @@ def named(calls: Iterable[Call]) -> str:
     said = []
     for kind, some in kinds.items():
         rows = sum(len(call.rows) for call in some if isinstance(call, _Rows))
-        titles = dict.fromkeys(str(getattr(call, call.title, "")) for call in some)
-        said.append(f"{rows} {kind}" if rows else f"{kind} {', '.join(titles)}")
+        titles = (getattr(call, call.title, "") for call in some)
+        names = dict.fromkeys(title.name if isinstance(title, Path) else title for title in titles)
+        said.append(f"{rows} {kind}" if rows else f"{kind} {', '.join(names)}")
     return ", ".join(said)
