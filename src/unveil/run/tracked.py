@@ -125,12 +125,13 @@ class TrackedRun:
         if (answer := self._ask(earlier)) is None:
             return None
         found, steps = answer
-        is_other = found.info.experiment_id != self.experiment_id or found.data.params != wanted
+        outbox = self._outbox and Outbox(self._outbox.folder.with_name(run_id), self._outbox.store)
+        waiting = outbox.calls() if outbox is not None else []  # what it could not write when it was killed
+        given = dict(pair for call in waiting if isinstance(call, ParamRows) for pair in call.rows)
+        is_other = found.info.experiment_id != self.experiment_id or found.data.params | given != wanted
         if is_other or found.info.lifecycle_stage != "active" or found.info.status == "FINISHED":
             return None
-        outbox = self._outbox and Outbox(self._outbox.folder.with_name(run_id), self._outbox.store)
-        if outbox is not None and outbox.hold():  # with what it could not write when it was killed
-            waiting = outbox.calls()
+        if outbox is not None and outbox.hold():
             rows = (row for call in waiting if isinstance(call, MetricRows) for row in call.rows)
             steps |= {step for key, _, _, step, *_ in rows if key == "loss"}
             self._writer.take_over(outbox, waiting)
