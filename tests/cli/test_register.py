@@ -117,7 +117,7 @@ def test_the_alias_moves_to_what_is_better_and_stays_for_all_else(project: Path,
     client, model = client_of(project), train(project)
     first = evaluated(project, model, 12.0)
     line, alias = said(name, first)
-    assert line == f"{name} version 1: models:/{model.model_id}, ema weights, fid 12 (11.9 to 12.1)"
+    assert line == f"version 1 of {name}: models:/{model.model_id}, ema weights, fid 12 (11.9 to 12.1)"
     assert alias == "champion: version 1: the first"
     assert said(name, first) == [line, "champion: version 1 is it already"]
 
@@ -189,7 +189,7 @@ def test_other_weights_than_those_measured_are_a_version_that_is_no_champion(pro
     assert [line.rpartition(": ")[0] for line in done] == ["snapshot:100", "snapshot:300"]
     assert said(name, run, "--weights", "all-snapshots") == done
     line, alias = said(name, run, "--weights", "snapshot:100")
-    assert f"version 1: {done[0].partition(': ')[2]}, snapshot:100 weights" in line and "fid" not in line
+    assert f"version 1 of {name}: {done[0].partition(': ')[2]}, snapshot:100 weights" in line and "fid" not in line
     assert alias.startswith("champion: none: these weights were not measured: `dvc exp run -S sample.weights=snapshot")
     assert "fid" not in versions(client, name)[0].tags
     outputs = client.get_run(str(model.source_run_id)).outputs

@@ -22,7 +22,7 @@ def test_the_best_experiment_is_champion_and_loads_without_the_project(
     for number, name in enumerate(experiments.names, 1):
         metrics = runs[name].data.metrics
         said = experiments.command(sys.executable, "-m", "unveil", "register", name, "--metric", METRIC)
-        assert f"unveil version {number}: models:/m-" in said
+        assert f"version {number} of unveil: models:/m-" in said
         alias = experiments.client.get_model_version_by_alias("unveil", "champion")
         if best is None or metrics[f"{METRIC}_high"] < best[f"{METRIC}_low"] - 0.05:
             assert alias.run_id == runs[name].info.run_id, said

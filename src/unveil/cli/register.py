@@ -68,7 +68,7 @@ def register(
             tags["git.commit"] = commit
         version = registry.version_of(found, model, tags)
         number = f", {chosen.name} {shown(chosen)}" if choice == measured else ""
-        typer.echo(f"{name} version {version.version}: {version.source}, {choice} weights{number}")
+        typer.echo(f"version {version.version} of {name}: {version.source}, {choice} weights{number}")
         typer.echo(f"{CHAMPION}: {judged(registry, version, card, chosen.name if choice == measured else None)}")
 
 
