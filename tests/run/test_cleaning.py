@@ -34,7 +34,7 @@ def file(path: Path, days: float = 0) -> Path:
 
 @pytest.fixture
 def untracked(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNVEIL_TRACKING", "off")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///none.db")
     return project
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from unveil.errors import UnveilError
 from unveil.files import file_digest, parse_json, read_bytes, read_json
 from unveil.layout import CHECKPOINTS, OUTBOX
-from unveil.run.store import Store, tracking_is_off
+from unveil.run.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,28 +59,29 @@ class _Entry(BaseModel):
 
 @dataclass
 class Tracked:
-    """What the project's MLflow store has, also of deleted runs; empty if it has none, or tracking is off.
+    """What the project's MLflow store has, also of deleted runs and of other experiments; nothing if there is none.
 
     Raises:
         UnveilError: if the store does not answer: nobody knows then what its runs need.
     """
 
     project: Path
-    client: "MlflowClient | None" = None
+    client: "MlflowClient | None" = None  # if the store is a file of this project's, and no server that others use
     runs: "list[Run]" = field(default_factory=list)
     models: "list[LoggedModel]" = field(default_factory=list)
     registered: set[str] = field(default_factory=set)  # ids of runs and models that have a registered version
 
     def __post_init__(self) -> None:
         store = Store.locate(self.project)
-        if tracking_is_off() or (store.database is not None and not store.database.exists()):
+        if store.database is not None and not store.database.exists():
             return
-        self.client, number = store.open()
+        client, _ = store.open()
         from mlflow.entities import ViewType
 
-        client = self.client
-        self.runs = _all(partial(client.search_runs, [number], run_view_type=ViewType.ALL, max_results=PAGE))
-        self.models = _all(partial(client.search_logged_models, [number]))
+        self.client = client if store.database is not None else None
+        places = [experiment.experiment_id for experiment in _all(client.search_experiments)]
+        self.runs = _all(partial(client.search_runs, places, run_view_type=ViewType.ALL, max_results=PAGE))
+        self.models = _all(partial(client.search_logged_models, places))
         for version in _all(client.search_model_versions):
             self.registered |= {str(version.run_id), str(version.model_id)}
 
@@ -194,10 +195,10 @@ def _runs(tracked: Tracked, before: float) -> Iterator[Waste]:
     if client is None:
         return
     store: Any = client._tracking_client.store  # only the store itself can delete for good, as `mlflow gc` does
-    gone = set(store._get_deleted_runs((time.time() - before) * 1000)) if hasattr(store, "_hard_delete_run") else set()
+    gone = set(store._get_deleted_runs((time.time() - before) * 1000))
     for run in tracked.runs:
         info, ended = run.info, (run.info.end_time or run.info.start_time) / 1000
-        if info.run_id in tracked.needed:
+        if info.run_id in tracked.needed or "unveil.stage" not in run.data.tags:
             continue
         name = f"{info.run_id} {info.run_name}"
         if info.run_id in gone:
