@@ -152,7 +152,7 @@ def test_a_sweep_goes_on_after_failure_and_death_and_leaves_the_workspace_alone(
     assert "found an experiment of this name with other parameters" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_sweep_stops_its_stage(tiny: Tiny) -> None:
     (tiny.calls.parent / "waits-0.002").touch()
     sweep = tiny.begin("-S", "train.lr=2e-3")
