@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from tests.pipeline.conftest import Project, Smoke, stage_of
 
 from unveil.params import parse_params
+from unveil.run.store import Store
 from unveil.section import flatten
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("exp-forms")]
@@ -25,13 +26,14 @@ def project(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A project with results, committed."""
     project = smoke.copy(tmp_path_factory.mktemp("exp-forms") / "unveil")
     project.commit("baseline")
+    Store.locate(project.root).open()  # before anybody looks into it
     try:
         yield project
     finally:
         project.dvc("queue", "stop", "--kill")
 
 
-def awaited(answer: Callable[[], T | None], seconds: float = 300) -> T:
+def awaited(answer: Callable[[], T | None], seconds: float = 200) -> T:
     """What ``answer`` returns as soon as it is true."""
     until = time.monotonic() + seconds
     while not (found := answer()):
@@ -57,9 +59,22 @@ def artifact(run: Run, name: str) -> str:
     return Path(run.info.artifact_uri.removeprefix("file://"), name).read_text(encoding="utf-8")
 
 
+def start_queue(project: Project, jobs: int = 1) -> None:
+    """Start workers, which keep the output of `dvc queue start` open."""
+    words = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+    subprocess.run(
+        words,
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        check=True,
+    )
+
+
 def drain(project: Project, jobs: int = 1) -> str:
     """Run the queue to its end; its last status."""
-    project.dvc("queue", "start", "--jobs", str(jobs))
+    start_queue(project, jobs)
     busy = ("Running", "Queued")
     return awaited(
         lambda: None if any(word in (said := project.dvc("queue", "status")) for word in busy) else said, seconds=600
@@ -76,7 +91,7 @@ def test_any_value_can_be_set(project: Project) -> None:
         "train.diffusion.path": ("vp-cosine", "vp-cosine"),
         "sample.guide": ("'a folder/models'", "a folder/models"),
         "evaluate.weights": ("null", None),
-        "download.celeba.path": ("/mnt/a b/ü", "/mnt/a b/ü"),
+        "download.celeba.path": ("'/mnt/a b/ü'", "/mnt/a b/ü"),
     }
     options = [word for key, (text, _) in values.items() for word in ("-S", f"{key}={text}")]
     project.dvc("exp", "run", "--queue", "--name", "any", *options)
@@ -187,13 +202,15 @@ def test_nothing_goes_on_after_what_ran_it_was_killed(
     project: Project, form: list[str], killed: str, processes: int, request: pytest.FixtureRequest
 ) -> None:
     name = f"killed-{request.node.callspec.id}"
-    words = ["exp", "run", *form, "--name", name, *LONG, "-S", f"launch.processes={processes}"]
+    seed = sum(map(ord, name))  # else it would go on from what the case before left
+    own = ["-S", f"launch.processes={processes}", "-S", f"train.seed={seed}"]
+    words = ["exp", "run", *form, "--name", name, *LONG, *own]
     dvc = subprocess.Popen(
         [sys.executable, "-m", "dvc", *words], cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL
     )
     if "--queue" in form:
         dvc.wait()
-        project.dvc("queue", "start")
+        start_queue(project)
     run = awaited(lambda: next((run for run in of(project, name) if "loss" in run.data.metrics), None))
     stage = psutil.Process(int(run.data.tags["unveil.pid"]))
     above = [found for found in stage.parents() if killed in " ".join(found.cmdline())]
