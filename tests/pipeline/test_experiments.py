@@ -77,7 +77,7 @@ def test_two_experiments_are_compared(experiments: Experiments, tmp_path: Path) 
     both = ("five", "six")
     params = experiments.json("exp", "diff", *both, "--json")["params"]["params.yaml"]
     assert params == {"sample.steps": {"old": 5, "new": 6, "diff": 1}}
-    metrics = experiments.json("metrics", "diff", *both, "--json")["diff"]["metrics/evaluate.json"]
+    metrics = experiments.json("metrics", "diff", *both, "--json")["metrics/evaluate.json"]
     assert metrics["fd_efficientnet_lite0"]["diff"] != 0
     experiments.dvc("plots", "diff", *both, "--out", str(tmp_path))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
