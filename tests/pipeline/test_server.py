@@ -4,69 +4,29 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from tests.pipeline.conftest import Project, Smoke
+from tests.pipeline.servers import Server, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]
-SETTINGS = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-class Server:
-    """An ``mlflow server`` with its workers, at one address also after a new start."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
-        self._command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--backend-store-uri",
-            f"sqlite:///{folder}/mlflow.db",
-        ]
-        self._command += ["--artifacts-destination", f"{folder}/mlruns", "--port", str(port), "--workers", "1"]
-        self.start()
-
-    def start(self) -> None:
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                self._command, cwd=self.folder, env=SETTINGS, stdout=log, stderr=log, start_new_session=True
-            )
-        until = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
-                    return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                assert self.process.poll() is None and time.monotonic() < until, (self.folder / "log").read_text()
-                time.sleep(0.2)
-
-    def send(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        self.process.wait(30)
+SETTINGS = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.kill()
+    places = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{tmp_path}/mlruns",
+    }
+    with mlflow_server(tmp_path, places) as found:
+        yield found
 
 
 @pytest.fixture
