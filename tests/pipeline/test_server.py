@@ -69,7 +69,7 @@ def check_whole(project: Project, server: Server, status: str) -> None:
         images = [int(row["images"]) for row in csv.DictReader(table)]
     points = client.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in points] == images and len({point.timestamp for point in points}) > 1
-    assert {"curves.csv", "previews"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"curves.csv", "images"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
     (model,) = client.search_logged_models(["1"])
     assert run.outputs is not None and [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert str(model.status) == "READY"

@@ -223,4 +223,6 @@ def test_nothing_is_lost_of_a_training_in_which_server_and_database_were_killed(
     (model,) = team.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     assert model.status == "READY"
     assert (project.root / "models" / "model.safetensors").read_bytes() in team.files().values()
-    assert {"curves.csv", "previews"} <= {Path(item.path).name for item in team.client.list_artifacts(run.info.run_id)}
+    assert "curves.csv" in {item.path for item in team.client.list_artifacts(run.info.run_id)}
+    images = [item.path.split("+") for item in team.client.list_artifacts(run.info.run_id, "images")]
+    assert {int(step) for _, _, step, *_ in images} == {256, 512, 768, 1024}
