@@ -56,9 +56,9 @@ def addresses(store: Store, base: str, compared: Sequence["Run"] = ()) -> list[t
     A store that does not take them has its plain pages still.
     """
     client, experiment = store.open()
-    end_orphans(main_checkout(Path.cwd()) / RUNNING, client)
     found = [("All runs", f"{base}/#/experiments/{experiment}/runs?{PAGES}")]
     try:
+        end_orphans(main_checkout(Path.cwd()) / RUNNING, client)
         if compared:
             found.append(("Parameters compared", compared_address(base, compared)))
             view = comparison(compared, last_preview(client, upstream(compared, "train")))
