@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from stages.evaluate import app
@@ -26,7 +27,6 @@ OUTPUTS = (
     "reports/card.json",
     "plots/evaluate/by_nfe.csv",
     "plots/evaluate/by_size.csv",
-    "plots/evaluate/controls.png",
     "plots/evaluate/distances.json",
     "plots/evaluate/neighbours.png",
     "plots/evaluate/precision_recall.csv",
@@ -161,6 +161,8 @@ def test_controls_stand_in_the_card_and_one_that_cannot_be_made_is_named(project
     card = read_card(project / "reports" / "card.json")
     controls = card.headline.controls
     assert set(controls) == {"undamaged", "jpeg75", "blur", "noisy"}
+    with Image.open(project / "plots" / "evaluate" / "controls.png") as picture:
+        assert picture.width == 12 * 96 and picture.height == 4 * (96 + 36)  # a row for each, below its title
     assert all(controls["undamaged"] < controls[name] for name in ("blur", "noisy"))
     assert any("The control other_protocol was left out: data/raw" in note for note in card.notes)
     assert card.memorization is not None and card.memorization.sentences
