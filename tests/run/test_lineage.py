@@ -11,6 +11,7 @@ from tests.run.test_stage import PARAMS, pipeline, stored
 from typer.testing import CliRunner
 
 from unveil.cli.main import app
+from unveil.files import file_digest, write_json
 from unveil.run.stage import Run, stage
 from unveil.run.store import Store
 
@@ -57,6 +58,15 @@ def test_a_model_of_unknown_origin_is_tied_to_no_run(project: Path) -> None:
     )
     assert run.record["upstream"] == {}
     assert run.record["model_id"] is None
+
+
+def test_an_evaluation_written_elsewhere_states_no_file_of_the_projects_own(project: Path) -> None:
+    pipeline(project)
+    with stage("evaluate", PARAMS) as run:
+        write_json(Path("theirs/metrics/evaluate.json"), {"fid": 4})
+        run.write_record(Path("theirs/metrics/run.json"))
+    assert run.record["outputs"] == {"metrics/evaluate.json": file_digest(project / "theirs/metrics/evaluate.json")}
+    assert run.record["inputs"] == {}
 
 
 def test_the_chain_of_a_run_a_folder_a_card_and_a_revision_is_one(project: Path) -> None:
