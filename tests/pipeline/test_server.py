@@ -73,7 +73,7 @@ def check_whole(project: Project, server: Server, status: str) -> None:
     (model,) = client.search_logged_models(["1"])
     assert run.outputs is not None and [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert str(model.status) == "READY"
-    assert "config.json" in {item.path for item in client.list_logged_model_artifacts(model.model_id)}
+    assert "MLmodel" in {item.path for item in client.list_logged_model_artifacts(model.model_id)}
 
 
 def test_what_a_server_missed_arrives_by_sync(project: Project, server: Server) -> None:
