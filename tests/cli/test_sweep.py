@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pandas import DataFrame
 from tests.conftest import git
 
-from unveil.cli.sweep import Measured, Results, draw, write_report
-from unveil.run.sweep import SweepPoint
+from unveil.cli.sweep import draw, write_report
 
 STAGE = """
     import json, os, pathlib, sys, time
@@ -141,7 +141,7 @@ def test_a_sweep_goes_on_after_failure_and_death_and_leaves_the_workspace_alone(
     assert tiny.state() == before
     assert not holder.with_suffix("").exists()
     table = (tiny.root / "reports/sweeps/lr/sweep.md").read_text().splitlines()
-    assert table[2] == "| 0.001 | 1 | 0.9 to 1.1 | `lr=0.001` |" and len(table) == 5
+    assert cells(table[2]) == ["0.001", "1", "0.9 to 1.1", "`lr=0.001`"] and len(table) == 5
     assert (tiny.root / "reports/sweeps/lr/sweep.png").stat().st_size > 1000
     # What was changed and not committed is part of each.
     commit = git(tiny.root, "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/lr=0.001")
@@ -169,15 +169,20 @@ def test_what_cannot_be_run_is_told_before_anything_runs(tiny: Tiny) -> None:
 
 
 def test_a_plot_has_an_interval_for_each_point(tmp_path: Path) -> None:
-    grid = [
-        Measured(SweepPoint(f"{lr},{sampler}", (f"train.lr={lr}", f"sample.sampler={sampler}")), 1.0, 0.5, 2.0)
+    rows = [
+        [lr, sampler, 1.0, 0.5, 2.0, f"{lr},{sampler}"]
         for lr in ("1e-05", "0.01", "0.003")
         for sampler in ("ddim", "heun")
     ]
-    grid[0] = Measured(grid[0].point, 1.0, math.nan, math.nan)
-    grid[1] = Measured(grid[1].point, 1.0, 1.1, 1.2)  # an interval beside its value, as a biased estimate's
-    results = Results("fid", {"train.lr": "lr", "sample.sampler": "sampler"}, grid)
-    (axes,) = draw(results).axes
+    rows[0][3:5] = math.nan, math.nan
+    rows[1][3:5] = 1.1, 1.2  # an interval beside its value, as a biased estimate's
+    frame = DataFrame(rows, columns=["lr", "sampler", "fid", "low", "high", "experiment"])
+    (axes,) = draw("fid", frame).axes
     assert axes.get_legend_handles_labels()[1] == ["sampler = ddim", "sampler = heun"]
     assert axes.get_xscale() == "log" and len(axes.containers) == 2
-    assert write_report(results, tmp_path).splitlines()[2] == "| 1e-05 | ddim | 1 |  | `1e-05,ddim` |"
+    assert cells(write_report("fid", frame, tmp_path).splitlines()[2]) == ["1e-05", "ddim", "1", "", "`1e-05,ddim`"]
+    assert draw("fid", frame.assign(lr="a word")).axes[0].get_xscale() == "linear"
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.split("|")[1:-1]]

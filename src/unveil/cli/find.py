@@ -73,6 +73,13 @@ def project_root() -> Path | None:
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
 
 
+def needed_root() -> Path:
+    """The DVC project around the working folder. Raises UnveilError if there is none."""
+    if (root := project_root()) is None:
+        raise UnveilError("found no DVC project here, expected params.yaml and dvc.yaml; call from its folder")
+    return root
+
+
 def revision_file(path: Path, name: str, expected: str) -> bytes:
     """The bytes of a file of the pipeline's, of a Git revision or a DVC experiment, from DVC's cache.
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.find import project_root
-from unveil.errors import UnveilError, line_for_user
+from unveil.cli.find import needed_root
+from unveil.errors import line_for_user
 
 
 def gc(
@@ -22,9 +22,7 @@ def gc(
     from unveil.run.checkout import main_checkout
     from unveil.run.cleaning import find_waste
 
-    if (root := project_root()) is None:
-        raise UnveilError("found no DVC project here, expected params.yaml and dvc.yaml; call from its folder")
-    found, left = find_waste(main_checkout(root), days), 0
+    found, left = find_waste(main_checkout(needed_root()), days), 0
     for line in aligned([(waste.kind, waste.name, megabytes(waste.size), waste.reason) for waste in found]):
         typer.echo(line)
     total = megabytes(sum(waste.size for waste in found))

@@ -1,24 +1,22 @@
 """``unveil sweep``: a grid of experiments, one after the other; its table and its plot."""
 
 import math
-import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unveil.cli.find import project_root, tracked
+from unveil.cli.find import needed_root, tracked
 from unveil.errors import UnveilError
 from unveil.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
-    from unveil.run.sweep import Sweep, SweepPoint
+    from unveil.run.sweep import Sweep
 
-NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 LOG_FROM = 20.0  # greatest through least value of a parameter, from which its axis is logarithmic
 
 
@@ -50,8 +48,7 @@ def sweep(
     from unveil.run.signals import Terminated
     from unveil.run.sweep import NAME, Sweep, file_overrides, grid, short_names, varied
 
-    if (root := project_root()) is None:
-        raise UnveilError("found no DVC project here, expected params.yaml and dvc.yaml; call from its folder")
+    root = needed_root()
     overrides = [*(file_overrides(file) if file else ()), *(settings or ())]
     if not overrides:
         raise UnveilError("found nothing to vary, expected a FILE or -S, such as -S train.lr=1e-3,2e-3")
@@ -72,13 +69,13 @@ def sweep(
                 if not run.run(point):
                     failed.append(point.name)
                     say(f"{point.name}: failed; the sweep goes on")
-            results = Results.of(run, metric)
+            about, frame = results(run, metric)
     except Terminated as stopped:
         say(f"sweep {named}: stopped; the same command goes on from here")
         raise typer.Exit(128 + stopped.number) from None
-    if results.points:
+    if len(frame):
         folder = out or root / "reports" / "sweeps" / named
-        say(write_report(results, folder))
+        say(write_report(about, frame, folder))
         say(f"{folder}: sweep.md, sweep.png")
     for point_name in failed:
         typer.echo(f"error: {point_name} failed{reason(point_name)}; the same command tries it again", err=True)
@@ -99,89 +96,72 @@ def reason(experiment: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A finished point, with the metric and the ends of its interval; NaN where there are none."""
+def results(run: "Sweep", metric: str | None) -> "tuple[str, DataFrame]":
+    """The metric, and a row for each finished point, the best first: values that vary, metric, low, high, name.
 
-    point: "SweepPoint"
-    value: float
-    low: float
-    high: float
+    Raises:
+        UnveilError: if none has such a metric.
+    """
+    from pandas import DataFrame
 
+    from unveil.evaluation.features.published import FEATURE_SETS
+    from unveil.evaluation.metrics.registry import kind_of
+    from unveil.run.sweep import short_names, varied
 
-@dataclass(frozen=True)
-class Results:
-    """What the finished points of a sweep measured, the best first; ``keys`` has the short names of what varies."""
-
-    metric: str
-    keys: dict[str, str]
-    points: list[Measured]
-
-    @classmethod
-    def of(cls, run: "Sweep", metric: str | None) -> "Results":
-        """Read them. Raises UnveilError if none has such a metric."""
-        from unveil.evaluation.features.published import FEATURE_SETS
-        from unveil.evaluation.metrics.registry import kind_of
-        from unveil.run.sweep import short_names, varied
-
-        rows, revisions, values = list[Measured](), run.finished(), dict[str, float]()
-        for point in run.points:
-            if point.name in revisions:
-                values = dict(run.metrics(revisions[point.name]))
-                distances = (features.frechet for features in FEATURE_SETS.values())
-                metric = metric or next((name for name in distances if name in values), None)
-                low, high = (values.get(f"{metric}_{end}", math.nan) for end in ("low", "high"))
-                rows.append(Measured(point, values.get(metric or "", math.nan), low, high))
-        if rows and all(math.isnan(row.value) for row in rows):
-            raise UnveilError(f"--metric: found no {metric}, expected one of {', '.join(sorted(values))}")
-        sign = 1
-        with suppress(ValueError):  # such as seconds
-            sign = 1 if kind_of(metric or "").lower_is_better else -1
-        rows.sort(key=lambda row: (math.isnan(row.value), sign * row.value))
-        return cls(metric or "", short_names(varied(run.points)), rows)
+    named, commits = short_names(varied(run.points)), run.finished()
+    measured = {point: run.metrics(commits[point.name]) for point in run.points if point.name in commits}
+    there = sorted({name for values in measured.values() for name in values})
+    distances = [features.frechet for features in FEATURE_SETS.values() if features.frechet in there]
+    metric = metric or next(iter(distances), "")
+    if measured and metric not in there:
+        raise UnveilError(f"--metric: found no {metric or 'distance'}, expected one of {', '.join(there)}")
+    columns = {metric: metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+    rows = [
+        {named[key]: point.values[key] for key in named}
+        | {column: values.get(name, math.nan) for column, name in columns.items()}
+        | {"experiment": point.name}
+        for point, values in measured.items()
+    ]
+    ascending = True
+    with suppress(ValueError):  # such as seconds
+        ascending = kind_of(metric).lower_is_better
+    frame = DataFrame(rows, columns=[*named.values(), *columns, "experiment"])
+    return metric, frame.sort_values(metric, ascending=ascending, kind="stable")
 
 
-def write_report(results: Results, folder: Path) -> str:
-    """Write ``sweep.md`` and ``sweep.png``; return the table."""
-    rows = [f"| {' | '.join(results.keys.values())} | {results.metric} | 95 % interval | experiment |"]
-    rows.append("|" + " --- |" * (len(results.keys) + 3))
-    for row in results.points:
-        interval = "" if math.isnan(row.high - row.low) else f"{row.low:.4g} to {row.high:.4g}"
-        cells = [*(row.point.values[key] for key in results.keys), f"{row.value:.4g}", interval, f"`{row.point.name}`"]
-        rows.append(f"| {' | '.join(cells)} |")
-    write_text(folder / "sweep.md", "\n".join(rows) + "\n")
+def write_report(metric: str, frame: "DataFrame", folder: Path) -> str:
+    """Write ``sweep.md`` and ``sweep.png`` of what ``results`` gives; return the table."""
+    table = frame.drop(columns=["low", "high"])
+    table[metric] = frame[metric].map("{:.4g}".format)
+    interval = frame["low"].map("{:.4g}".format) + " to " + frame["high"].map("{:.4g}".format)
+    table["experiment"] = "`" + frame["experiment"] + "`"
+    table.insert(len(table.columns) - 1, "95 % interval", interval.where(frame["low"].notna(), ""))
+    text: str = table.to_markdown(index=False, disable_numparse=True)
+    write_text(folder / "sweep.md", text + "\n")
     with atomic_path(folder / "sweep.png") as temporary:
-        draw(results).savefig(temporary, format="png")
-    return "\n".join(rows)
+        draw(metric, frame).savefig(temporary, format="png")
+    return text
 
 
-def draw(results: Results) -> "Figure":
+def draw(metric: str, frame: "DataFrame") -> "Figure":
     """The metric with its intervals: along the key of most values, a line for each combination of the others."""
     from matplotlib.figure import Figure
+    from pandas import to_numeric
 
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    along, *others = sorted(results.keys, key=lambda key: -len({row.point.values[key] for row in results.points}))
-    texts = [row.point.values[along] for row in results.points]
-    numbers = [float(text) for text in texts if NUMBER.fullmatch(text)]
-    are_numbers = len(numbers) == len(texts)
-    lines: dict[str, list[Measured]] = {}
-    for row in results.points:
-        label = ", ".join(f"{results.keys[key]} = {row.point.values[key]}" for key in others)
-        lines.setdefault(label, []).append(row)
-    for label, rows in lines.items():
-        corners = sorted(
-            (float(text) if are_numbers else text, row.value, max(row.value - row.low, 0), max(row.high - row.value, 0))
-            for row, text in ((row, row.point.values[along]) for row in rows)
-        )
-        x, y, *errors = zip(*corners, strict=True)  # NaN is no error bar
-        axes.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=label or None)
-    if are_numbers and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_FROM:
+    along, *others = sorted(frame.columns[: list(frame.columns).index(metric)], key=lambda key: -frame[key].nunique())
+    numbers = to_numeric(frame[along], errors="coerce")
+    frame = frame.assign(x=frame[along] if numbers.isna().any() else numbers).sort_values("x")
+    frame["label"] = [", ".join(f"{key} = {row[key]}" for key in others) for _, row in frame.iterrows()]
+    for label, line in frame.groupby("label"):
+        errors = [(line[metric] - line["low"]).clip(lower=0), (line["high"] - line[metric]).clip(lower=0)]
+        axes.errorbar(line["x"], line[metric], yerr=errors, marker="o", capsize=3, label=label or None)
+    if numbers.notna().all() and numbers.min() > 0 and numbers.max() / numbers.min() >= LOG_FROM:
         axes.set_xscale("log")
     axes.set_xlabel(along)
-    axes.set_ylabel(results.metric)
+    axes.set_ylabel(metric)
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     if others:
         axes.legend(fontsize=8, frameon=False)
     return figure

@@ -20,7 +20,6 @@ from urllib.request import url2pathname
 
 import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
 from unveil.errors import UnveilError
 from unveil.files import file_digest, parse_json, read_bytes, read_json
@@ -48,13 +47,6 @@ class Waste:
     size: int
     reason: str
     remove: Callable[[], object]
-
-
-class _Entry(BaseModel):
-    """A file in DVC's list of a folder."""
-
-    md5: str
-    relpath: str
 
 
 @dataclass
@@ -169,25 +161,18 @@ def _unused(project: Path, before: float) -> Iterator[Waste]:
 
 def _copies(project: Path, before: float) -> Iterator[Waste]:
     """Of the project, in which DVC or a sweep ran experiments, without any that the project lacks."""
-    busy = _busy()
-    places = (
-        place
-        for pattern in ("tmp*/", "standalone/tmp*/", "sweeps/*/")
-        for place in (project / EXPERIMENTS).glob(pattern)
-    )
-    for folder in sorted(places):
-        is_used = any(path == folder or folder in path.parents for path in busy)
-        has_results = any((folder / ".git" / "refs" / "exps").glob("[0-9a-f][0-9a-f]/*/*"))
-        if not is_used and not has_results and (touched := _touched(folder)) < before:
-            reason = f"a copy of the project that an experiment left {_ago(touched)} ago"
-            yield Waste(
-                "copies", folder.relative_to(project).as_posix(), _size(folder), reason, partial(shutil.rmtree, folder)
-            )
+    for pattern in ("tmp*/", "standalone/tmp*/", "sweeps/*/"):
+        for folder in sorted((project / EXPERIMENTS).glob(pattern)):
+            has_results = any((folder / ".git" / "refs" / "exps").glob("[0-9a-f][0-9a-f]/*/*"))
+            if not has_results and (touched := _touched(folder)) < before and not _is_busy(folder):
+                name = folder.relative_to(project).as_posix()
+                reason = f"a copy of the project that an experiment left {_ago(touched)} ago"
+                yield Waste("copies", name, _size(folder), reason, partial(shutil.rmtree, folder))
 
 
-def _busy() -> set[Path]:
-    """Where processes of this machine are at work."""
-    return {Path(process.info["cwd"]) for process in psutil.process_iter(["cwd"]) if process.info["cwd"]}
+def _is_busy(folder: Path) -> bool:
+    """Whether a process of this machine works in it."""
+    return any(Path(process.info["cwd"] or "/").is_relative_to(folder) for process in psutil.process_iter(["cwd"]))
 
 
 def _runs(tracked: Tracked, before: float) -> Iterator[Waste]:
@@ -229,7 +214,7 @@ def _cache(project: Path, tracked: Tracked, before: float) -> Iterator[Waste]:
 
     None while an experiment runs, which may take up an old one, and none of a cache that other projects may share.
     """
-    if not (project / CACHE).is_dir() or any(project / EXPERIMENTS in path.parents for path in _busy()):
+    if not (project / CACHE).is_dir() or _is_busy(project / EXPERIMENTS):
         return
     dvc = partial(subprocess.run, cwd=project, capture_output=True, text=True)
     place = Path(dvc([sys.executable, "-m", "dvc", "cache", "dir"]).stdout.strip())
@@ -262,8 +247,8 @@ def _of_runs(paths: set[Path], digests: Mapping[str, set[str]]) -> set[Path]:
     kept = {by_md5[md5] for md5, digest in sha256.items() if digest in every}
     for md5 in by_md5.keys() - sha256.keys():
         root = by_md5[md5].parents[1]
-        listed = parse_json(read_bytes(by_md5[md5]), list[_Entry], md5, "run `dvc gc`")
-        parts = {PurePosixPath(entry.relpath): root / entry.md5[:2] / entry.md5[2:] for entry in listed}
+        listed = parse_json(read_bytes(by_md5[md5]), list[dict[str, str]], md5, "run `dvc gc`")
+        parts = {PurePosixPath(entry["relpath"]): root / entry["md5"][:2] / entry["md5"][2:] for entry in listed}
         if all(part.is_file() for part in parts.values()):
             files = {place: file_digest(part) for place, part in parts.items()}
             if any(_folder_digest(PurePosixPath(name), files) in known for name, known in digests.items()):

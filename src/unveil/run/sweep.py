@@ -27,7 +27,6 @@ from unveil.files import parse_json, read_text
 from unveil.layout import METRICS, PARAMS
 from unveil.parameter_file import parse_mapping
 from unveil.params import parse_params
-from unveil.run.checkout import OF_HOOKS
 from unveil.run.dvc import SWEEP_VARIABLE, declared_paths
 from unveil.run.lineage import STAGES
 from unveil.run.signals import Terminated, signals_noted
@@ -114,8 +113,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 def _git(folder: Path, *arguments: str) -> str:
     """Git's answer. Raises UnveilError with what it says if it fails."""
-    environment = {key: value for key, value in os.environ.items() if key not in OF_HOOKS}
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise UnveilError(f"git {arguments[0]} in {folder} fails: {' '.join(done.stderr.split())}; mend it")
     return done.stdout.rstrip("\n")
@@ -210,10 +208,10 @@ class Sweep:
             _git(self._clone, "update-ref", "-d", ref)
 
     @staticmethod
-    def _experiments(folder: Path) -> list[tuple[str, str]]:
+    def _experiments(folder: Path) -> list[list[str]]:
         """Commit and reference of each experiment there."""
-        found = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/??/*/*").split()
-        return list(zip(found[::2], found[1::2], strict=True))
+        found = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/??/*/*")
+        return [line.split() for line in found.splitlines()]
 
     def _checked(self, point: SweepPoint) -> dict[Any, Any]:
         """All parameters of a point. Raises UnveilError if the stages would refuse them."""
@@ -272,13 +270,12 @@ class Sweep:
         self._reset()
         settings = [word for override in point.overrides for word in ("--set-param", override)]
         command = [sys.executable, "-m", "dvc", "exp", "run", "--name", point.name, *settings]
-        environment = {key: value for key, value in os.environ.items() if key not in OF_HOOKS}
         with signals_noted() as noted:
             # The lock is the experiment's too. In a group of its own, every signal reaches its stage once.
             with subprocess.Popen(
                 command,
                 cwd=self._project,
-                env=environment | {SWEEP_VARIABLE: self.name},
+                env=os.environ | {SWEEP_VARIABLE: self.name},
                 pass_fds=[self._lock],
                 process_group=0,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background

@@ -58,7 +58,7 @@ class View:
     runs: str  # MLflow's search
     order: str = "attributes.start_time"
     ascending: bool = False
-    columns: dict[str, int] = field(default_factory=dict)  # in this order, with their widths in pixels
+    columns: Sequence[str] = ()  # in this order
     sections: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of charts
     table: bool = False  # shown first
 
@@ -94,7 +94,7 @@ class View:
             "datasetsFilter": [],
             "selectedColumns": list(self.columns),
             "columnOrder": list(self.columns),
-            "columnWidths": self.columns,
+            "columnWidths": {name: 8 * len(name) for name in self.columns},  # in pixels
             "runsHiddenMode": "FIRST_20_RUNS",
             "compareRunCharts": charts,
             "compareRunSections": sections,
@@ -119,14 +119,13 @@ def standing_views(evaluations: Sequence["Run"], previewed: int) -> list[View]:
             _stage("evaluate"),
             order=f"metrics.`{distances[0]}`",
             ascending=True,
-            columns={
-                **_columns("metrics", distances, 215),
-                **_columns("metrics", quality),
-                **_columns("params", ("sample.sampler", "sample.steps")),
-                **_columns("metrics", ("sample.nfe",)),
-                **_columns("params", ("train.optimizer", "train.lr")),
-                **_columns("metrics", ("train.images_seen", *(f"{name}_fraction" for name in distances)), 215),
-            },
+            columns=[
+                *_columns("metrics", *distances, *quality),
+                *_columns("params", "sample.sampler", "sample.steps"),
+                *_columns("metrics", "sample.nfe"),
+                *_columns("params", "train.optimizer", "train.lr"),
+                *_columns("metrics", "train.images_seen", *(f"{name}_fraction" for name in distances)),
+            ],
             sections={"Numbers": [_bar(name) for name in (distances[0], *quality)], "Images": _images(FIGURES)},
             table=True,
         ),
@@ -134,7 +133,7 @@ def standing_views(evaluations: Sequence["Run"], previewed: int) -> list[View]:
             "trainings",
             "Trainings as curves",
             _stage("train"),
-            columns={**_columns("metrics", TRAINING), **_columns("params", ("train.optimizer", "train.lr"))},
+            columns=[*_columns("metrics", *TRAINING), *_columns("params", "train.optimizer", "train.lr")],
             sections={"Training": [_line(name) for name in TRAINING]},
         ),
         View(
@@ -207,9 +206,8 @@ def _stage(name: str) -> str:
     return f"tags.`unveil.stage` = '{name}'"
 
 
-def _columns(kind: str, names: Iterable[str], most: int = 115) -> dict[str, int]:
-    """Columns wide enough for their names, or ``most`` wide."""
-    return {f"{kind}.`{name}`": min(28 + 8 * len(name), most) for name in names}
+def _columns(kind: str, *names: str) -> list[str]:
+    return [f"{kind}.`{name}`" for name in names]
 
 
 def _line(metric: str) -> dict[str, Any]:
