@@ -201,7 +201,7 @@ def test_what_cannot_be_registered_is_said_in_one_line(project: Path, name: str)
     model = train(project)
     good = evaluated(project, model, 12.0)
     for arguments, line in (
-        ([evaluated(project, old, 12.0)], f"found no {DESCRIPTION}, expected the file by which MLflow loads"),
+        ([evaluated(project, old, 12.0)], f"found no {DESCRIPTION}, by which MLflow loads"),
         ([evaluated(project, None, 12.0)], "found no model in its lineage"),
         ([evaluated(project, model, 12.0, "abcd")], "found a card of weights abcd, expected "),
         ([str(old.source_run_id)], "found no card.json in this run of the train stage"),

@@ -60,10 +60,8 @@ def register(
             model = made[choice]
         tags: dict[str, Any] = {WEIGHTS_TAG: choice, HASH_TAG: model.tags[HASH_TAG]}
         if choice == measured:
-            sampling = {
-                f"sampling.{key}": card.choices.sampling[key] for key in SAMPLING if key in card.choices.sampling
-            }
-            tags |= sampling | flat_metrics([chosen])
+            sampling = card.choices.sampling
+            tags |= {f"sampling.{key}": sampling[key] for key in SAMPLING if key in sampling} | flat_metrics([chosen])
         if commit := found.data.tags.get("git.commit"):
             tags["git.commit"] = commit
         version = registry.version_of(found, model, tags)
@@ -99,18 +97,15 @@ def judged(registry: Registry, version: "ModelVersion", card: Card, metric: str 
     before = registry.champion()
     if before is not None and before.version == version.version:
         return f"version {version.version} is it already"
-    better, why = before is None, "the first"
+    better, why = before is None and metric is not None, "the first"
     if metric is None:
-        better, why = (
-            False,
-            f"these weights were not measured: `dvc exp run -S sample.weights={version.tags[WEIGHTS_TAG]}`",
-        )
+        why = f"these weights were not measured: `dvc exp run -S sample.weights={version.tags[WEIGHTS_TAG]}`"
     elif before is not None:
         try:
             better, why = is_better(card, find_card(before.tags.get(RUN_TAG) or str(before.run_id)), metric)
         except UnveilError as error:
             why = f"its card cannot be had ({error}); delete the alias in MLflow to begin anew"
     if better:
-        registry.crown(version)
-    stays = "none" if before is None else f"version {before.version} stays"
-    return f"{f'version {version.version}' if better else stays}: {why}"
+        registry.client.set_registered_model_alias(registry.name, CHAMPION, version.version)
+        return f"version {version.version}: {why}"
+    return f"{'none' if before is None else f'version {before.version} stays'}: {why}"

@@ -247,7 +247,7 @@ def _of_runs(paths: set[Path], digests: Mapping[str, set[str]]) -> set[Path]:
     kept = {by_md5[md5] for md5, digest in sha256.items() if digest in every}
     for md5 in by_md5.keys() - sha256.keys():
         root = by_md5[md5].parents[1]
-        listed = parse_json(read_bytes(by_md5[md5]), list[dict[str, str]], md5, "run `dvc gc`")
+        listed = parse_json(read_bytes(by_md5[md5]), list[dict[str, Any]], md5, "run `dvc gc`")
         parts = {PurePosixPath(entry["relpath"]): root / entry["md5"][:2] / entry["md5"][2:] for entry in listed}
         if all(part.is_file() for part in parts.values()):
             files = {place: file_digest(part) for place, part in parts.items()}

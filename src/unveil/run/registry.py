@@ -66,9 +66,7 @@ class Registry:
         of += f", model {model.model_id}"
         if DESCRIPTION not in {file.path for file in self.client.list_logged_model_artifacts(model.model_id)}:
             why = "an earlier version trained it, or its upload did not end"
-            raise UnveilError(
-                f"{of}: found no {DESCRIPTION}, expected the file by which MLflow loads it; {why}; {mend}"
-            )
+            raise UnveilError(f"{of}: found no {DESCRIPTION}, by which MLflow loads it; {why}; {mend}")
         stated, digest = card.choices.model.get("weights_sha256"), model.tags.get(HASH_TAG)
         if stated != digest:
             raise UnveilError(f"{of}: found a card of weights {stated}, expected {digest}, the model's; {mend}")
@@ -82,7 +80,7 @@ class Registry:
             UnveilError: if neither has averages of its weights.
         """
         from unveil.averages import FOLDER
-        from unveil.model import CONFIG_FILE, WEIGHTS_FILE
+        from unveil.model import WEIGHTS_FILE
 
         weights = project / WEIGHTS_FILE
         if weights.exists() and file_digest(weights) == model.tags.get(HASH_TAG):
@@ -92,15 +90,13 @@ class Registry:
 
         with tempfile.TemporaryDirectory() as folder:
             download_artifacts(model.artifact_location, dst_path=folder, tracking_uri=self.store.uri)
-            found = next(
-                (path.parent for path in Path(folder).rglob(CONFIG_FILE) if (path.parent / FOLDER).exists()), None
-            )
-            if found is None:
+            averages = next(Path(folder).rglob(FOLDER), None)
+            if averages is None:
                 raise UnveilError(
                     f"{weights}: found none or those of another model, expected those of {model.model_id} and their "
                     "averages, which MLflow is without; `dvc exp apply` or `dvc checkout` brings them"
                 )
-            yield found
+            yield averages.parent
 
     def with_weights(self, model: "LoggedModel", files: Path, choice: WeightsChoice, step: int) -> "LoggedModel":
         """The LoggedModel of an average of a model's weights after ``step`` images; made of ``files`` if there is none.
@@ -152,10 +148,6 @@ class Registry:
         """The version that has the alias."""
         number = self.client.get_registered_model(self.name).aliases.get(CHAMPION)
         return None if number is None else self.client.get_model_version(self.name, number)
-
-    def crown(self, version: "ModelVersion") -> None:
-        """Give the alias to a version."""
-        self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
 
 
 def write_variant(models: Path, choice: WeightsChoice, into: Path) -> str:

@@ -27,6 +27,7 @@ from unveil.files import parse_json, read_text
 from unveil.layout import METRICS, PARAMS
 from unveil.parameter_file import parse_mapping
 from unveil.params import parse_params
+from unveil.run.checkout import OF_HOOKS
 from unveil.run.dvc import SWEEP_VARIABLE, declared_paths
 from unveil.run.lineage import STAGES
 from unveil.run.signals import Terminated, signals_noted
@@ -136,6 +137,8 @@ class Sweep:
     _lock: int = -1
 
     def __post_init__(self) -> None:
+        for name in OF_HOOKS:
+            os.environ.pop(name, None)
         self._prefix = _git(self.root, "rev-parse", "--show-prefix")
         self._baseline = _git(self.root, "rev-parse", "HEAD")
         if _git(self.root, "rev-parse", "--is-shallow-repository") == "true":
