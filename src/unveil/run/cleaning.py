@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FEATURES, DOWNLOADS = CHECKPOINTS.with_name("features"), CHECKPOINTS.with_name("downloads")
 EXPERIMENTS = Path(".dvc/tmp/exps")  # where DVC's copies of the project are, and those of sweeps
 CACHE = Path(".dvc/cache")
+LEFT = "a copy of the project that an experiment left {} ago"
 REMOVING = "Removing "  # how a line of `dvc gc --dry` begins
 DAY_SECONDS = 86_400
 PAGE = 1000  # runs that are asked for at once
@@ -128,7 +129,6 @@ def find_waste(project: Path, days: float) -> list[Waste]:
     return [
         *_checkpoints(project, before),
         *_unused(project, before),
-        *_copies(project, before),
         *_runs(tracked, before),
         *_cache(project, tracked, before),
     ]
@@ -149,25 +149,18 @@ def _remove_unlocked(folder: Path, lock: FileLock) -> None:
 
 
 def _unused(project: Path, before: float) -> Iterator[Waste]:
-    for path in sorted((project / FEATURES).glob("*.safetensors")):
-        if (touched := path.stat().st_mtime) < before:
-            reason = f"not used for {_ago(touched)}; computed again if it is needed"
-            yield Waste("features", path.name[:16], _size(path), reason, path.unlink)
-    downloads = project / DOWNLOADS
-    if downloads.is_dir() and (touched := _touched(downloads)) < before:
-        reason = f"of a download that stopped {_ago(touched)} ago, and could be gone on with"
-        yield Waste("downloads", DOWNLOADS.as_posix(), _size(downloads), reason, partial(shutil.rmtree, downloads))
-
-
-def _copies(project: Path, before: float) -> Iterator[Waste]:
-    """Of the project, in which DVC or a sweep ran experiments, without any that the project lacks."""
-    for pattern in ("tmp*/", "standalone/tmp*/", "sweeps/*/"):
-        for folder in sorted((project / EXPERIMENTS).glob(pattern)):
-            has_results = any((folder / ".git" / "refs" / "exps").glob("[0-9a-f][0-9a-f]/*/*"))
-            if not has_results and (touched := _touched(folder)) < before and not _is_busy(folder):
-                name = folder.relative_to(project).as_posix()
-                reason = f"a copy of the project that an experiment left {_ago(touched)} ago"
-                yield Waste("copies", name, _size(folder), reason, partial(shutil.rmtree, folder))
+    """Features, downloads, and copies in which DVC or a sweep ran experiments, without any that the project lacks."""
+    for kind, pattern, reason in (
+        ("features", f"{FEATURES}/*.safetensors", "not used for {}; computed again if it is needed"),
+        ("downloads", f"{DOWNLOADS}/", "of a download that stopped {} ago, and could be gone on with"),
+        *(("copies", f"{EXPERIMENTS}/{names}/", LEFT) for names in ("tmp*", "standalone/tmp*", "sweeps/*")),
+    ):
+        for path in sorted(project.glob(pattern)):
+            has_results = any((path / ".git" / "refs" / "exps").glob("[0-9a-f][0-9a-f]/*/*"))
+            if not has_results and (touched := _touched(path)) < before and not _is_busy(path):
+                name = path.relative_to(project).as_posix()
+                remove = partial(shutil.rmtree, path) if path.is_dir() else path.unlink
+                yield Waste(kind, name, _size(path), reason.format(_ago(touched)), remove)
 
 
 def _is_busy(folder: Path) -> bool:

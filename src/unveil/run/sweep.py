@@ -51,11 +51,7 @@ class SweepPoint:
 
 
 def file_overrides(path: Path) -> list[str]:
-    """The overrides of a YAML file of dotted keys, each with a value, a list of values, or DVC's ``range(...)``.
-
-    Raises:
-        UnveilError: if it is no such file.
-    """
+    """The overrides of a YAML file of dotted keys, each with a value, a list of values, or DVC's ``range(...)``."""
     values = parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1]
     return [f"{key}={_text(value)[1:-1] if isinstance(value, list) else _text(value)}" for key, value in values.items()]
 
@@ -184,9 +180,8 @@ class Sweep:
             _git(self.root, "clone", "--quiet", "--shared", "--no-checkout", top, str(self._clone))
         self._reset()
         if is_new:
-            local = self.root / ".dvc" / "config.local"
-            if local.exists():
-                shutil.copy2(local, self._project / ".dvc")
+            with suppress(FileNotFoundError):
+                shutil.copy2(self.root / ".dvc" / "config.local", self._project / ".dvc")
             self._dvc("config", "--local", "cache.dir", self._dvc("cache", "dir", folder=self.root))
         self._deliver()  # what a killed sweep had finished
         if data:

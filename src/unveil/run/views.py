@@ -94,7 +94,8 @@ class View:
             "datasetsFilter": [],
             "selectedColumns": list(self.columns),
             "columnOrder": list(self.columns),
-            "columnWidths": {name: 8 * len(name) for name in self.columns},  # in pixels
+            # In pixels: the whole name of a distance, and of others enough to tell them.
+            "columnWidths": {name: min(8 * len(name), 215 if "`f" in name else 115) for name in self.columns},
             "runsHiddenMode": "FIRST_20_RUNS",
             "compareRunCharts": charts,
             "compareRunSections": sections,
@@ -126,7 +127,7 @@ def standing_views(evaluations: Sequence["Run"], previewed: int) -> list[View]:
                 *_columns("params", "train.optimizer", "train.lr"),
                 *_columns("metrics", "train.images_seen", *(f"{name}_fraction" for name in distances)),
             ],
-            sections={"Numbers": [_bar(name) for name in (distances[0], *quality)], "Images": _images(FIGURES)},
+            sections={"Numbers": _metrics("BAR", (distances[0], *quality)), "Images": _images(FIGURES)},
             table=True,
         ),
         View(
@@ -134,7 +135,7 @@ def standing_views(evaluations: Sequence["Run"], previewed: int) -> list[View]:
             "Trainings as curves",
             _stage("train"),
             columns=[*_columns("metrics", *TRAINING), *_columns("params", "train.optimizer", "train.lr")],
-            sections={"Training": [_line(name) for name in TRAINING]},
+            sections={"Training": _metrics("LINE", TRAINING)},
         ),
         View(
             "previews", "Previews over steps", _stage("train"), sections={"Previews": _images(["preview"], previewed)}
@@ -153,11 +154,11 @@ def comparison(runs: Sequence["Run"], previewed: int) -> View:
         "Comparison",
         "attributes.run_id IN ({})".format(", ".join(f"'{name}'" for name in dict.fromkeys(ids))),
         sections={
-            "Numbers": [_bar(name) for name in numbers],
+            "Numbers": _metrics("BAR", numbers),
             "Parameters": [_chart("DIFFERENCE", compareGroups=["Parameters"])],
             "Images": _images((*SAMPLES, *FIGURES)),
             "Previews": _images(["preview"], previewed),
-            "Training": [_line(name) for name in TRAINING],
+            "Training": _metrics("LINE", TRAINING),
         },
     )
 
@@ -210,12 +211,8 @@ def _columns(kind: str, *names: str) -> list[str]:
     return [f"{kind}.`{name}`" for name in names]
 
 
-def _line(metric: str) -> dict[str, Any]:
-    return _chart("LINE", metricKey=metric, selectedMetricKeys=[metric])
-
-
-def _bar(metric: str) -> dict[str, Any]:
-    return _chart("BAR", metricKey=metric)
+def _metrics(kind: str, names: Iterable[str]) -> list[dict[str, Any]]:
+    return [_chart(kind, metricKey=name, selectedMetricKeys=[name]) for name in names]
 
 
 def _images(keys: Iterable[str], step: int = 0) -> list[dict[str, Any]]:
