@@ -288,6 +288,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def link_or_copy(file: str | Path, copy: str | Path) -> None:
+    """Have the content of a regular file at another name too: as a hard link, where the file system has them."""
+    whole = regular(Path(file)).resolve()
+    try:
+        os.link(whole, copy)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(whole, copy)
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a regular file's bytes, read in chunks."""
     with regular(path).open("rb") as stream:

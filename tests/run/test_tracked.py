@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from tests.run.conftest import KnownRun, client_of, finished, history, python, start
 
 from unveil.errors import UnveilError
-from unveil.run.calls import TagRows
+from unveil.run.calls import Rows
 
 
 def model_folder(project: Path) -> Path:
@@ -190,7 +190,7 @@ def test_a_model_whose_files_find_no_room_at_first_is_whole_in_the_end(
 def test_a_row_that_is_refused_takes_no_other_with_it(project: Path) -> None:
     run = start(project)
     with pytest.raises(MlflowException):
-        TagRows(run_id=run.run_id, rows=[("a", "1"), ("no*name", "2"), ("b", "3")]).make(run.client)
+        Rows(run_id=run.run_id, kind="tags", rows=[("a", "1"), ("no*name", "2"), ("b", "3")]).make(run.client)
     run.finish("FINISHED")
     assert {"a": "1", "b": "3"}.items() <= client_of(project).get_run(run.run_id).data.tags.items()
 

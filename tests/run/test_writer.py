@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from unveil.run import writer
-from unveil.run.calls import Call, MetricRows, TextFile
+from unveil.run.calls import Call, Rows, TextFile
 from unveil.run.writer import Writer
 
 
@@ -58,7 +58,7 @@ class Store:
         self.rows += rows
 
 
-class Values(MetricRows):
+class Values(Rows):
     """Rows that go into a ``Store``."""
 
     rows: list[Any]
@@ -75,7 +75,7 @@ class Named(TextFile):
 
 
 def values(*rows: int) -> Values:
-    return Values(run_id="r", rows=list(rows))
+    return Values(run_id="r", kind="metric values", rows=list(rows))
 
 
 def file(name: str) -> Named:

@@ -22,7 +22,7 @@ def sync() -> None:
         typer.echo("nothing waits to be uploaded")
         return
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # nobody waits, and files may be large
-    from unveil.run.calls import Call, named
+    from unveil.run.calls import named
     from unveil.run.outbox import Outbox, upload
     from unveil.run.store import Store
 
@@ -30,21 +30,22 @@ def sync() -> None:
     client, _ = store.open()
     is_whole = True
     for folder in folders:
-        outbox = Outbox.found(folder)
-        if outbox.store != Outbox.of_run(folder.parent, folder.name, store).store:
-            typer.echo(f"run {folder.name}: it is of {outbox.store or 'mlflow.db'}; set MLFLOW_TRACKING_URI", err=True)
+        run, outbox = f"run {folder.name}", Outbox(folder)
+        if not outbox.hold():
+            typer.echo(f"{run}: it goes on, and uploads this itself")
+            continue
+        try:
+            client.get_run(folder.name)
+        except Exception as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
+            typer.echo(f"{run}: {store.shown}: {one_line(error)}; set MLFLOW_TRACKING_URI to the run's store", err=True)
             is_whole = False
             continue
-        if not outbox.hold():
-            typer.echo(f"run {folder.name}: it goes on, and uploads this itself")
-            continue
-
-        def tell(call: Call, error: Exception, run: str = folder.name) -> None:
-            typer.echo(f"run {run}: MLflow did not take the {call.kind}: {one_line(error)}", err=True)
-
-        typer.echo(f"run {folder.name}: uploaded {named(upload(outbox, client, tell)) or 'nothing'}")
-        if outbox.folder.exists():
-            typer.echo(f"run {folder.name}: {named(outbox.calls())} waits in {outbox.folder}", err=True)
+        done, failures = upload(outbox, client)
+        for kind, failure in failures.items():
+            typer.echo(f"{run}: MLflow did not take the {kind}: {one_line(failure)}", err=True)
+        typer.echo(f"{run}: uploaded {named(done) or 'nothing'}")
+        if folder.exists():
+            typer.echo(f"{run}: {named(outbox.calls())} waits in {folder}", err=True)
             is_whole = False
     if not is_whole:
         raise UnveilError("something still waits; call `unveil sync` again, or remove its folder to give it up")

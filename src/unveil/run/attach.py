@@ -38,7 +38,7 @@ def attach(run_id: str, file: Path, start: Path) -> str | None:
         if done:
             return None
         reason = f"{store.shown} does not answer"
-    outbox = Outbox.of_run(main_checkout(start) / OUTBOX, run_id, store)
+    outbox = Outbox(main_checkout(start) / OUTBOX / run_id)
     if not (run_id.isalnum() and outbox.hold()):
         return reason
     outbox.save([*outbox.calls(), CopiedFile(run_id=run_id, path=file.absolute())])

@@ -19,6 +19,7 @@ from unveil.run.store import is_refusal
 Pair: TypeAlias = tuple[str, str]
 Point: TypeAlias = tuple[str, float, int, int, str | None, str | None, str | None]
 """Key, value, time, step, id of the model, name and digest of the data set: the order of MLflow's Metric."""
+ENTITIES = {"parameters": ("Param", "params"), "tags": ("RunTag", "tags"), "metric values": ("Metric", "metrics")}
 
 
 def now() -> int:
@@ -55,16 +56,14 @@ class Call(BaseModel):
     __hash__ = object.__hash__
 
 
-class _Rows(Call):
-    """Many small things of one kind, of which MLflow takes only so many at once."""
+class Rows(Call):
+    """Parameters, tags, or points of metrics."""
 
-    entity: ClassVar[str]
-    field: ClassVar[str]
-    most: ClassVar[int] = 100
-    rows: list[Any]
+    kind: Literal["parameters", "tags", "metric values"]
+    rows: list[Pair | Point]
 
     def take(self, later: Call) -> bool:
-        if not isinstance(later, type(self)) or later.run_id != self.run_id:
+        if not isinstance(later, Rows) or (later.kind, later.run_id) != (self.kind, self.run_id):
             return False
         self.rows += later.rows
         return True
@@ -73,45 +72,20 @@ class _Rows(Call):
         """A row that MLflow refuses takes no other with it; the refusal is raised in the end."""
         from mlflow import entities
 
-        refusal: Exception | None = None
-        made = [getattr(entities, self.entity)(*row) for row in self.rows]
-        parts = [made[first : first + self.most] for first in range(0, len(made), self.most)]
-        for part in parts:
-            try:
-                client.log_batch(self.run_id, **{self.field: part})
-            except Exception as error:
-                if not is_refusal(error):
-                    raise
-                if len(part) == 1:
-                    refusal = error
-                else:
-                    parts += [[row] for row in part]  # which this loop comes to
-        if refusal is not None:
-            raise refusal
-
-
-class ParamRows(_Rows):
-    """Parameters."""
-
-    kind: Literal["parameters"] = "parameters"
-    entity, field = "Param", "params"
-    rows: list[Pair]
-
-
-class TagRows(_Rows):
-    """Tags."""
-
-    kind: Literal["tags"] = "tags"
-    entity, field = "RunTag", "tags"
-    rows: list[Pair]
-
-
-class MetricRows(_Rows):
-    """Points of metrics."""
-
-    kind: Literal["metric values"] = "metric values"
-    entity, field, most = "Metric", "metrics", 1000
-    rows: list[Point]
+        entity, argument = ENTITIES[self.kind]
+        made = [getattr(entities, entity)(*row) for row in self.rows]
+        for parts in ([made], [[row] for row in made]):  # all at once; each for itself, if that is refused
+            refusals = []
+            for part in parts:
+                try:
+                    client.log_batch(self.run_id, **{argument: part})
+                except Exception as error:
+                    if not is_refusal(error):
+                        raise
+                    refusals.append(error)
+            if not refusals:
+                return
+        raise refusals[0]
 
 
 class CopiedFile(Call):
@@ -231,21 +205,6 @@ class ModelFolder(Call):
         return str(made.model_id)
 
 
-class TagDeletion(Call):
-    """The end of a tag."""
-
-    kind: Literal["deletion of the tag"] = "deletion of the tag"
-    title = "key"
-    key: str
-
-    def make(self, client: Any) -> None:
-        try:
-            client.delete_tag(self.run_id, self.key)
-        except Exception as error:
-            if not is_refusal(error):  # else it is gone
-                raise
-
-
 class RunDeletion(Call):
     """The end of a run that has nothing in it; where that is not allowed, it ends as KILLED."""
 
@@ -260,7 +219,7 @@ class RunDeletion(Call):
 
 
 class RunStatus(Call):
-    """The end of a run, or its being taken up again."""
+    """The end of a run, or its being taken up again, without the error that it ended with."""
 
     kind: Literal["status"] = "status"
     title = "status"
@@ -268,15 +227,17 @@ class RunStatus(Call):
     time: int
 
     def make(self, client: Any) -> None:
-        if self.status == "RUNNING":
-            client.update_run(self.run_id, status=self.status)
-        else:
+        if self.status != "RUNNING":
             client.set_terminated(self.run_id, self.status, self.time)
+            return
+        client.update_run(self.run_id, status=self.status)
+        if "unveil.error" in client.get_run(self.run_id).data.tags:
+            client.delete_tag(self.run_id, "unveil.error")
 
 
 _Files: TypeAlias = CopiedFile | TextFile | Picture | ModelFolder
-_Others: TypeAlias = DatasetInput | ModelInput | TagDeletion | RunDeletion | RunStatus
-AnyCall = Annotated[ParamRows | TagRows | MetricRows | _Files | _Others, Field(discriminator="kind")]
+_Others: TypeAlias = Rows | DatasetInput | ModelInput | RunDeletion | RunStatus
+AnyCall = Annotated[_Files | _Others, Field(discriminator="kind")]
 
 
 def named(calls: Iterable[Call]) -> str:
@@ -286,7 +247,7 @@ def named(calls: Iterable[Call]) -> str:
         kinds.setdefault(call.kind, []).append(call)
     said = []
     for kind, some in kinds.items():
-        rows = sum(len(call.rows) for call in some if isinstance(call, _Rows))
+        rows = sum(len(call.rows) for call in some if isinstance(call, Rows))
         titles = (getattr(call, call.title, "") for call in some)
         names = dict.fromkeys(title.name if isinstance(title, Path) else title for title in titles)
         said.append(f"{rows} {kind}" if rows else f"{kind} {', '.join(names)}")

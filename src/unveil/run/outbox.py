@@ -1,31 +1,24 @@
 """What a store did not take lies in a folder of the project until it does: nothing is lost, also if a process dies.
 
-``<run id>/calls.jsonl`` has a line for the store and one for each call; ``files`` beside it has what they copy.
+``<run id>/calls.jsonl`` has a line for each call; ``files`` beside it has what they copy.
 """
 
-import json
-import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
 from unveil.errors import UnveilError
-from unveil.files import parse_json, read_text, write_text
+from unveil.files import link_or_copy, parse_json, read_text, write_text
 from unveil.run.calls import AnyCall, Call
-from unveil.run.store import Store, is_refusal
+from unveil.run.store import is_refusal
 
 CALLS, LOCK = "calls.jsonl", "lock"
 LINKED_BYTES = 64 << 20  # from which on a file is linked where that can be; a copy would take time and room
 MOST_BYTES = 1 << 32  # of the lines
-
-
-class _Head(BaseModel):
-    store: str | None
 
 
 class Outbox:
@@ -33,26 +26,12 @@ class Outbox:
 
     Args:
         folder: ``.unveil/outbox/<run id>``; made when there is something to keep, and removed when there is not.
-        store: for people, where the calls belong; None for the project's own.
     """
 
-    def __init__(self, folder: Path, store: str | None) -> None:
-        self.folder, self.store = folder, store
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = folder / CALLS
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-
-    @classmethod
-    def of_run(cls, outboxes: Path, run_id: str, store: Store) -> Self:
-        """The one of a run of ``store``; the project's own store is no address that another checkout could use."""
-        return cls(outboxes / run_id, None if store.database is not None else store.shown)
-
-    @classmethod
-    def found(cls, folder: Path) -> Self:
-        """The one in a folder, with the store that its calls belong to."""
-        found = cls(folder, None)
-        head = (found._lines() or [""])[0]
-        found.store = parse_json(head, _Head, str(found._file), f"remove {folder}").store
-        return found
 
     def hold(self) -> bool:
         """Whether this process holds it now: none that lives writes into it."""
@@ -71,8 +50,10 @@ class Outbox:
         """
         if not self._file.exists():
             return []
-        text = f"[{','.join(self._lines()[1:])}]"
-        calls = parse_json(text, list[AnyCall], str(self._file), f"remove {self.folder}", finite=False)
+        lines = read_text(self._file, MOST_BYTES).split("\n")[:-1]
+        calls = parse_json(
+            f"[{','.join(lines)}]", list[AnyCall], str(self._file), f"remove {self.folder}", finite=False
+        )
         found, last = list[Call](), dict[str, Call]()
         for call in calls:
             if call.path is not None:
@@ -81,9 +62,6 @@ class Outbox:
                 last[call.kind] = call
                 found.append(call)
         return found
-
-    def _lines(self) -> list[str]:
-        return read_text(self._file, MOST_BYTES).split("\n")[:-1]
 
     def add(self, call: Call) -> None:
         """Keep one more. Raises OSError."""
@@ -101,7 +79,7 @@ class Outbox:
             return
         if not self._lock.is_locked and not self.hold():
             raise UnveilError(f"{self.folder}: another process holds it; let it end")
-        write_text(self._file, "".join([json.dumps({"store": self.store}) + "\n", *map(self._line, kept)]))
+        write_text(self._file, "".join(map(self._line, kept)))
         needed = {call.path.parent for call in kept if call.path is not None}
         for place in (self.folder / "files").glob("*"):
             if place not in needed:
@@ -124,42 +102,30 @@ class Outbox:
 
 
 def _copy(source: Path | str, place: Path | str) -> None:
-    if Path(source).stat().st_size >= LINKED_BYTES:
-        try:
-            os.link(source, place)
-        except OSError:  # another disk, or one without links
-            pass
-        else:
-            return
-    shutil.copyfile(source, place)
+    is_large = Path(source).stat().st_size >= LINKED_BYTES
+    (link_or_copy if is_large else shutil.copyfile)(source, place)
 
 
-def upload(outbox: Outbox, client: Any, told: Callable[[Call, Exception], object]) -> list[Call]:
-    """Make what an outbox keeps with an MlflowClient, and keep what fails.
-
-    Args:
-        outbox: held by this process.
-        client: of the store that it is for.
-        told: of each call that fails, and why. Those of its kind that come after it wait too, and all others if the
-            store is away.
+def upload(outbox: Outbox, client: Any) -> tuple[list[Call], dict[str, Exception]]:
+    """Make what an outbox held by this process keeps with an MlflowClient, and keep what fails.
 
     Returns:
-        what was made.
+        what was made, and why each kind failed. Those of its kind that come after it wait too, and all others if the
+        store is away.
     """
-    done, failed, is_away = list[Call](), set[str](), False
+    done, failures, is_away = list[Call](), dict[str, Exception](), False
     waiting = outbox.calls()
     try:
         for call in waiting:
-            if is_away or call.kind in failed:
+            if is_away or call.kind in failures:
                 continue
             try:
                 call.make(client)
             except Exception as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
-                failed.add(call.kind)
+                failures[call.kind] = error
                 is_away = not (call.is_file or is_refusal(error))
-                told(call, error)
             else:
                 done.append(call)
     finally:
         outbox.save(call for call in waiting if call not in done)
-    return done
+    return done, failures

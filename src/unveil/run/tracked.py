@@ -17,15 +17,12 @@ from unveil.run.calls import (
     Call,
     CopiedFile,
     DatasetInput,
-    MetricRows,
     ModelFolder,
     ModelInput,
-    ParamRows,
     Picture,
+    Rows,
     RunDeletion,
     RunStatus,
-    TagDeletion,
-    TagRows,
     TextFile,
     now,
 )
@@ -88,7 +85,7 @@ class TrackedRun:
             raise store.cannot_open(TimeoutError("it does not answer"))
         run._writer.client = run.client
         if outboxes is not None:
-            run._outbox = run._writer.outbox = Outbox.of_run(outboxes, run.run_id, store)
+            run._outbox = run._writer.outbox = Outbox(outboxes / run.run_id)
         run.log_params(params)
         run._sampler = threading.Thread(target=run._sample, args=[store.uri], name="system metrics", daemon=True)
         run._sampler.start()
@@ -125,24 +122,22 @@ class TrackedRun:
         if (answer := self._ask(earlier)) is None:
             return None
         found, steps = answer
-        outbox = self._outbox and Outbox(self._outbox.folder.with_name(run_id), self._outbox.store)
+        outbox = self._outbox and Outbox(self._outbox.folder.with_name(run_id))
         waiting = outbox.calls() if outbox is not None else []  # what it could not write when it was killed
-        given = dict(pair for call in waiting if isinstance(call, ParamRows) for pair in call.rows)
+        rows = [(call.kind, row) for call in waiting if isinstance(call, Rows) for row in call.rows]
+        given = {row[0]: row[1] for kind, row in rows if kind == "parameters"}
         is_other = found.info.experiment_id != self.experiment_id or found.data.params | given != wanted
         if is_other or found.info.lifecycle_stage != "active" or found.info.status == "FINISHED":
             return None
         if outbox is not None and outbox.hold():
-            rows = (row for call in waiting if isinstance(call, MetricRows) for row in call.rows)
-            steps |= {step for key, _, _, step, *_ in rows if key == "loss"}
+            steps |= {row[3] for _, row in rows if len(row) == 7 and row[0] == "loss"}
             self._writer.take_over(outbox, waiting)
         if self._living is not None:
             self._living.set(run_id)
         self._write(RunDeletion)
-        self.run_id, before = run_id, found.data.tags
+        self.run_id = run_id
         self._write(RunStatus, status="RUNNING", time=now())
-        if "unveil.error" in before:
-            self._write(TagDeletion, key="unveil.error")
-        self.set_tags({**tags, "unveil.resumed": str(int(before.get("unveil.resumed", 0)) + 1)})
+        self.set_tags({**tags, "unveil.resumed": str(int(found.data.tags.get("unveil.resumed", 0)) + 1)})
         return steps
 
     def hurry(self) -> None:
@@ -153,12 +148,12 @@ class TrackedRun:
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, dotted names to plain values."""
         rows = [(key[:KEY_LENGTH], str(value)) for key, value in params.items()]
-        self._write(ParamRows, rows=rows)
+        self._write(Rows, kind="parameters", rows=rows)
 
     def set_tags(self, tags: Mapping[str, str], wait: bool = True) -> None:
         """Set tags; MLflow cuts a long value at its limit."""
         rows = [(key[:KEY_LENGTH], value) for key, value in tags.items()]
-        self._write(TagRows, wait, rows=rows)
+        self._write(Rows, wait, kind="tags", rows=rows)
 
     def log_metrics(
         self,
@@ -172,7 +167,7 @@ class TrackedRun:
         name, digest = dataset or (None, "")
         belongs = (now(), int(step), model_id, name, digest[:DIGEST_LENGTH] or None)
         rows = [(key[:KEY_LENGTH], float(value), *belongs) for key, value in values.items()]
-        self._write(MetricRows, wait, rows=rows)
+        self._write(Rows, wait, kind="metric values", rows=rows)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
@@ -243,11 +238,11 @@ class TrackedRun:
             kept = "`unveil sync` uploads that when it does" if self._writer.outbox is not None else "that is lost"
             warn(f"MLflow's store did not answer, and is without: {lost}; {kept}")
 
-    def _write(self, kind: type[AnyKind], wait: bool = True, **values: Any) -> AnyKind | None:
+    def _write(self, call_type: type[AnyKind], wait: bool = True, **values: Any) -> AnyKind | None:
         """Have a call made, unless it has no rows or tracking is off; the call."""
         if self.run_id is None or values.get("rows") == []:
             return None
-        call = kind(run_id=self.run_id, **values)
+        call = call_type(run_id=self.run_id, **values)
         self._writer.write(call, wait)
         return call
 

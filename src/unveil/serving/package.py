@@ -4,7 +4,6 @@ What is in it stands in docs/serving.md; :mod:`unveil.serving.pyfunc` is what ML
 """
 
 import json
-import os
 import platform
 import shutil
 from contextlib import suppress
@@ -17,7 +16,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import unveil
 from unveil.averages import FOLDER
 from unveil.errors import UnveilError
-from unveil.files import atomic_directory, regular
+from unveil.files import atomic_directory, link_or_copy
 from unveil.layout import MODELS
 from unveil.model import CONFIG_FILE, WEIGHTS_FILE
 from unveil.params import Sample, load_params, render
@@ -69,14 +68,14 @@ def packaged(models: Path, into: Path) -> Path:
         inner = folder / MODELS
         inner.mkdir()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            _place(models / name, inner / name)
+            link_or_copy(models / name, inner / name)
         params = None
         with suppress(UnveilError, OSError):  # without it the model draws as the previews of its training
             params = load_params(models.resolve().parent / PARAMS_FILE, fill=True)
         if params is not None:
             sample = _drawable(params.sample, (models / FOLDER).exists())
             if _averages_of(sample):
-                shutil.copytree(models / FOLDER, inner / FOLDER, copy_function=_place)
+                shutil.copytree(models / FOLDER, inner / FOLDER, copy_function=link_or_copy)
             (folder / PARAMS_FILE).write_text(render(params.replace(sample=sample)), encoding="utf-8")
         _archive_code(folder / CODE)
         shutil.copyfile(ENTRY, folder / ENTRY.name)
@@ -122,15 +121,6 @@ def _requirement(name: str) -> str:
     with suppress(PackageNotFoundError):
         return f"{name}=={version(name).partition('+')[0]}"
     return name
-
-
-def _place(file: str | Path, copy: str | Path) -> None:
-    """Have the content of a file at another name too: without a copy, where that is possible."""
-    whole = regular(Path(file)).resolve()
-    try:
-        os.link(whole, copy)
-    except OSError:
-        shutil.copyfile(whole, copy)
 
 
 def _drawable(sample: Sample, with_averages: bool) -> Sample:
