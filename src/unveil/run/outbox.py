@@ -51,9 +51,8 @@ class Outbox:
         if not self._file.exists():
             return []
         lines = read_text(self._file, MOST_BYTES).split("\n")[:-1]
-        calls = parse_json(
-            f"[{','.join(lines)}]", list[AnyCall], str(self._file), f"remove {self.folder}", finite=False
-        )
+        text = f"[{','.join(lines)}]"
+        calls = parse_json(text, list[AnyCall], str(self._file), f"remove {self.folder}", finite=False)
         found, last = list[Call](), dict[str, Call]()
         for call in calls:
             if call.path is not None:

@@ -43,6 +43,7 @@ class Run:
         params: all of params.yaml.
         project: the main checkout, also in DVC's temporary copy of it.
         record: what ``write_record`` writes; see there.
+        log_artifact, log_image, hurry, finish: as of :class:`~unveil.run.tracked.TrackedRun`.
     """
 
     def __init__(self, name: str, params: Params, root: Path) -> None:
@@ -93,6 +94,8 @@ class Run:
             self.record |= {"run_id": self._tracked.run_id, "experiment": self._tracked.experiment_id}
             if store.database is None:  # a path would not hold on another machine
                 self.record["tracking_uri"] = store.shown
+        self.log_artifact, self.log_image = self._tracked.log_artifact, self._tracked.log_image
+        self.hurry, self.finish = self._tracked.hurry, self._tracked.finish
 
     @property
     def seconds(self) -> float:
@@ -113,10 +116,9 @@ class Run:
         return elsewhere if elsewhere.exists() and not path.exists() else path
 
     def follow(self, record: Path) -> None:
-        """Take up the lineage of the stage that wrote ``record``, and of all before it.
+        """Take up the lineage of the stage that wrote ``record``, and of all before it; a tag says if none is found.
 
-        Their runs become tags; in the evaluate run, all their parameters and the last metrics of train and
-        sample are logged too. Where no record tells of the files that are there (as of copies by hand), a tag says so.
+        Their runs become tags; the evaluate run also gets their parameters, and the last metrics of train and sample.
         """
         if not is_main_process():
             return
@@ -202,20 +204,6 @@ class Run:
             ties = (self._model_id, self._dataset) if model else (None, None)
             self._tracked.log_metrics(numbers, step, *ties)
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts, below ``folder`` if given."""
-        self._tracked.log_artifact(path, folder)
-
-    def log_image(self, key: str, path: Path, step: int = 0) -> None:
-        """Show a PNG in MLflow's image grid.
-
-        Args:
-            key: what it shows, the same in every run; without "/".
-            path: the file.
-            step: as for ``log_metrics``.
-        """
-        self._tracked.log_image(key, path, step)
-
     def log_model(self, models: Path, step: int = 0) -> None:
         """Make an MLflow LoggedModel of the trained model in ``models``, which MLflow loads; the record has its id.
 
@@ -245,11 +233,9 @@ class Run:
             shutil.rmtree(place, ignore_errors=True)
 
     def write_record(self, path: Path) -> None:
-        """Write the run record, the last thing that a stage does.
+        """Write the run record, the last thing that a stage does; it has those of the stages before, by their names.
 
-        It holds ids, parameters, last metrics, input and output hashes, time and machine, and the records of all
-        stages before (flat, by stage name), so that it says everything even where the runs themselves are out
-        of reach. Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
+        Inputs and outputs that dvc.yaml declares and the stage did not state are hashed here.
         """
         top = path.resolve().parent.parent  # the project, or where another generator's samples are evaluated
         for stated, names, add in (
@@ -264,14 +250,6 @@ class Run:
         if is_main_process():
             write_json(path, self.record)
             self.log_artifact(path)
-
-    def hurry(self) -> None:
-        """Do not wait for MLflow any more before the end of the run."""
-        self._tracked.hurry()
-
-    def finish(self, status: str, error: str | None = None, details: str | None = None, log: str = "") -> None:
-        """End the MLflow run; ``details`` (a traceback) and ``log`` (what was printed) become artifacts."""
-        self._tracked.finish(status, error, details, log)
 
 
 @contextmanager
@@ -288,11 +266,8 @@ def stage(name: str, params: Path) -> Iterator[Run]:
     raises another     FAILED        the exception goes on, with its traceback
     ================== ============= ====================================================
 
-    A run that does not end as FINISHED has what was printed as ``log.txt``. An experiment of DVC whose run could not be
-    opened, as for wrong parameters, gets one that is FAILED.
-
-    ``kill -9`` leaves the run RUNNING, with everything logged so far, until the next stage or ``unveil ui`` ends it as
-    KILLED. If DVC is killed so, the stage is interrupted, by SIGTERM.
+    An experiment of DVC whose run could not be opened, as for wrong parameters, gets one that is FAILED. What ends by
+    ``kill -9``: see :mod:`unveil.run.orphans`.
 
     Args:
         name: one of download, preprocess, train, sample, oracle, evaluate.

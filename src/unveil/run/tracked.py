@@ -42,9 +42,7 @@ AnyKind = TypeVar("AnyKind", bound=Call)
 class TrackedRun:
     """One MLflow run: it takes what a stage tells it, at once, so that a killed stage loses nothing.
 
-    A store that stops answering does not stop the stage, which may have computed for days: what was not written is
-    kept in the outbox, tried again, and named at the end. Without a client (tracking switched off) everything is
-    accepted and nothing is kept.
+    Without a client (tracking switched off) everything is accepted and nothing is kept.
     """
 
     def __init__(self) -> None:
@@ -173,10 +171,10 @@ class TrackedRun:
         """Copy a file into the run's artifacts, below ``folder`` if given."""
         self._write(CopiedFile, path=path.absolute(), folder=folder)
 
-    def log_image(self, key: str, path: Path, step: int) -> None:
-        """Copy an image file into MLflow's grid of images, which shows those of a key over steps and across runs.
+    def log_image(self, key: str, path: Path, step: int = 0) -> None:
+        """Copy an image file into MLflow's grid, which shows those of a key (without "/") over steps and across runs.
 
-        A key has letters, digits, spaces and any of ``_-.``.
+        ``step`` is as of ``log_metrics``.
         """
         self._write(Picture, key=key, path=path.absolute(), step=step, time=now())
 
