@@ -123,8 +123,7 @@ def find_record(
 ) -> RunRecord:
     """The record of the execution that wrote the files that are there.
 
-    Beside files that were copied or checked out alone, or that DVC pulled as dependencies, the record in its place is
-    another one or none. Then it is sought in DVC's cache and remote by dvc.lock, and in MLflow by the files' content.
+    Where the one in its place is of others, it is sought in DVC's cache and remote, and in MLflow by their content.
 
     Args:
         root: folder of dvc.yaml, and the working folder.
@@ -136,11 +135,7 @@ def find_record(
         UnveilError: if there is none; says what is in its place.
     """
     refusals: list[str] = []
-    places: list[Callable[[], RunRecord]] = [
-        partial(read_json, path, RunRecord, AGAIN),
-        partial(_locked_record, root, path),
-    ]
-    for read in places:
+    for read in (partial(read_json, path, RunRecord, AGAIN), partial(_locked_record, root, path)):
         try:
             found = read()
         except (OSError, UnveilError) as error:

@@ -76,8 +76,8 @@ def _lives(process: psutil.Process) -> bool:
 class LivingRun:
     """Marks a run in ``folder`` as one of a living process: by a locked file, which the system frees with the process.
 
-    So it holds in containers, after a restart, and for another machine with the same folder, where the number of a
-    process says nothing. Where the folder cannot be written or locked, the run is not marked.
+    The number of a process would say nothing in a container, after a restart, or on another machine. Where the folder
+    cannot be written or locked, the run is not marked.
     """
 
     def __init__(self, folder: Path) -> None:

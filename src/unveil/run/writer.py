@@ -123,20 +123,15 @@ class Writer:
                 self._wait(lambda: not self._calls, 0.2)
                 if len(self._calls) < before:
                     until, before = time.monotonic() + WAIT_SECONDS, len(self._calls)
-            if self._calls:
-                self._keep()
-            return named(self._waiting())
+            return named(self._keep() if self._calls else [])
 
     def _is_sending(self) -> bool:
         """Whether a file is on its way: a large one takes longer than other calls."""
         return self._current is not None and self._current.is_file and not self._failing
 
-    def _waiting(self) -> list[Call]:
-        return [call for call in self._calls if isinstance(call, Call)]
-
-    def _keep(self, one: Call | None = None) -> None:
-        """Keep one call more; without it, all that wait and no others."""
-        waiting = self._waiting()
+    def _keep(self, one: Call | None = None) -> list[Call]:
+        """Keep one call more; without it, all that wait, which it returns, and no others."""
+        waiting = [call for call in self._calls if isinstance(call, Call)]
         self._keeping = one is not None or bool(waiting)
         try:
             if self.outbox is not None and one is not None:
@@ -146,6 +141,7 @@ class Writer:
         except (OSError, UnveilError) as error:
             self.outbox = None
             warn(f"what MLflow's store does not take cannot be kept: {one_line(error)}")
+        return waiting
 
     def _add(self, call: Call | _Question[Any]) -> None:
         self._calls.append(call)

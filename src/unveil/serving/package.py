@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -82,7 +82,7 @@ def packaged(models: Path, into: Path) -> Path:
         example = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
         (folder / example["artifact_path"]).write_text(json.dumps(EXAMPLE))
         (folder / example["serving_input_path"]).write_text(json.dumps({"inputs": EXAMPLE}))
-        (folder / "requirements.txt").write_text("".join(f"{_requirement(name)}\n" for name in REQUIREMENTS))
+        (folder / "requirements.txt").write_text("".join(map(_requirement, REQUIREMENTS)))
         environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
         (folder / "python_env.yaml").write_text(json.dumps(environment))
         described = Model(
@@ -117,10 +117,8 @@ def _archive_code(archive: Path) -> None:
 
 
 def _requirement(name: str) -> str:
-    """The release that is installed, of which there may be several builds (2.14.1+cpu)."""
-    with suppress(PackageNotFoundError):
-        return f"{name}=={version(name).partition('+')[0]}"
-    return name
+    """The release that is installed, of which there may be several builds (2.14.1+cpu), as a line."""
+    return f"{name}=={version(name).partition('+')[0]}\n"
 
 
 def _drawable(sample: Sample, with_averages: bool) -> Sample:
