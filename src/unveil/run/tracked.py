@@ -99,25 +99,24 @@ class TrackedRun:
             return
         self._living = LivingRun(folder)
         self._living.set(self.run_id)
-        self._ask(partial(end_orphans, folder, self.client))
+        self.ask(partial(end_orphans, folder))
 
     def take_over(self, run_id: str, tags: Mapping[str, str], params: Mapping[str, object]) -> frozenset[int] | None:
         """Write into the earlier run ``run_id`` from now on, with the tags set anew, and delete this one.
 
         Returns:
-            the steps that its loss has; None, and this run stays, if that one is of another experiment or had other
-            parameters than ``params``, is finished, or cannot be gone on with.
+            the steps that its loss has; None, and this run stays, if that one is of another experiment, had other
+            parameters, or is finished, deleted or unknown.
         """
-        client = self.client
         if self.run_id is None or run_id == self.run_id:
             return None
         wanted = {key[:KEY_LENGTH]: str(value)[:PARAM_LENGTH] for key, value in params.items()}
 
-        def earlier() -> tuple[Any, frozenset[int]]:
+        def earlier(client: Any) -> tuple[Any, frozenset[int]]:
             points = client.get_metric_history(run_id, "loss")
             return client.get_run(run_id), frozenset(point.step for point in points)
 
-        if (answer := self._ask(earlier)) is None:
+        if (answer := self.ask(earlier)) is None:
             return None
         found, steps = answer
         outbox = self._outbox and Outbox(self._outbox.folder.with_name(run_id))
@@ -181,7 +180,10 @@ class TrackedRun:
     def ask(self, question: Callable[[Any], T | None]) -> T | None:
         """What the store's client answers; None without one, or if it refuses, or not in time."""
         client = self.client
-        return self._ask(lambda: question(client)) if client is not None else None
+        if client is not None:
+            with suppress(*self._failures):
+                return self._writer.ask(lambda: question(client))
+        return None
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Log a data set input: no data, only its name, digest, path and what it was used for."""
@@ -189,8 +191,7 @@ class TrackedRun:
 
     def link_model(self, model_id: str) -> bool:
         """Mark a LoggedModel as an input of this run; False if this store has no such model, or does not say."""
-        client = self.client
-        if self.run_id is None or self._ask(lambda: client.get_logged_model(model_id)) is None:
+        if self.ask(lambda client: client.get_logged_model(model_id)) is None:
             return False
         self._write(ModelInput, model_id=model_id)
         return True
@@ -243,12 +244,6 @@ class TrackedRun:
         call = call_type(run_id=self.run_id, **values)
         self._writer.write(call, wait)
         return call
-
-    def _ask(self, question: Callable[[], T]) -> T | None:
-        """What the store answers; None if it refuses, or not in time."""
-        with suppress(*self._failures):
-            return self._writer.ask(question)
-        return None
 
     def _is_final(self, call: Call, error: Exception) -> bool:
         """Whether the store will not take it later either; says the first refusal of each kind and the first outage.
