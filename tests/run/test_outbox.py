@@ -149,11 +149,13 @@ def test_what_fails_stays(here: Path, repository: Path, tmp_path: Path) -> None:
     done = sync()
     assert done.exit_code == 1 and "MLflow did not take the metric values" in done.stderr
     assert f"{run_id}: 4 metric values, " in done.stderr and len(file.read_text().splitlines()) > 3
-    client_of(here).restore_run(run_id)
-    file.write_text("{}\n")
-    assert f"{file}: found none of its kinds" in sync().stderr
-    file.parent.rename(file.parent.with_name("0" * 32))
-    assert "set MLFLOW_TRACKING_URI to the run's store" in sync().stderr
+    experiment = client_of(here).get_run(run_id).info.experiment_id
+    for other in ("0" * 32, client_of(here).create_run(experiment).info.run_id):
+        (here / OUTBOX / other).mkdir()
+        file = here / OUTBOX / other / "calls.jsonl"
+        file.write_text("{}\n")
+    said = sync().stderr
+    assert "set MLFLOW_TRACKING_URI to the run's store" in said and f"{file}: 0: found {{}}" in said
 
 
 class Bad(BaseHTTPRequestHandler):
