@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 1.0
 REASON = "the process was killed, or its machine stopped; a later stage or `unveil ui` ended the run"
 
-_gone: list[str] = []  # what this process worked for, and has ended
+_followed: dict[psutil.Process, str] = {}  # what this process works for, and its name
 
 
 def is_dvc(words: list[str]) -> bool:
@@ -51,19 +51,22 @@ def employers() -> dict[psutil.Process, str]:
 @cache
 def follow() -> None:
     """Have this process end by SIGTERM when what it works for has ended, even by ``kill -9``; needed once a process."""
-    if found := employers():
-        threading.Thread(target=_watch, args=[found], name="employers", daemon=True).start()
+    _followed.update(employers())
+    if _followed:
+        threading.Thread(target=_watch, name="employers", daemon=True).start()
 
 
 def gone() -> str:
     """Why this process got its SIGTERM, as the end of a line; empty if something else sent it."""
-    return f", as {_gone[0]} had ended" if _gone else ""
+    ended = (
+        f", as {name} (process {process.pid}) had ended" for process, name in _followed.items() if not _lives(process)
+    )
+    return next(ended, "")
 
 
-def _watch(processes: dict[psutil.Process, str]) -> None:
-    while not _gone:
+def _watch() -> None:
+    while not gone():
         time.sleep(CHECK_SECONDS)
-        _gone.extend(f"{name} (process {process.pid})" for process, name in processes.items() if not _lives(process))
     os.kill(os.getpid(), signal.SIGTERM)
 
 
