@@ -47,7 +47,7 @@ FLOORS: tuple[set[str], ...] = (
 )
 LONGEST_FUNCTION = 60  # lines of code: without docstring, comments and blank lines
 LONGEST_STAGE = 120
-MOST_LINES = 22_700  # of src and stages; what is added is to be paid for
+MOST_LINES = 25_600  # of src and stages; what is added is to be paid for
 
 
 def room(module: str) -> str:
