@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ class Run:
         try:
             model_id = self._tracked.log_model(name, packaged(models, place), params, tags, step)
             self.record["model_id"] = self._model_id = model_id
-        except (OSError, UnveilError) as error:
+        except (OSError, UnveilError, PackageNotFoundError) as error:
             warn(f"MLflow is without the model: {line_for_user(error) or one_line(error)}")
         finally:
             shutil.rmtree(place, ignore_errors=True)
