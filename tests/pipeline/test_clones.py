@@ -100,3 +100,21 @@ def test_status_of_a_clean_tree_takes_three_seconds_at_most(origin: Project) -> 
     assert UP_TO_DATE in origin.dvc("status")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+@pytest.mark.long
+def test_what_was_never_committed_comes_back_after_a_cleaning(smoke: Smoke, tmp_path: Path) -> None:
+    project = smoke.copy(tmp_path / "unveil")
+    (size,) = (line for line in (project.root / "params.yaml").read_text().splitlines() if "  shard_size:" in line)
+    values = (size, "  shard_size: 77")
+    for old, new in (values, values[::-1]):
+        project.set_params(old, new)
+        project.dvc("repro", "preprocess")
+    nobodys = project.root / ".dvc/cache/files/md5/00/nobodys"
+    nobodys.parent.mkdir(exist_ok=True)
+    nobodys.write_text("nobody's")
+    said = project.command(sys.executable, "-m", "unveil", "gc", "--force", "--days", "0")
+    assert "left alone" not in said and not nobodys.exists(), said
+    project.set_params(*values)
+    said = project.dvc("repro", "preprocess")
+    assert "Running stage" not in said and "Stage 'preprocess' is cached" in said

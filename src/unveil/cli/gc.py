@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unveil.cli.find import needed_root
-from unveil.errors import line_for_user
+from unveil.errors import UnveilError, line_for_user, one_line
 
 
 def gc(
@@ -18,25 +18,31 @@ def gc(
     for `unveil sync`.
     """
     from unveil.evaluation.card.card import aligned
-    from unveil.progress import megabytes
+    from unveil.progress import megabytes, say
     from unveil.run.checkout import main_checkout
     from unveil.run.cleaning import find_waste
+    from unveil.run.store import import_mlflow
 
-    found, left = find_waste(main_checkout(needed_root()), days), 0
+    project = main_checkout(needed_root())
+    say("asking MLflow and DVC what is needed, which takes minutes where there are hundreds of commits")
+    found, deleted = find_waste(project, days), []
     for line in aligned([(waste.kind, waste.name, megabytes(waste.size), waste.reason) for waste in found]):
         typer.echo(line)
-    total = megabytes(sum(waste.size for waste in found))
     if not found:
         typer.echo(f"nothing that nobody needs and that nobody touched for {days:g} days")
     elif not force:
+        total = megabytes(sum(waste.size for waste in found))
         typer.echo(f"{total} in all; nothing was deleted, `unveil gc --force` deletes it")
     else:
+        failures: tuple[type[Exception], ...] = (UnveilError, *import_mlflow()[1])
         for waste in found:
             try:
                 waste.remove()
-            except OSError as error:  # such as another user's file; the others can go
-                left += 1
-                typer.echo(f"error: {line_for_user(error) or error}", err=True)
+                deleted.append(waste)
+            except failures as error:  # such as another user's file; the others can go
+                typer.echo(f"error: {waste.name}: {line_for_user(error) or one_line(error)}", err=True)
+        left = len(found) - len(deleted)
+        total = megabytes(sum(waste.size for waste in deleted))
         typer.echo(f"{total} deleted" + (f", without {left} of {len(found)}, which are named above" if left else ""))
-    if left:
-        raise typer.Exit(1)
+        if left:
+            raise typer.Exit(1)

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "mlflow", "dvc")
 OF_HOOKS = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 
 
-def _git(folder: Path, *arguments: str, warned: bool = False) -> str | None:
+def git_answer(folder: Path, *arguments: str, warned: bool = False) -> str | None:
     """Git's answer without its last newline, or None where there is no Git or no repository.
 
     Another reason for None is said on stderr if ``warned`` is true.
@@ -56,10 +56,10 @@ def main_checkout(start: Path) -> Path:
     else is its own main checkout. ``start`` is the folder of dvc.yaml as the stage sees it.
     """
     start = _copied_from(start) or start.resolve()
-    common = _git(start, "rev-parse", "--path-format=absolute", "--git-common-dir")
+    common = git_answer(start, "rev-parse", "--path-format=absolute", "--git-common-dir")
     if common is None or Path(common).name != ".git":  # no Git, a bare one, a submodule
         return start
-    candidate = Path(common).parent / (_git(start, "rev-parse", "--show-prefix") or "")
+    candidate = Path(common).parent / (git_answer(start, "rev-parse", "--show-prefix") or "")
     return candidate if candidate.is_dir() else start
 
 
@@ -72,7 +72,7 @@ def _copied_from(start: Path) -> Path | None:
 def refuse_lost_experiment(start: Path) -> None:
     """Refuse DVC's temporary copy of a shallow clone: DVC would report success, and keep nothing of the experiment."""
     main = _copied_from(start)
-    if main is not None and _git(main, "rev-parse", "--is-shallow-repository") == "true":
+    if main is not None and git_answer(main, "rev-parse", "--is-shallow-repository") == "true":
         raise UnveilError(
             f"{main} is a shallow clone, from which DVC keeps no experiment of --temp or --queue; "
             "run `git fetch --unshallow`, or `dvc exp run` without them"
@@ -86,11 +86,11 @@ def git_tags(root: Path) -> dict[str, str]:
     not taken: they include the address of the remote, which may hold a password.
     """
     excluded = [f":(exclude){name}" for name in MADE]
-    status = _git(root, "status", "--porcelain", "--", ".", *excluded, warned=True)
+    status = git_answer(root, "status", "--porcelain", "--", ".", *excluded, warned=True)
     if status is None:
         return {}
     changed = ", ".join(line[3:] for line in status.splitlines())
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git_answer(root, "rev-parse", "HEAD")
     tags = {
         "git.dirty": str(bool(changed)).lower(),
         "git.changed": changed,
@@ -105,14 +105,14 @@ def code_commit(root: Path) -> str | None:
 
     None without Git or commit; with uncommitted changes of the code it says so.
     """
-    commit = _git(root, "log", "-1", "--format=%H", "--", *CODE)
-    changed = _git(root, "status", "--porcelain", "--", *CODE)
+    commit = git_answer(root, "log", "-1", "--format=%H", "--", *CODE)
+    changed = git_answer(root, "status", "--porcelain", "--", *CODE)
     return f"{commit} with uncommitted changes" if commit and changed else commit or None
 
 
 def has_commit(root: Path, commit: str) -> bool:
     """Whether the repository at ``root`` has the commit, which a shallow clone may lack."""
-    return _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    return git_answer(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 def machine_tags() -> dict[str, str]:

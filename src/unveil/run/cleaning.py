@@ -4,27 +4,31 @@ Nothing is waste that was touched in the last days, or that a process holds, or 
 an experiment, an MLflow run that was not deleted, or a registered model.
 """
 
-import hashlib
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import psutil
-from filelock import FileLock, Timeout
 
-from unveil.errors import UnveilError
-from unveil.files import file_digest, parse_json, read_bytes, read_json
-from unveil.layout import CHECKPOINTS, OUTBOX
-from unveil.run.store import Store
+from unveil import layout
+from unveil.errors import UnveilError, one_line
+from unveil.files import parse_json, read_bytes, read_json, read_text
+from unveil.layout import CHECKPOINTS, OUTBOX, PACKAGES, RUNNING
+from unveil.parameter_file import parse_mapping
+from unveil.printing import warn
+from unveil.run.checkout import git_answer
+from unveil.run.store import Store, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 FEATURES, DOWNLOADS = CHECKPOINTS.with_name("features"), CHECKPOINTS.with_name("downloads")
 EXPERIMENTS = Path(".dvc/tmp/exps")  # where DVC's copies of the project are, and those of sweeps
 CACHE = Path(".dvc/cache")
+RECORDS = {path.as_posix() for name, path in vars(layout).items() if name.endswith("_RECORD")}
 LEFT = "a copy of the project that an experiment left {} ago"
 REMOVING = "Removing "  # how a line of `dvc gc --dry` begins
 DAY_SECONDS = 86_400
@@ -52,60 +57,71 @@ class Waste:
 
 @dataclass
 class Tracked:
-    """What the project's MLflow store has, also of deleted runs and of other experiments; nothing if there is none.
+    """What the store that is named and the project's own have, also of deleted runs and of other experiments.
 
-    Raises:
-        UnveilError: if the store does not answer: nobody knows then what its runs need.
+    Attributes:
+        client: of the store, if that is a file of this project's, and no server that others use.
+        unread: why a store does not say what its runs need; empty if all do.
     """
 
     project: Path
-    client: "MlflowClient | None" = None  # if the store is a file of this project's, and no server that others use
+    client: "MlflowClient | None" = None
+    unread: str = ""
     runs: "list[Run]" = field(default_factory=list)
     models: "list[LoggedModel]" = field(default_factory=list)
     registered: set[str] = field(default_factory=set)  # ids of runs and models that have a registered version
 
     def __post_init__(self) -> None:
-        store = Store.locate(self.project)
-        if store.database is not None and not store.database.exists():
-            return
-        client, _ = store.open()
-        from mlflow.entities import ViewType
+        named, own = Store.locate(self.project), Store.own(self.project)
+        for store in dict.fromkeys((named, own)):
+            if store.database is None or store.database.exists():
+                self._ask(store, opened=store == named)
+            elif store != own:
+                self.unread = f"{store.shown} is not there"
+        if self.unread:
+            self.client = None
 
-        self.client = client if store.database is not None else None
-        places = [experiment.experiment_id for experiment in _all(client.search_experiments)]
-        self.runs = _all(partial(client.search_runs, places, run_view_type=ViewType.ALL, max_results=PAGE))
-        self.models = _all(partial(client.search_logged_models, places))
-        for version in _all(client.search_model_versions):
-            self.registered |= {str(version.run_id), str(version.model_id)}
+    def _ask(self, store: Store, opened: bool) -> None:
+        MlflowClient, of_store = import_mlflow()
+        failures: tuple[type[Exception], ...] = (UnveilError, *of_store)
+        try:  # what is named of experiments in the environment is not of the project's own store beside another
+            client = store.open()[0] if opened else MlflowClient(store.uri)
+            from mlflow.entities import ViewType
+
+            places = [experiment.experiment_id for experiment in _all(client.search_experiments)]
+            self.runs += _all(partial(client.search_runs, places, run_view_type=ViewType.ALL, max_results=PAGE))
+            self.models += _all(partial(client.search_logged_models, places))
+            for version in _all(client.search_model_versions):
+                self.registered |= {str(version.run_id), str(version.model_id)}
+        except failures as error:
+            self.unread = one_line(error if isinstance(error, UnveilError) else store.cannot_open(error))
+        else:
+            if opened and store.database is not None:
+                self.client = client
 
     @cached_property
     def needed(self) -> set[str]:
         """The runs that a registered model, a run with results or what waits on this disk leads to."""
         sources = {model.source_run_id for model in self.models if model.model_id in self.registered}
-        upstream = {
-            value
-            for run in self.runs
-            if run.info.lifecycle_stage == "active"
-            for key, value in run.data.tags.items()
-            if key.startswith("unveil.upstream.")
-        }
         waiting = {path.name for path in (self.project / OUTBOX).glob("*")}
         resumable = {
             read_json(path, dict[str, str | None], "remove it").get("run_id")
             for path in (self.project / CHECKPOINTS).glob("*/run.json")
         }
-        return self.registered | {*filter(None, sources | resumable)} | upstream | waiting
+        needed = self.registered | {*filter(None, sources | resumable)} | waiting
+        return needed | {
+            value
+            for run in self.runs
+            if run.info.lifecycle_stage == "active" or run.info.run_id in needed
+            for key, value in run.data.tags.items()
+            if key.startswith("unveil.upstream.")
+        }
 
     @cached_property
-    def digests(self) -> dict[str, set[str]]:
-        """SHA-256 of what runs that were not deleted wrote, by the path that they wrote."""
-        found: dict[str, set[str]] = {}
-        for run in self.runs:
-            if run.info.lifecycle_stage == "active" or run.info.run_id in self.needed:
-                for key, value in run.data.tags.items():
-                    if key.startswith("unveil.output."):
-                        found.setdefault(key.removeprefix("unveil.output."), set()).add(value)
-        return found
+    def unneeded(self) -> set[str]:
+        """The runs that were deleted, wherever they are, and to which nothing leads."""
+        active = {run.info.run_id for run in self.runs if run.info.lifecycle_stage == "active"}
+        return {run.info.run_id for run in self.runs} - active - self.needed
 
 
 def _all(search: Callable[..., Any]) -> list[Any]:
@@ -121,46 +137,79 @@ def _all(search: Callable[..., Any]) -> list[Any]:
 def find_waste(project: Path, days: float) -> list[Waste]:
     """What may go of the main checkout ``project``, of what nobody touched for ``days``.
 
+    A warning says why DVC's cache is left alone, if it is.
+
     Raises:
-        UnveilError: if MLflow's store or DVC does not say what is needed.
+        UnveilError: if a checkpoint does not say whose it is.
     """
     before = time.time() - days * DAY_SECONDS
     tracked = Tracked(project)
-    return [
-        *_checkpoints(project, before),
-        *_unused(project, before),
-        *_runs(tracked, before),
-        *_cache(project, tracked, before),
-    ]
-
-
-def _checkpoints(project: Path, before: float) -> Iterator[Waste]:
-    for folder in sorted((project / CHECKPOINTS).glob("*/")):
-        lock = FileLock(f"{folder}.lock", timeout=0)
-        with suppress(Timeout), lock:  # a training holds it
-            if _touched(folder) < before:
-                reason = f"of a training that stopped {_ago(_touched(folder))} ago, and could be gone on with"
-                yield Waste("checkpoints", folder.name, _size(folder), reason, partial(_remove_unlocked, folder, lock))
-
-
-def _remove_unlocked(folder: Path, lock: FileLock) -> None:
-    with suppress(Timeout), lock:
-        shutil.rmtree(folder)
+    found = [*_unused(project, before), *_runs(tracked, before)]
+    try:
+        objects = _objects(project, tracked, before)
+    except UnveilError as error:
+        warn(f"DVC's cache is left alone: {error}")
+        objects = set()
+    if objects:
+        reason = "no commit, no experiment, and no execution whose run was not deleted"
+        remove = partial(_remove_objects, project, tracked, objects)
+        found.append(Waste("DVC cache", f"{len(objects)} objects", sum(map(_size, objects)), reason, remove))
+    return found
 
 
 def _unused(project: Path, before: float) -> Iterator[Waste]:
-    """Features, downloads, and copies in which DVC or a sweep ran experiments, without any that the project lacks."""
+    """Files and folders that nobody uses; of the copies, those without any experiments that the project lacks."""
     for kind, pattern, reason in (
+        ("checkpoints", f"{CHECKPOINTS}/*/", "of a training that stopped {} ago, and could be gone on with"),
         ("features", f"{FEATURES}/*.safetensors", "not used for {}; computed again if it is needed"),
         ("downloads", f"{DOWNLOADS}/", "of a download that stopped {} ago, and could be gone on with"),
+        ("packages", f"{PACKAGES}/*/", "of a training that was killed {} ago"),
         *(("copies", f"{EXPERIMENTS}/{names}/", LEFT) for names in ("tmp*", "standalone/tmp*", "sweeps/*")),
     ):
         for path in sorted(project.glob(pattern)):
-            has_results = any((path / ".git" / "refs" / "exps").glob("[0-9a-f][0-9a-f]/*/*"))
-            if not has_results and (touched := _touched(path)) < before and not _is_busy(path):
-                name = path.relative_to(project).as_posix()
-                remove = partial(shutil.rmtree, path) if path.is_dir() else path.unlink
-                yield Waste(kind, name, _size(path), reason.format(_ago(touched)), remove)
+            with _free(path, before) as is_free:
+                if is_free:
+                    name = path.relative_to(project).as_posix()
+                    ago = _ago(_touched(path))
+                    yield Waste(kind, name, _size(path), reason.format(ago), partial(_remove, path, before))
+
+
+def _remove(path: Path, before: float) -> None:
+    with _free(path, before) as is_free:
+        if not is_free:
+            raise UnveilError(f"{path}: taken up meanwhile, so it stays")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _free(path: Path, before: float) -> Iterator[bool]:
+    """Whether nobody touched or has a file or folder; if so, no training and no sweep takes it within the block."""
+    lock = path.parents[1] / RUNNING.name / path.name if path.parent.name == PACKAGES.name else Path(f"{path}.lock")
+    with _locked(lock) as is_locked:
+        yield is_locked and _touched(path) < before and not _is_busy(path) and not _has_results(path)
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[bool]:
+    """Have a lock for the block, if there is one; whether no other process has it."""
+    with ExitStack() as held:
+        try:
+            handle = os.open(lock, os.O_RDWR)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether it is a clone with experiments, or one that Git cannot read."""
+    if not (folder / ".git").exists():
+        return False
+    return git_answer(folder, "--git-dir=.git", "for-each-ref", "refs/exps/??/*/*") != ""
 
 
 def _is_busy(folder: Path) -> bool:
@@ -202,57 +251,75 @@ def _delete_for_good(client: "MlflowClient", run: "Run", models: "Iterable[Logge
     store._hard_delete_run(run.info.run_id)
 
 
-def _cache(project: Path, tracked: Tracked, before: float) -> Iterator[Waste]:
-    """DVC's objects that no commit, experiment or run has.
+def _refuse_use(project: Path, tracked: Tracked) -> None:
+    """Raise UnveilError if something may need of DVC's cache what neither DVC nor a run says."""
+    if tracked.unread:
+        raise UnveilError(f"{tracked.unread}; nobody knows what its runs need")
+    if git_answer(project, "for-each-ref", "refs/stash", "refs/exps/stash", "refs/exps/celery") != "":
+        raise UnveilError("found a stash or a queue; look at `git stash list` and `dvc queue status`")
+    if len((git_answer(project, "worktree", "list", "--porcelain") or "").split("\n\n")) > 1:
+        raise UnveilError("found a further worktree; look at `git worktree list`")
+    clones = (path.parent for depth in ("*", "*/*") for path in (project / EXPERIMENTS).glob(f"{depth}/.git"))
+    if clone := next(filter(_has_results, clones), None):
+        raise UnveilError(f"{clone}: has experiments that the project may lack; the same sweep again brings them")
+    locks = [*(project / RUNNING).glob("*"), *(project / EXPERIMENTS).glob("sweeps/*.lock")]
+    with ExitStack() as held:
+        if _is_busy(project / EXPERIMENTS) or not all(held.enter_context(_locked(lock)) for lock in locks):
+            raise UnveilError("a stage or an experiment runs; wait for its end")
 
-    None while an experiment runs, which may take up an old one, and none of a cache that other projects may share.
+
+def _objects(project: Path, tracked: Tracked, before: float) -> set[Path]:
+    """DVC's objects that no commit, experiment or run has; none of a cache that other projects may share.
+
+    Raises:
+        UnveilError: if it is not known what is needed.
     """
-    if not (project / CACHE).is_dir() or _is_busy(project / EXPERIMENTS):
-        return
     dvc = partial(subprocess.run, cwd=project, capture_output=True, text=True)
+    if not (project / CACHE).is_dir():
+        return set()
+    _refuse_use(project, tracked)
     place = Path(dvc([sys.executable, "-m", "dvc", "cache", "dir"]).stdout.strip())
     if place.resolve() != (project / CACHE).resolve():
-        return
+        return set()
     done = dvc([sys.executable, "-m", "dvc", "gc", "--workspace", "--all-commits", "--all-experiments", "--dry"])
     if done.returncode:
-        raise UnveilError(f"DVC does not say what its cache needs: {' '.join(done.stderr.split())}; mend it")
+        raise UnveilError(f"DVC does not say what it needs: {' '.join(done.stderr.split())}")
     lines = (line.removeprefix(REMOVING) for line in done.stdout.splitlines() if line.startswith(REMOVING))
-    paths = {path for line in lines if (path := Path(line)).is_file() and path.stat().st_mtime < before}
-    paths -= _of_runs(paths, tracked.digests)
-    if paths:
-        reason = "in no commit, no experiment and no MLflow run"
-        size = sum(map(_size, paths))
-        yield Waste("DVC cache", f"{len(paths)} objects", size, reason, partial(_remove_files, paths))
+    objects = {path.parent.name + path.name: path for path in map(Path, lines) if path.is_file()}
+    kept = _of_runs(project, tracked, before)
+    kept |= {md5 for md5, path in objects.items() if path.stat().st_mtime >= before}
+    for md5 in [md5 for md5 in kept & objects.keys() if md5.endswith(".dir")]:
+        parts = parse_json(read_bytes(objects[md5]), list[dict[str, Any]], str(objects[md5]), "remove it")
+        kept |= {part["md5"] for part in parts}
+    return {path for md5, path in objects.items() if md5 not in kept}
 
 
-def _remove_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _of_runs(paths: set[Path], digests: Mapping[str, set[str]]) -> set[Path]:
-    """Those of the cached objects that are what a run wrote: a file, or a folder with all that is in it."""
-    if not digests:
-        return set()
-    by_md5 = {path.parent.name + path.name: path for path in paths}
-    sha256 = {md5: file_digest(path) for md5, path in by_md5.items() if not md5.endswith(".dir")}
-    every = set().union(*digests.values())
-    kept = {by_md5[md5] for md5, digest in sha256.items() if digest in every}
-    for md5 in by_md5.keys() - sha256.keys():
-        root = by_md5[md5].parents[1]
-        listed = parse_json(read_bytes(by_md5[md5]), list[dict[str, Any]], md5, "run `dvc gc`")
-        parts = {PurePosixPath(entry["relpath"]): root / entry["md5"][:2] / entry["md5"][2:] for entry in listed}
-        if all(part.is_file() for part in parts.values()):
-            files = {place: file_digest(part) for place, part in parts.items()}
-            if any(_folder_digest(PurePosixPath(name), files) in known for name, known in digests.items()):
-                kept |= {by_md5[md5], *paths.intersection(parts.values())}
+def _of_runs(project: Path, tracked: Tracked, before: float) -> set[str]:
+    """MD5 of what executions wrote, as DVC's run cache has it, but of old ones whose run nobody needs."""
+    kept: set[str] = set()
+    for entry in (path for path in (project / CACHE / "runs").glob("*/*/*") if path.is_file()):
+        outs = parse_mapping(read_text(entry), str(entry))[1].get("outs", [])
+        written = {out["path"]: out["md5"] for out in outs if "md5" in out}
+        if entry.stat().st_mtime >= before or _run_of(project, written) not in tracked.unneeded:
+            kept |= {*written.values()}
     return kept
 
 
-def _folder_digest(name: PurePosixPath, files: Mapping[PurePosixPath, str]) -> str:
-    """What ``paths_digest`` says of a folder of this name with files of these digests."""
-    shown = (place for place in sorted(files) if not any(part.startswith(".") for part in place.parts))
-    return hashlib.sha256("".join(f"{name / place}\0{files[place]}\n" for place in shown).encode()).hexdigest()
+def _run_of(project: Path, written: dict[str, str]) -> str | None:
+    """The run whose record is among the outputs; None if that does not say."""
+    for md5 in (written[path] for path in RECORDS & written.keys()):
+        place = project / CACHE / "files" / "md5" / md5[:2] / md5[2:]
+        try:
+            return read_json(place, dict[str, Any], "").get("run_id")
+        except (UnveilError, OSError):
+            break
+    return None
+
+
+def _remove_objects(project: Path, tracked: Tracked, paths: Iterable[Path]) -> None:
+    _refuse_use(project, tracked)
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _touched(folder: Path) -> float:

@@ -97,7 +97,9 @@ class Store:
         for every experiment and not one for each temporary copy.
         """
         root = main_checkout(start)
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+        if not uri:
+            return cls.own(root)
         if uri.startswith("sqlite:///") and "?" not in uri:
             return cls._sqlite(root / unquote(uri.removeprefix("sqlite:///")))
         if uri.startswith(("http://", "https://", "databricks", "uc")):
@@ -105,6 +107,11 @@ class Store:
         if "://" not in uri:
             uri = (root / uri).as_uri()
         return cls(uri, None if uri.startswith("file:") else root / "mlruns", None)
+
+    @classmethod
+    def own(cls, root: Path) -> Self:
+        """The one in the main checkout ``root``, whatever MLFLOW_TRACKING_URI says."""
+        return cls._sqlite(root / "mlflow.db")
 
     @classmethod
     def _sqlite(cls, database: Path) -> Self:
