@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dvc.config import Config
 from pandas import DataFrame
 from tests.conftest import git
 
@@ -68,6 +69,10 @@ class Tiny:
         subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, env=self.environment, check=True)
         git(root, "add", "--all")
         git(root, "commit", "--quiet", "--message=start")
+        # Both count from the folder of their file.
+        (root / ".dvc/config").write_text('[core]\nremote = store\n[remote "store"]\nurl = ../../store\n')
+        (root / ".dvc/config.local").write_text('[remote "other"]\nurl = ../../other\n')
+        git(root, "commit", "--quiet", "--all", "--message=remote")
         self.change("num_samples: 2000", "num_samples: 2001")
 
     def change(self, old: str, new: str) -> None:
@@ -128,6 +133,10 @@ def test_a_sweep_goes_on_after_failure_and_death_and_leaves_the_workspace_alone(
     assert "in use by process" in tiny.sweep(*words, status=1)
     (holder,) = tiny.root.glob(".dvc/tmp/exps/sweeps/*.lock")
     experiment = psutil.Process(int(holder.read_text()))
+    settings = Config(str(holder.with_suffix("") / ".dvc"))
+    places = {name: settings["remote"][name]["url"] for name in ("store", "other")}
+    assert places == {name: str(tiny.root.parent / name) for name in places}
+    assert settings["cache"]["dir"] == str(tiny.root / ".dvc" / "cache")
     (tiny.calls.parent / "waits-0.002").unlink()
     until(lambda: not experiment.is_running() or experiment.status() == psutil.STATUS_ZOMBIE)
 
@@ -165,7 +174,13 @@ def test_a_stopped_sweep_stops_its_stage(tiny: Tiny) -> None:
 
 def test_what_cannot_be_run_is_told_before_anything_runs(tiny: Tiny) -> None:
     assert "lr=-1: params.yaml" in tiny.sweep("-S", "train.lr=1e-3,-1", status=1)
+    said = tiny.sweep("-S", "train.nope=1", status=1)
+    assert "train.nope: unknown key" in said and "+train" not in said
+    many = [word for number in range(40) for word in ("-S", f"train.diffusion.a_long_enough_name_{number}=1")]
+    assert "unknown key" in tiny.sweep(*many, status=1)
+    assert "lr=0.002: to run" in tiny.sweep("-S", "train.lr=1e-3,2e-3", "--dry")
     assert not tiny.calls.exists()
+    assert not [path for path in tiny.root.glob(".dvc/tmp/exps/sweeps/*") if path.is_dir()]
 
 
 def test_a_plot_has_an_interval_for_each_point(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tests.run.conftest import client_of, committed, finished, python, start
 
 from unveil.errors import UnveilError
 from unveil.run.store import Store
-from unveil.run.ui import ui_command
 
 
 def test_the_default_store_lies_in_the_main_checkout(tmp_path: Path) -> None:
@@ -252,11 +251,7 @@ def test_any_name_of_a_folder_will_do(tmp_path: Path, project: Path, name: str) 
     with closing(sqlite3.connect(folder / "mlflow.db")) as store:
         assert store.execute("SELECT count(*) FROM runs WHERE run_uuid = ?", [run_id]).fetchone() == (1,)
     assert set(tmp_path.iterdir()) == beside
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command, _ = ui_command(Store.locate(folder), port)
-    served = MlflowClient(command[command.index("--backend-store-uri") + 1])
+    served = MlflowClient(Store.locate(folder).uri)
     assert served.get_run(run_id).info.status == "FINISHED"
 
 

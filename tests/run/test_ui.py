@@ -1,6 +1,7 @@
 """unveil.run.ui: MLflow's pages are for this machine and this store, and have views of its runs."""
 
 import socket
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ def test_the_pages_are_for_this_machine_and_this_store(tmp_path: Path) -> None:
     port = free_port()
     command, address = ui_command(Store.locate(tmp_path), port)
     assert address == f"http://127.0.0.1:{port}"
+    assert not [word for word in command if "sqlite" in word]  # it may hold a password
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == str(port)
-    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
@@ -60,6 +61,15 @@ def test_views_are_put_once_beside_those_of_others(
         key = address.partition("viewStateShareKey=")[2]
         assert not key or f"mlflow.sharedViewState.{key}" in tags
     assert tags["mlflow.sharedViewState.theirs"] == "a view"
+    for key in list(tags):
+        if key.startswith("mlflow.sharedViewState.unveil"):
+            client.delete_experiment_tag(experiment, key)
+    ids = [sha256(str(number).encode()).hexdigest()[:32] for number in range(500)]
+    many = [Run(RunInfo(name, experiment, "user", "FINISHED", 0, 1, "active"), RunData()) for name in ids]
+    with pytest.raises(UnveilError, match=r"Comparison: found .* name fewer runs"):
+        addresses(store, "http://host", many)
+    assert "mlflow.sharedViewState.unveil-distance" in client.get_experiment(experiment).tags
+    assert len(addresses(store, "http://host", [client.get_run(run.run_id)])) == len(found)
 
     def refuse(*_: object) -> None:
         raise MlflowException("read only")

@@ -46,7 +46,7 @@ def sweep(
     """
     from unveil.progress import say
     from unveil.run.signals import Terminated
-    from unveil.run.sweep import NAME, Sweep, file_overrides, grid, short_names, varied
+    from unveil.run.sweep import NAME, Sweep, file_overrides, grid, plain_name, short_names, varied
 
     root = needed_root()
     overrides = [*(file_overrides(file) if file else ()), *(settings or ())]
@@ -55,10 +55,10 @@ def sweep(
     if name is not None and not NAME.fullmatch(name):
         raise UnveilError(f"--name: found {name!r}, expected letters, digits and any of . _ + = - in it; mend it")
     points = grid(overrides, f"{name}," if name else "")
-    named = name or "-".join(short_names(varied(points)).values())
+    named = plain_name(name or "-".join(short_names(varied(points)).values()))
     run, failed = Sweep(root, named, points), list[str]()
     try:
-        with run.opened(data=not dry):
+        with run.opened():
             finished = run.finished()
             say(f"sweep {named}: {len(points)} experiments, {len(finished)} finished before")
             for number, point in enumerate(points, 1):

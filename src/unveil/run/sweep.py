@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unveil.errors import UnveilError, one_line
+from unveil.errors import UnveilError, one_line, printable
 from unveil.files import parse_json, read_text
 from unveil.layout import METRICS, PARAMS
 from unveil.parameter_file import parse_mapping
@@ -34,7 +35,9 @@ from unveil.run.signals import Terminated, signals_noted
 
 CLONES = Path(".dvc/tmp/exps/sweeps")  # below the folder whose copies `main_checkout` knows
 NAME = re.compile(r"\w[\w.+=-]*")  # of a sweep
-LONGEST_NAME = 100  # of an experiment, which is a file in .git
+LONGEST_NAME = 100  # in bytes, as file systems count, of a sweep and of an experiment; both are files
+
+EXPECTED = "dotted keys, such as train.lr: [1e-3, 2e-3]"  # of a file
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,38 @@ class SweepPoint:
         """Dotted key to the value's text."""
         return dict(override.split("=", 1) for override in self.overrides)
 
+    @property
+    def settings(self) -> list[str]:
+        """The overrides, with a key that is not there set all the same: what to say of it is not Hydra's."""
+        return [override if override.startswith("+") else f"++{override}" for override in self.overrides]
+
 
 def file_overrides(path: Path) -> list[str]:
-    """The overrides of a YAML file of dotted keys, each with a value, a list of values, or DVC's ``range(...)``."""
-    values = parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1]
-    return [f"{key}={_text(value)[1:-1] if isinstance(value, list) else _text(value)}" for key, value in values.items()]
+    """The overrides of a YAML file of dotted keys, each with a value, a list of values, or DVC's ``range(...)``.
+
+    Raises:
+        UnveilError: if it is none; the line names file and key.
+    """
+    overrides = []
+    for key, value in parse_mapping(read_text(path), str(path), "dotted keys with lists of values")[1].items():
+        try:
+            text = f"{_text(value)[1:-1] if isinstance(value, list) else _text(value)}"
+            if not isinstance(key, str):
+                raise TypeError(f"a key that is {type(key).__name__}")
+            if not text:
+                raise TypeError("no values")
+        except TypeError as found:
+            raise UnveilError(printable(f"{path}: {key}: found {found}, expected {EXPECTED}")) from None
+        overrides.append(f"{key}={text}")
+    return overrides
 
 
 def _text(value: object) -> str:
-    """A value in the grammar of overrides."""
+    """A value in the grammar of overrides. Raises TypeError, saying what it is, if it can have none."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
+    if not isinstance(value, str | int | float | None):
+        raise TypeError("a mapping" if isinstance(value, dict) else f"a {type(value).__name__}")
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -69,7 +93,7 @@ def grid(overrides: Sequence[str], prefix: str = "") -> list[SweepPoint]:
     A point's name has the keys that differ, and the sweep's ``prefix`` if there is one.
 
     Raises:
-        UnveilError: if DVC cannot read an override.
+        UnveilError: if DVC cannot read an override, or one has no values or deletes its key.
     """
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import get_hydra_sweeps
@@ -82,16 +106,21 @@ def grid(overrides: Sequence[str], prefix: str = "") -> list[SweepPoint]:
             f"-S: DVC cannot read it: {one_line(error)}; write -S train.lr=1e-3,2e-3 or -S 'sample.steps=range(5,21,5)'"
         ) from None
     points = [SweepPoint("", overrides) for overrides in dict.fromkeys(found)]
+    for key, value in points[0].values.items():
+        if key.startswith("~"):
+            raise UnveilError(f"-S: found {key}, which deletes a key, expected values, such as -S train.lr=1e-3,2e-3")
+        if not value:
+            raise UnveilError(f"-S: {key}: found no values, expected some, such as -S train.lr=1e-3,2e-3")
     named = short_names(varied(points))
     return [
-        SweepPoint(_name(prefix + ",".join(f"{named[key]}={point.values[key]}" for key in named)), point.overrides)
+        SweepPoint(plain_name(prefix + ",".join(f"{named[key]}={point.values[key]}" for key in named)), point.overrides)
         for point in points
     ]
 
 
-def _name(text: str) -> str:
-    """The text, if it can be a reference of Git's; else what can, and a hash."""
-    plain = re.sub(r"[^\w.+,=-]+|\.(?=\.)", "", text)[:LONGEST_NAME].rstrip(".")
+def plain_name(text: str) -> str:
+    """The text, if it can be a file's name and a reference of Git's; else what can, and a hash."""
+    plain = re.sub(r"[^\w.+,=-]+|\.(?=\.)", "", text).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(".")
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
@@ -116,6 +145,23 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.rstrip("\n")
 
 
+def _checked(point: SweepPoint, before: str) -> dict[Any, Any]:
+    """All parameters of a point: those before it with its own. Raises UnveilError if the stages would refuse them."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS.name
+        path.write_text(before, encoding="utf-8")
+        try:
+            apply_overrides(path, point.settings)
+        except DvcException as error:
+            raise UnveilError(f"{point.name}: DVC refuses it: {one_line(error.__cause__ or error)}; mend it") from None
+        text = read_text(path)
+    parse_params(text, f"{point.name}: {PARAMS.name}")
+    return parse_mapping(text, PARAMS.name)[1]
+
+
 @dataclass
 class Sweep:
     """The points of a sweep, and the clone that they run in.
@@ -130,7 +176,9 @@ class Sweep:
     name: str
     points: list[SweepPoint]
     _params: dict[str, dict[Any, Any]] = field(default_factory=dict)  # of each point, all of params.yaml
+    _code: list[str] = field(default_factory=list)  # paths
     _lock: int = -1
+    _is_ready: bool = False  # the clone
 
     def __post_init__(self) -> None:
         for name in OF_HOOKS:
@@ -143,11 +191,8 @@ class Sweep:
         self._project = self._clone / self._prefix
 
     @contextmanager
-    def opened(self, data: bool = True) -> Iterator[None]:
-        """Hold the clone, which has the workspace's state, for the block; it stays if the sweep is not at its end.
-
-        Args:
-            data: whether to bring what DVC's cache has, which may be gigabytes.
+    def opened(self) -> Iterator[None]:
+        """Check the points, and hold the clone for the block; it stays if the sweep is not at its end.
 
         Raises:
             UnveilError: if another process has it, or a point has wrong parameters or an experiment of other code.
@@ -164,32 +209,41 @@ class Sweep:
                     "the sweep that started it; wait for its end, or end it"
                 ) from None
             self._snapshot = _git(self.root, "stash", "create") or self._baseline  # touches no file
-            self._prepare(data)
-            self._params = {point.name: self._checked(point) for point in self.points}
+            before = _git(self.root, "show", f"{self._snapshot}:{self._prefix}{PARAMS.name}")
+            self._params = {point.name: _checked(point, before) for point in self.points}
+            stages = [declared_paths(self.root / "dvc.yaml", stage)[1] for stage in (*STAGES, "card")]
+            self._code = sorted({path for paths in stages for path in paths})
+            if self._is_there():
+                self._deliver()  # what a killed sweep had finished
             yield
             if len(self.finished()) == len(self.points):
-                shutil.rmtree(self._clone)
+                shutil.rmtree(self._clone, ignore_errors=True)
         finally:
             os.close(self._lock)
 
-    def _prepare(self, data: bool) -> None:
-        is_new = not (self._project / ".dvc" / "config.local").exists()
+    def _is_there(self) -> bool:
+        return (self._clone / ".git").exists() and (self._project / ".dvc" / "config.local").exists()
+
+    def _prepare(self) -> None:
+        """Make the clone, if it is not there, and bring it to the workspace's state, with what DVC's cache has."""
+        from dvc.config import Config, merge
+
+        is_new = not self._is_there()
         if is_new:
             shutil.rmtree(self._clone, ignore_errors=True)
             top = _git(self.root, "rev-parse", "--show-toplevel")
             _git(self.root, "clone", "--quiet", "--shared", "--no-checkout", top, str(self._clone))
         self._reset()
         if is_new:
-            with suppress(FileNotFoundError):
-                shutil.copy2(self.root / ".dvc" / "config.local", self._project / ".dvc")
-            self._dvc("config", "--local", "cache.dir", self._dvc("cache", "dir", folder=self.root))
-        self._deliver()  # what a killed sweep had finished
-        if data:
-            self._dvc("checkout", "--quiet", "--force")  # what is not in the cache is made anew
-
-    def _dvc(self, *words: str, folder: Path | None = None) -> str:
-        command = [sys.executable, "-m", "dvc", *words]
-        return subprocess.run(command, cwd=folder or self._project, capture_output=True, text=True).stdout.strip()
+            # Relative paths in the project's settings are read from there, and written as they are from here.
+            theirs = Config(str(self.root / ".dvc"), validate=False)
+            with Config(str(self._project / ".dvc"), validate=False).edit("local", validate=False) as ours:
+                ours["cache"] = {"dir": str(self.root / ".dvc" / "cache")}
+                for level in ("repo", "local"):
+                    merge(ours, theirs.load_one(level))
+        command = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--force"]
+        subprocess.run(command, cwd=self._project, capture_output=True)  # what is not in the cache is made anew
+        self._is_ready = True
 
     def _reset(self) -> None:
         """Bring the clone's tracked files to the workspace's state, on its commit."""
@@ -210,23 +264,6 @@ class Sweep:
         """Commit and reference of each experiment there."""
         found = _git(folder, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/??/*/*")
         return [line.split() for line in found.splitlines()]
-
-    def _checked(self, point: SweepPoint) -> dict[Any, Any]:
-        """All parameters of a point. Raises UnveilError if the stages would refuse them."""
-        from dvc.exceptions import DvcException
-        from dvc.utils.hydra import apply_overrides
-
-        path = self._project / PARAMS.name
-        before = read_text(path)
-        try:
-            apply_overrides(path, list(point.overrides))
-            text = read_text(path)
-        except DvcException as error:
-            raise UnveilError(f"{point.name}: DVC refuses it: {one_line(error.__cause__ or error)}; mend it") from None
-        finally:
-            path.write_text(before, encoding="utf-8")
-        parse_params(text, f"{point.name}: {PARAMS.name}")
-        return parse_mapping(text, PARAMS.name)[1]
 
     def finished(self) -> dict[str, str]:
         """The commit of each point that is an experiment already, of these parameters and this code.
@@ -255,8 +292,7 @@ class Sweep:
         theirs = parse_mapping(_git(self.root, "show", f"{commit}:{self._prefix}{PARAMS.name}"), PARAMS.name)[1]
         if theirs != self._params[point.name]:
             return "parameters"
-        code = {path for stage in (*STAGES, "card") for path in declared_paths(self._project / "dvc.yaml", stage)[1]}
-        changed = _git(self._project, "diff", "--name-only", commit, self._snapshot, "--", *sorted(code)).splitlines()
+        changed = _git(self.root, "diff", "--name-only", commit, self._snapshot, "--", *self._code).splitlines()
         return f"code ({changed[0]})" if changed else None
 
     def run(self, point: SweepPoint) -> bool:
@@ -265,8 +301,11 @@ class Sweep:
         Raises:
             Terminated: after a signal, when the stage has ended too.
         """
-        self._reset()
-        settings = [word for override in point.overrides for word in ("--set-param", override)]
+        if self._is_ready:
+            self._reset()
+        else:
+            self._prepare()
+        settings = [word for setting in point.settings for word in ("--set-param", setting)]
         command = [sys.executable, "-m", "dvc", "exp", "run", "--name", point.name, *settings]
         with signals_noted() as noted:
             # The lock is the experiment's too. In a group of its own, every signal reaches its stage once.

@@ -32,7 +32,7 @@ def serve_ui(port: int = 5000, compared: Sequence["Run"] = ()) -> None:
         compared: evaluations to compare, which get views of their own.
 
     Raises:
-        UnveilError: as ``ui_command`` and ``Store.open`` do.
+        UnveilError: they are too many for a view, and as ``ui_command`` and ``Store.open`` do.
     """
     store = Store.locate(Path.cwd())
     if store.uri.startswith(("http://", "https://")):
@@ -45,6 +45,7 @@ def serve_ui(port: int = 5000, compared: Sequence["Run"] = ()) -> None:
         return
     print("Ctrl-C ends it.", flush=True)
     # No job runner: nothing here uses MLflow's background jobs, and each would be a process.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store.uri  # which may hold a password, and every user sees a command line
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # deprecations within MLflow are no news for its reader
     os.execv(command[0], command)
@@ -57,12 +58,10 @@ def addresses(store: Store, base: str, compared: Sequence["Run"] = ()) -> list[t
     """
     client, experiment = store.open()
     found = [("All runs", f"{base}/#/experiments/{experiment}/runs?{PAGES}")]
+    if compared:
+        found.append(("Parameters compared", compared_address(base, compared)))
     try:
         end_orphans(main_checkout(Path.cwd()) / RUNNING, client)
-        if compared:
-            found.append(("Parameters compared", compared_address(base, compared)))
-            view = comparison(compared, last_preview(client, upstream(compared, "train")))
-            found += put(client, compared[0].info.experiment_id, base, [view])
         evaluations, trainings = (
             client.search_runs(
                 [experiment], f"tags.`unveil.stage` = '{stage}'", max_results=count, order_by=["start_time DESC"]
@@ -71,13 +70,16 @@ def addresses(store: Store, base: str, compared: Sequence["Run"] = ()) -> list[t
         )
         previewed = last_preview(client, [run.info.run_id for run in trainings])
         found += put(client, experiment, base, standing_views(evaluations, previewed))
+        if compared:
+            view = comparison(compared, last_preview(client, upstream(compared, "train")))
+            found += put(client, compared[0].info.experiment_id, base, [view])
     except import_mlflow()[1] as error:
         warn(f"{store.shown} takes no views of the runs: {one_line(error)}")
     return found
 
 
 def ui_command(store: Store, port: int) -> tuple[list[str], str]:
-    """The command line that serves ``store``, and the address at which it does.
+    """The command line that serves ``store``, given to it by the environment, and the address at which it does.
 
     Raises:
         UnveilError: the port is taken.
@@ -88,7 +90,7 @@ def ui_command(store: Store, port: int) -> tuple[list[str], str]:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UnveilError(f"port {port} of 127.0.0.1 is in use; choose another with --port") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     if "unveil" in entry_points(group="mlflow.app").names:  # not where the package was only put on the path
         command += ["--app-name", "unveil"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from unveil.errors import UnveilError
 from unveil.evaluation.features.published import FEATURE_SETS, FeatureSet
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG = "mlflow.sharedViewState."
+LONGEST = 20_000  # characters of a tag's value that MLflow takes
 OWN = "unveil-"  # how the names of these views' tags go on
 # Without it MLflow 3 shows its pages for agents.
 PAGES = "workflowType=machine_learning"
@@ -68,10 +70,19 @@ class View:
         return f"{base}/#/experiments/{experiment}/runs?{query}"
 
     def tag(self, created: int) -> tuple[str, str]:
-        """Key and value of the tag; ``created``, in ms, decides its place in the pages' menu."""
+        """Key and value of the tag; ``created``, in ms, decides its place in the pages' menu.
+
+        Raises:
+            UnveilError: if MLflow takes none so long, as that of very many runs.
+        """
         state = base64.b64encode(zlib.compress(json.dumps(self._state()).encode(), 9)).decode()
         envelope = {"name": self.title, "createdAt": created, "updatedAt": created, "state": f"deflate;{state}"}
-        return f"{TAG}{OWN}{self.key}", json.dumps(envelope)
+        if len(value := json.dumps(envelope)) > LONGEST:
+            raise UnveilError(
+                f"{self.title}: found {len(value):,} characters of a view, expected at most {LONGEST:,}, which is what "
+                "MLflow keeps; name fewer runs"
+            )
+        return f"{TAG}{OWN}{self.key}", value
 
     def _state(self) -> dict[str, Any]:
         charts = [
