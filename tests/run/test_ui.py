@@ -64,7 +64,7 @@ def test_views_are_put_once_beside_those_of_others(
     for key in list(tags):
         if key.startswith("mlflow.sharedViewState.unveil"):
             client.delete_experiment_tag(experiment, key)
-    ids = [sha256(str(number).encode()).hexdigest()[:32] for number in range(500)]
+    ids = [sha256(str(number).encode()).hexdigest()[:32] for number in range(1500)]
     many = [Run(RunInfo(name, experiment, "user", "FINISHED", 0, 1, "active"), RunData()) for name in ids]
     with pytest.raises(UnveilError, match=r"Comparison: found .* name fewer runs"):
         addresses(store, "http://host", many)
@@ -80,5 +80,5 @@ def test_views_are_put_once_beside_those_of_others(
     assert client.get_experiment(experiment).tags == tags
     assert not capsys.readouterr().err
     other = Run(RunInfo("0" * 32, experiment, "user", "FINISHED", 0, 1, "active"), RunData())
-    assert [title for title, _ in addresses(store, "http://host", [other])] == ["All runs", "Parameters compared"]
+    assert set(found) - set(dict(addresses(store, "http://host", [other]))) == {"Comparison"}
     assert "takes no views of the runs: read only" in capsys.readouterr().err
