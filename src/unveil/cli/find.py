@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+REMOTE_SECONDS = 20.0  # that DVC has for a small file, also on a busy machine
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -81,10 +83,10 @@ def needed_root() -> Path:
 
 
 def revision_file(path: Path, name: str, expected: str) -> bytes:
-    """The bytes of a file of the pipeline's, of a Git revision or a DVC experiment, from DVC's cache.
+    """The bytes of a file of the pipeline's, of a Git revision or a DVC experiment, from DVC's cache or remote.
 
     Raises:
-        UnveilError: if there is none; ``expected`` says what the name may mean.
+        UnveilError: if there is none, or a remote keeps it waiting; ``expected`` says what the name may mean.
     """
     root = project_root()
     if root is None:
@@ -93,8 +95,11 @@ def revision_file(path: Path, name: str, expected: str) -> bytes:
     from dvc.exceptions import DvcException, FileMissingError, OutputNotFoundError, PathMissingError
     from dvc.scm import RevError
 
+    from unveil.run.writer import Writer
+
     try:
-        content: bytes = dvc.api.read(path.as_posix(), repo=str(root), rev=name, mode="rb")
+        read = partial(dvc.api.read, path.as_posix(), repo=str(root), rev=name, mode="rb")
+        content: bytes | None = Writer(lambda *_: True).ask(read, REMOTE_SECONDS)
     except RevError:
         raise UnveilError(f"{name}: found no such file, folder or revision; {expected}; give another") from None
     except (FileMissingError, OutputNotFoundError, PathMissingError):
@@ -106,6 +111,8 @@ def revision_file(path: Path, name: str, expected: str) -> bytes:
     except (DvcException, OSError) as error:
         line = one_line(error)
         raise UnveilError(f"{name}: DVC cannot give its {path} ({line}); {expected}; give another") from None
+    if content is None:
+        raise UnveilError(f"{name}: {path} is not in DVC's cache, and DVC's remote does not answer; try it later")
     return content
 
 
