@@ -16,6 +16,6 @@ def test_a_remote_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeyp
     monkeypatch.setattr(find, "REMOTE_SECONDS", 0.1)
     answer = threading.Event()
     monkeypatch.setattr(dvc.api, "read", lambda *_, **__: answer.wait(60))
-    with pytest.raises(UnveilError, match="main: metrics/run.json is not in DVC's cache, and DVC's remote does not"):
+    with pytest.raises(UnveilError, match=r"main: metrics/run\.json is not in DVC's cache, and DVC's remote does not"):
         find.revision_file(Path("metrics/run.json"), "main", "expected a revision")
     answer.set()

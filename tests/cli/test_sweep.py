@@ -134,6 +134,7 @@ def test_a_sweep_goes_on_after_failure_and_death_and_leaves_the_workspace_alone(
     (holder,) = tiny.root.glob(".dvc/tmp/exps/sweeps/*.lock")
     experiment = psutil.Process(int(holder.read_text()))
     settings = Config(str(holder.with_suffix("") / ".dvc"))
+    assert not (holder.with_suffix("") / ".dvc" / "config.local").stat().st_mode & 0o077
     places = {name: settings["remote"][name]["url"] for name in ("store", "other")}
     assert places == {name: str(tiny.root.parent / name) for name in places}
     assert settings["cache"]["dir"] == str(tiny.root / ".dvc" / "cache")

@@ -236,6 +236,7 @@ class Sweep:
         self._reset()
         if is_new:
             # Relative paths in the project's settings are read from there, and written as they are from here.
+            (self._project / ".dvc" / "config.local").touch(0o600)  # it may hold a password
             theirs = Config(str(self.root / ".dvc"), validate=False)
             with Config(str(self._project / ".dvc"), validate=False).edit("local", validate=False) as ours:
                 ours["cache"] = {"dir": str(self.root / ".dvc" / "cache")}
