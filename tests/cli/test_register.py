@@ -37,6 +37,7 @@ def packed(models: Path, into: Path) -> Path:
     """In the place of the real one, which takes longer."""
     shutil.copytree(models, into / "models", dirs_exist_ok=True)
     (into / DESCRIPTION).write_text("flavors: {}")
+    shutil.copyfile(models.parent / "params.yaml", into / "params.yaml")
     return into
 
 
@@ -56,7 +57,7 @@ def write_models(folder: Path) -> None:
     write_averages(folder / "averages", 300, 0.0, [], (0.05, 0.1), paths, digest)
 
 
-def train(project: Path, described: bool = True) -> LoggedModel:
+def train(project: Path, described: bool = True, ended: bool = True) -> LoggedModel:
     """A train run with the model in ``models/``; if it is ``described``, as MLflow loads it."""
     write_models(project / "models")
     client = client_of(project)
@@ -74,7 +75,7 @@ def train(project: Path, described: bool = True) -> LoggedModel:
     if not described:
         (folder / DESCRIPTION).unlink()
     client.log_model_artifacts(model.model_id, str(folder))
-    return client.finalize_logged_model(model.model_id, "READY")
+    return client.finalize_logged_model(model.model_id, "READY") if ended else model
 
 
 def evaluated(project: Path, model: LoggedModel | None, fid: float, digest: str | None = None, **changes: Any) -> str:
@@ -166,6 +167,8 @@ def test_a_version_has_the_weights_that_were_measured(
         params.write_text(params.read_text().replace("  weights: ema", "  weights: power:0.1"))
     client, model = client_of(project), train(project)
     run = evaluated(project, model, 12.0, sampling={"weights": "power:0.1"})
+    with (project / "params.yaml").open("a") as params_file:
+        params_file.write("# changed since\n")
     if not here:
         shutil.rmtree(project / "models")
     line, alias = said(name, run)
@@ -175,6 +178,8 @@ def test_a_version_has_the_weights_that_were_measured(
     made = client.get_logged_model(str(version.source).removeprefix("models:/"))
     assert made.source_run_id == model.source_run_id and made.params["train.lr"] == "0.1"
     folder = Path(made.artifact_location.removeprefix("file://"))
+    usual = (folder / "params.yaml").read_text()
+    assert "changed since" not in usual and "  weights: ema" in usual
     weights = load_denoiser(folder / "models").network.state_dict()
     write_models(project / "models")
     expected = load_denoiser(project / "models", weights=WeightsChoice("power", 0.1)).network.state_dict()
@@ -197,11 +202,15 @@ def test_other_weights_than_those_measured_are_a_version_that_is_no_champion(pro
 
 
 def test_what_cannot_be_registered_is_said_in_one_line(project: Path, name: str) -> None:
-    old = train(project, described=False)
+    old, half = train(project, described=False), train(project, ended=False)
     model = train(project)
     good = evaluated(project, model, 12.0)
     for arguments, line in (
         ([evaluated(project, old, 12.0)], f"found no {DESCRIPTION}, by which MLflow loads"),
+        (
+            [evaluated(project, half, 12.0)],
+            "status PENDING, expected READY: its upload did not end; `unveil sync`",
+        ),
         ([evaluated(project, None, 12.0)], "found no model in its lineage"),
         ([evaluated(project, model, 12.0, "abcd")], "found a card of weights abcd, expected "),
         ([str(old.source_run_id)], "found no card.json in this run of the train stage"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,10 +51,10 @@ class Registry:
             raise UnveilError(line) from None
 
     def model_of(self, run: "Run", card: Card) -> "LoggedModel":
-        """The LoggedModel that an evaluate run's lineage names, with the weights that its card is of.
+        """The LoggedModel that an evaluate run's lineage names, whole, with the weights that its card is of.
 
         Raises:
-            UnveilError: if it names none, one of other weights, or one that MLflow cannot load.
+            UnveilError: if it names none, one of other weights, or one that MLflow cannot load (yet).
         """
         of, mend = f"run {run.info.run_id}", "`dvc repro --force train`, or give another run"
         linked = run.inputs.model_inputs if run.inputs is not None else []
@@ -64,9 +63,12 @@ class Registry:
             raise UnveilError(f"{of}: found no model in its lineage ({why}), expected that of its train stage; {mend}")
         model = self.client.get_logged_model(linked[0].model_id)
         of += f", model {model.model_id}"
+        if model.status != "READY":
+            wait = "its upload did not end; `unveil sync` where it was trained ends it"
+            raise UnveilError(f"{of}: found status {model.status}, expected READY: {wait}")
         if DESCRIPTION not in {file.path for file in self.client.list_logged_model_artifacts(model.model_id)}:
-            why = "an earlier version trained it, or its upload did not end"
-            raise UnveilError(f"{of}: found no {DESCRIPTION}, by which MLflow loads it; {why}; {mend}")
+            why = f"found no {DESCRIPTION}, by which MLflow loads it; an earlier version trained it"
+            raise UnveilError(f"{of}: {why}; {mend}")
         stated, digest = card.choices.model.get("weights_sha256"), model.tags.get(HASH_TAG)
         if stated != digest:
             raise UnveilError(f"{of}: found a card of weights {stated}, expected {digest}, the model's; {mend}")
@@ -108,12 +110,16 @@ class Registry:
         for existing in self.client.search_logged_models([model.experiment_id], words):
             if existing.status == "READY":  # else its upload did not end
                 return existing
+        from mlflow.artifacts import download_artifacts
         from mlflow.entities import LoggedModelOutput
 
-        from unveil.serving.package import packaged
+        from unveil.serving.package import PARAMS_FILE, packaged
 
         with tempfile.TemporaryDirectory() as folder:
             digest = write_variant(files, choice, Path(folder) / "models")
+            if PARAMS_FILE in {file.path for file in self.client.list_logged_model_artifacts(model.model_id)}:
+                place = f"{model.artifact_location}/{PARAMS_FILE}"  # the project's own may have changed since
+                download_artifacts(place, dst_path=folder, tracking_uri=self.store.uri)
             made = self.client.create_logged_model(
                 model.experiment_id,
                 re.sub(r"[^\w-]", "-", f"{model.name}-{choice}"),
@@ -151,15 +157,13 @@ class Registry:
 
 
 def write_variant(models: Path, choice: WeightsChoice, into: Path) -> str:
-    """Write a model whose own weights are an average of another's, with the params.yaml beside it; their sha256."""
+    """Write a model whose own weights are an average of another's; their sha256."""
     from unveil.model import WEIGHTS_FILE, ModelConfig, load_denoiser, save_model
 
     config = ModelConfig.load(models)
     training = {key: value for key, value in config.training.items() if key != "ema_half_life_images"}
     network = load_denoiser(models, weights=choice).network
     save_model(into, network, replace(config, training=training | {"weights": str(choice)}))
-    if (params := models.parent / "params.yaml").exists():
-        shutil.copyfile(params, into.parent / params.name)
     return file_digest(into / WEIGHTS_FILE)
 
 
