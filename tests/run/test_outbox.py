@@ -23,8 +23,9 @@ from unveil.cli.main import app
 from unveil.errors import UnveilError
 from unveil.layout import OUTBOX
 from unveil.run import writer
-from unveil.run.calls import named
+from unveil.run.calls import Call, CopiedFile, ModelFolder, Rows, named
 from unveil.run.outbox import Outbox
+from unveil.run.store import Store
 
 WRITERS = ("log_batch", "log_artifact", "log_text", "set_tag", "log_inputs", "log_outputs", "finalize_logged_model")
 ENDS = ("set_terminated", "update_run", "delete_run")
@@ -155,7 +156,55 @@ def test_what_fails_stays(here: Path, repository: Path, tmp_path: Path) -> None:
         file = here / OUTBOX / other / "calls.jsonl"
         file.write_text("{}\n")
     said = sync().stderr
-    assert "set MLFLOW_TRACKING_URI to the run's store" in said and f"{file}: 0: found {{}}" in said
+    assert "set MLFLOW_TRACKING_URI to the run's store" in said and f"{file}:1: found {{}}" in said
+
+
+def kept(project: Path, run_id: str, *lost: Call) -> Path:
+    """The lines of an outbox with a tag, and these."""
+    file = project / OUTBOX / run_id / "calls.jsonl"
+    file.parent.mkdir(parents=True)
+    calls = (*lost, Rows(run_id=run_id, kind="tags", rows=[("late", "yes")]))
+    file.write_text("".join(call.model_dump_json(exclude_none=True) + "\n" for call in calls))
+    return file
+
+
+def test_a_damaged_outbox_and_lost_files_hold_up_nothing_else(here: Path) -> None:
+    runs = sorted([start(here), start(here)], key=lambda run: run.run_id)
+    for run in runs:
+        run.finish("FINISHED")
+    client, (first, second) = runs[0].client, (run.run_id for run in runs)
+    damaged = kept(here, first)
+    damaged.write_text((good := damaged.read_text()) + "{}\n")
+    lost = CopiedFile(run_id=second, path=here / "gone.csv")
+    kept(here, second, lost, ModelFolder(run_id=second, name="m", path=here / "gone", params={}, tags={}, step=0))
+    done = sync()
+    assert done.exit_code == 1 and done.stderr.count("\n") == 3
+    assert f"run {first}: {damaged}:2: found {{}}" in done.stderr and "; remove this line alone\n" in done.stderr
+    assert f"run {second}: lost, since their files are gone from " in done.stderr
+    assert "artifact gone.csv, model m\n" in done.stderr
+    assert client.get_run(second).data.tags["late"] == "yes"
+    assert not client.search_logged_models([runs[0].experiment_id], f"source_run_id = '{second}'")
+    damaged.write_text(good)
+    assert sync().exit_code == 0 and client.get_run(first).data.tags["late"] == "yes"
+    assert not list((here / OUTBOX).iterdir())
+
+
+def test_what_another_command_has_uploaded_meanwhile_is_no_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(here)
+    run.finish("FINISHED")
+    kept(here, run.run_id)
+    opened, other = Store.open, list[Result]()
+
+    def late(store: Store) -> Any:
+        monkeypatch.setattr(Store, "open", opened)
+        other.append(sync())
+        return opened(store)
+
+    monkeypatch.setattr(Store, "open", late)
+    done = sync()
+    assert other[0].output == f"run {run.run_id}: uploaded 1 tags\n"
+    assert (done.exit_code, done.output) == (0, "")
+    assert not list((here / OUTBOX).iterdir())
 
 
 class Bad(BaseHTTPRequestHandler):

@@ -42,6 +42,11 @@ class Call(BaseModel):
     kind: str
     path: Path | None = None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether what it is to copy is gone: it can never be made."""
+        return self.path is not None and not self.path.exists()
+
     def make(self, client: Any) -> None:
         """Write it with an MlflowClient. Raises what that raises."""
         raise NotImplementedError
@@ -186,6 +191,7 @@ class ModelFolder(Call):
 
         # The largest file comes last, so that it is rarely sent again.
         place = self.path  # which may be another one, where it is kept, before this has ended
+        place.stat()  # without files it would be a model all the same
         files = sorted((file for file in place.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
         run = client.get_run(self.run_id)
         self.model_id = self.model_id or self._made(client, run.info.experiment_id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import RootModel
 
 from unveil.errors import UnveilError
 from unveil.files import link_or_copy, parse_json, read_text, write_text
@@ -19,6 +20,10 @@ from unveil.run.store import is_refusal
 CALLS, LOCK = "calls.jsonl", "lock"
 LINKED_BYTES = 64 << 20  # from which on a file is linked where that can be; a copy would take time and room
 MOST_BYTES = 1 << 32  # of the lines
+
+
+class _Line(RootModel[AnyCall]):
+    pass
 
 
 class Outbox:
@@ -50,9 +55,10 @@ class Outbox:
         """
         if not self._file.exists():
             return []
-        lines = read_text(self._file, MOST_BYTES).split("\n")[:-1]
-        text = f"[{','.join(lines)}]"
-        calls = parse_json(text, list[AnyCall], str(self._file), f"remove {self.folder}", finite=False)
+        lines, calls = read_text(self._file, MOST_BYTES).split("\n")[:-1], list[Call]()
+        for number, line in enumerate(lines, 1):
+            kept = parse_json(line, _Line, f"{self._file}:{number}", "remove this line alone", finite=False)
+            calls.append(kept.root)
         found, last = list[Call](), dict[str, Call]()
         for call in calls:
             if call.path is not None:
@@ -105,14 +111,14 @@ def _copy(source: Path | str, place: Path | str) -> None:
     (link_or_copy if is_large else shutil.copyfile)(source, place)
 
 
-def upload(outbox: Outbox, client: Any) -> tuple[list[Call], dict[str, Exception]]:
+def upload(outbox: Outbox, client: Any) -> tuple[list[Call], list[Call], dict[str, Exception]]:
     """Make what an outbox held by this process keeps with an MlflowClient, and keep what fails.
 
     Returns:
-        what was made, and why each kind failed. Those of its kind that come after it wait too, and all others if the
-        store is away.
+        what was made, what is lost, since the file that it copies is gone, and why each kind failed. Those of its kind
+        that come after it wait too, and all others if the store is away.
     """
-    done, failures, is_away = list[Call](), dict[str, Exception](), False
+    done, lost, failures, is_away = list[Call](), list[Call](), dict[str, Exception](), False
     waiting = outbox.calls()
     try:
         for call in waiting:
@@ -121,10 +127,14 @@ def upload(outbox: Outbox, client: Any) -> tuple[list[Call], dict[str, Exception
             try:
                 call.make(client)
             except Exception as error:  # noqa: BLE001 - the libraries beneath a store raise what they like
+                if call.is_lost:
+                    lost.append(call)
+                    continue
                 failures[call.kind] = error
                 is_away = not (call.is_file or is_refusal(error))
             else:
                 done.append(call)
     finally:
-        outbox.save(call for call in waiting if call not in done)
-    return done, failures
+        ended = {*done, *lost}
+        outbox.save(call for call in waiting if call not in ended)
+    return done, lost, failures

@@ -41,7 +41,7 @@ PAUSES = (0.0, 0.4, 0.8, 1.6)  # seconds before each attempt to open the store
 OUT_OF_DATE = "out-of-date database schema"  # in MLflow's message
 LOCK_SECONDS = 45.0  # a first creation of the store takes some seconds
 MOST_DIGITS = 18  # of an experiment's id
-REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
 # How loud MLflow's loggers may be: it prints a traceback for a busy database, and a line for each value that it cuts.
 LOUDNESS = {
     "mlflow": logging.WARNING,
@@ -103,7 +103,7 @@ class Store:
         if uri.startswith("sqlite:///") and "?" not in uri:
             return cls._sqlite(root / unquote(uri.removeprefix("sqlite:///")))
         if uri.startswith(("http://", "https://", "databricks", "uc")):
-            return cls(uri, None, None)
+            return cls(uri.rstrip("/"), None, None)
         if "://" not in uri:
             uri = (root / uri).as_uri()
         return cls(uri, None if uri.startswith("file:") else root / "mlruns", None)
@@ -271,5 +271,6 @@ def import_mlflow() -> "tuple[type[MlflowClient], tuple[type[Exception], ...]]":
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow will not take later either what it did not take now."""
-    return getattr(error, "error_code", None) in REFUSALS
+    """Whether MLflow will not take later either what it did not take now: the server itself says so, no proxy does."""
+    code = getattr(error, "error_code", None)
+    return code in REFUSALS or (code == "BAD_REQUEST" and hasattr(error, "json"))

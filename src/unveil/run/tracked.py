@@ -250,8 +250,7 @@ class TrackedRun:
 
         It refuses for good what belongs to a run that was deleted in the pages while it went on.
         """
-        is_gone = isinstance(error, FileNotFoundError) and call.path is not None and not call.path.exists()
-        is_final = is_gone or is_refusal(error)
+        is_final = call.is_lost or is_refusal(error)
         reason = call.kind if is_final else "outage"
         if reason not in self._warned:
             self._warned.add(reason)
