@@ -56,8 +56,10 @@ def one_line(error: BaseException) -> str:
 def without_secrets(text: str) -> str:
     """The text with user and password cut out of its URIs, and what a query calls a secret masked.
 
-    >>> without_secrets("no answer from https://ada:p@ss@host:5000/runs?token=abc")
+    A password may have any character but a space, so all is cut up to the last @ of the word.
+
+    >>> without_secrets("no answer from https://ada:p@s/s@host:5000/runs?token=abc")
     'no answer from https://host:5000/runs?token=***'
     """
-    text = re.sub(r"(?<=://)[^/\s]+@", "", text)
+    text = re.sub(r"(?<=://)(?!/)\S+@", "", text)
     return re.sub(r"(?i)\b(user|password|passwd|pwd|token|secret)=[^&\s]+", r"\1=***", text)

@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from tests.run.conftest import client_of, committed, finished, python, start
 
 from unveil.errors import UnveilError
-from unveil.run.store import Store
+from unveil.run.store import Store, is_refusal
 
 
 def test_the_default_store_lies_in_the_main_checkout(tmp_path: Path) -> None:
@@ -29,6 +31,7 @@ def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copy = committed(main / ".dvc" / "tmp" / "exps" / "tmpabc")
     for uri, expected, artifacts in (
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000", None),
+        ("http://127.0.0.1:5000/", "http://127.0.0.1:5000", None),
         ("sqlite:////elsewhere/runs.db", "sqlite:////elsewhere/runs.db", Path("/elsewhere/mlruns")),
         # Relative to the main checkout, or every temporary copy would have a store of its own.
         ("sqlite:///runs.db", f"sqlite:///{main}/runs.db", main / "mlruns"),
@@ -38,6 +41,13 @@ def test_mlflow_tracking_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         store = Store.locate(copy)
         assert (store.uri, store.artifacts) == (expected, artifacts)
+
+
+def test_what_a_proxy_refuses_is_tried_again_and_what_mlflow_refuses_is_not() -> None:
+    assert is_refusal(RestException({"error_code": "BAD_REQUEST", "message": "no"}))
+    assert is_refusal(MlflowException("a value too long", INVALID_PARAMETER_VALUE))
+    assert not is_refusal(RestException({"message": "of another program"}))
+    assert not is_refusal(MlflowException("failed with error code 400. Response body: '<html>'", BAD_REQUEST))
 
 
 CREATE = """
@@ -107,8 +117,8 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(
         ("postgresql://me:hidden@127.0.0.1:1/runs", "postgresql://127.0.0.1:1/runs"),
         ("postgresql://db/runs?user=me&password=hidden", "postgresql://db/runs?user=***&password=***"),
         ("sqlite:////home/me@corp/mlflow.db", "sqlite:////home/me@corp/mlflow.db"),
-        ("http://127.0.0.1:1/team@home", "http://127.0.0.1:1/team@home"),
-        ("http://me:hidden@127.0.0.1:1/a@b", "http://127.0.0.1:1/a@b"),
+        ("http://me:1/hid@den@127.0.0.1:1/runs", "http://127.0.0.1:1/runs"),
+        ("http://127.0.0.1:1/team@home", "http://home"),  # it might be a password
     ],
 )
 def test_a_password_is_shown_to_nobody(uri: str, shown: str) -> None:
