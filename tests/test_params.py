@@ -339,11 +339,13 @@ def test_what_works_is_taken() -> None:
 
 def test_a_long_value_is_shortened() -> None:
     assert len(refusal(changed(preprocess__protocol="x" * 10_000))) < 200
+    assert len(refusal(changed(**{"x" * 10_000: 1}))) < 300
 
 
 def test_nearest_is_none_for_what_resembles_nothing() -> None:
     assert nearest("heun2", ["ddpm", "ddim", "heun"]) == "heun"
     assert nearest("qqqq", ["ddpm", "ddim", "heun"]) is None
+    assert nearest("h" * 101, ["h" * 100]) is None  # which takes too long
 
 
 @settings(max_examples=15, deadline=None)

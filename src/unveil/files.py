@@ -126,7 +126,7 @@ def excessive_number(value: Any, key: str = "") -> str | None:
         found = (excessive_number(item, f"{key}.{name}" if key else str(name)) for name, item in items)
         return next(filter(None, found), None)
     if isinstance(value, int | float) and abs(value) >= (GREATEST_INTEGER if isinstance(value, int) else GREATEST):
-        return f"{_cut(key)}: found {_shown(value)}, expected a number of at most 64 bits, and below {GREATEST:g}"
+        return f"{shortened(key)}: found {_shown(value)}, expected a number of at most 64 bits, and below {GREATEST:g}"
     return None
 
 
@@ -134,7 +134,7 @@ def _first_problem(error: ValidationError) -> str:
     """The first of pydantic's problems, the format's before others: key, what was found, what was expected."""
     first = min(error.errors(include_url=False), key=lambda problem: problem["loc"] != ("format",))
     parts = (part if re.fullmatch(r"[\w.-]+", part) else json.dumps(part) for part in map(str, first["loc"]))
-    key, value = _cut(".".join(parts)), first["input"]
+    key, value = shortened(".".join(parts)), first["input"]
     place = f"{key}: " if key else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
     match first["type"]:
@@ -152,10 +152,11 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    return _cut(json.dumps(value, default=str))
+    return shortened(json.dumps(value, default=str))
 
 
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is longer than messages show."""
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 

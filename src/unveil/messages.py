@@ -12,10 +12,11 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from unveil.files import LONGEST_SHOWN
+from unveil.files import shortened
 from unveil.section import Section
 
 Key: TypeAlias = tuple[str, ...]
+LONGEST_COMPARED = 100  # characters of a word for which a suggestion is looked for: it takes time
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 RETIRED = dict.fromkeys(
     ("evaluate.likelihood_images", "evaluate.likelihood_probes"), "`unveil likelihood` measures bits per dimension"
@@ -109,6 +110,8 @@ def _mismatch(field: FieldInfo, value: object) -> str:
 def nearest(word: str, candidates: Sequence[str]) -> str | None:
     """The candidate that ``word`` is most likely a misspelling of, or None if none is close."""
     names = {candidate.lower(): candidate for candidate in candidates}
+    if len(word) > LONGEST_COMPARED:
+        return None
     matches = difflib.get_close_matches(word.lower(), names, n=1)
     return names[matches[0]] if matches else None
 
@@ -123,7 +126,7 @@ def chosen(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
         if word not in known:
             match = nearest(word, known)
             hint = f"did you mean {match}?" if match else f"expected some of {', '.join(known) or 'none'}"
-            raise ValueError(f"found {word}, {hint}")
+            raise ValueError(f"found {shortened(word)}, {hint}")
         if word in wanted[:number]:
             raise ValueError(f"found {word} twice, expected each name once")
     return [known.index(word) for word in wanted]
@@ -199,4 +202,4 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return shortened(text)

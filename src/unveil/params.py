@@ -411,7 +411,7 @@ def check_params(values: dict[Any, Any], name: str, lines: Lines | None = None, 
     first = min(found, key=at.__getitem__)
     place = f"{name}:{at[first]}" if lines is not None else name
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    raise UnveilError(printable(f"{place}: {'.'.join(first)}: {found[first]}{more}"))
+    raise UnveilError(printable(f"{place}: {files.shortened('.'.join(first))}: {found[first]}{more}"))
 
 
 def render(params: Params, under: Key = ()) -> str:

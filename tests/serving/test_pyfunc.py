@@ -48,6 +48,8 @@ WRONG: list[tuple[list[Any], str]] = [
     ([{"seed": -1}], "row 0: seed: found -1, expected a whole number in [0, 4294967296)"),
     ([{"guidance": -2.0}], "row 0: guidance: found -2.0, expected a number in [0, 100]"),
     ([{"stpes": 3}], "row 0: stpes: unknown key, did you mean steps?"),
+    ([{"x" * 5_000_000: 3}], f"row 0: {'x' * 57}...: unknown key, expected "),
+    ([{}, {"weights": "power:0.1"}], "row 1: the model/averages"),
     ([{"attributes": ["Smilin"]}], "row 0: attributes: found Smilin, did you mean Smiling?"),
     ([{"sampler": "../../params.yaml"}], 'row 0: sampler: found "../../params.yaml", expected ddpm | ddim'),
     ([{"weights": "/etc/passwd"}], 'row 0: weights: found "/etc/passwd", expected ema'),
@@ -135,6 +137,7 @@ def test_two_versions_are_loaded_and_served_elsewhere_and_draw_the_same_bytes(
             refusal = asked(address, wrong)
             assert 400 <= refusal.status_code < 500
             assert reason in refusal.json()["message"]
+            assert str(older) not in refusal.text and refusal.elapsed.total_seconds() < 10
         assert asked(address, ROWS).text == answer.text and is_well(address)
     assert all(package / CODE in file.parents for file in modules)
     assert required([ROOT / file.relative_to(package / CODE / "unveil") for file in modules]) == set(REQUIREMENTS)

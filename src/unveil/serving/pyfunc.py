@@ -6,8 +6,8 @@ MLflow runs it by itself (models from code), with the packaged code first on the
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from pkgutil import get_data
@@ -61,7 +61,8 @@ class Painter(PythonModel):
             with self._lock:
                 return self._drawn(rows_of(model_input), until)
         except (UnveilError, NotDrawn, OSError) as error:
-            raise MlflowException(line_for_user(error) or str(error), BAD_REQUEST) from error
+            line = line_for_user(error) or str(error)
+            raise MlflowException(line.replace(str(self._studio.folder), "the model"), BAD_REQUEST) from error
         finally:
             self._places.release()
 
@@ -75,20 +76,28 @@ class Painter(PythonModel):
         drawn = []
         for number, request in enumerate(requests):
             studio.watch = partial(watch, bounds.budget(request, size), until) if self._bounded else bool
-            images = studio.images(request)
+            with of_row(number):
+                images = studio.images(request)
             for image, single in zip(images, request.singles(), strict=True):
                 png = picture(image[None], 1, studio.facts(single))
                 drawn.append({"row": number, "seed": single.seed, "first": single.first, "image": png})
         return pd.DataFrame(drawn, columns=["row", "seed", "first", "image"])
 
     def _request(self, number: int, values: Mapping[str, Any]) -> Request:
-        try:
+        with of_row(number):
             request = self._studio.request(values)
             if self._bounded:
                 bounds.check_bounds(request, self._studio.shape[-1], (self._studio.usual.guide,))
-        except UnveilError as error:
-            raise UnveilError(f"row {number}: {error}") from None
         return request
+
+
+@contextmanager
+def of_row(number: int) -> Iterator[None]:
+    """Name the row in what is raised within."""
+    try:
+        yield
+    except (UnveilError, NotDrawn) as error:
+        raise UnveilError(f"row {number}: {error}") from None
 
 
 def watch(spend: Callable[[], None], until: float) -> None:

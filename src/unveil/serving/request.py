@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from unveil.diffusion.config import Guidance, Sampler
 from unveil.errors import UnveilError, printable
+from unveil.files import shortened
 from unveil.messages import findings, schema_of
 from unveil.section import LISTED, Precision, Problem, Seed
 from unveil.weights import WEIGHTS, parse_weights
@@ -112,7 +113,7 @@ def read_request(values: Mapping[str, Any], usual: AnyRequest) -> AnyRequest:
     except ValidationError as error:
         found = findings(schema_of(type(usual)), error.errors(include_url=False), together, fill=True)
     key, text = next(iter(found.items()))
-    raise UnveilError(printable(f"{'.'.join(key)}: {text}"))
+    raise UnveilError(printable(f"{shortened('.'.join(key))}: {text}"))
 
 
 def in_words(attributes: Sequence[str]) -> str:
