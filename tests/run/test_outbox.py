@@ -35,6 +35,7 @@ def cut_off(run: KnownRun) -> None:
     """From now on the store takes everything, and says so of nothing; the end of a run it does not take at all."""
     run._ended.set()  # no system metrics besides
     run._sampler.join()
+    run._writer.ask(bool)  # which comes after what the sampler wrote
     for name in (*WRITERS, *ENDS):
 
         def call(*arguments: Any, real: Any = getattr(run.client, name), name: str = name, **named: Any) -> None:
