@@ -21,6 +21,7 @@ from unveil.files import file_digest
 from unveil.model import ModelConfig, load_denoiser, save_model
 from unveil.networks.config import UNetConfig
 from unveil.run.registry import DESCRIPTION
+from unveil.run.store import Store
 from unveil.serving.package import packaged
 from unveil.weights import WeightsChoice
 
@@ -30,6 +31,7 @@ def name(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     """A registered model of the test's own in the store that tests share."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")  # which is put back
     monkeypatch.setattr("unveil.serving.package.packaged", packed)
+    Store.locate(project).open()  # which makes the experiment
     return str(request.node.name).removeprefix("test_")
 
 
@@ -94,10 +96,8 @@ def evaluated(project: Path, model: LoggedModel | None, fid: float, digest: str 
 
 def new_run(client: MlflowClient, stage: str) -> Run:
     experiment = client.get_experiment_by_name("unveil")
-    return client.create_run(
-        client.create_experiment("unveil") if experiment is None else experiment.experiment_id,
-        tags={"unveil.stage": stage},
-    )
+    assert experiment is not None
+    return client.create_run(experiment.experiment_id, tags={"unveil.stage": stage})
 
 
 def register(name: str, *arguments: str) -> Result:
