@@ -109,7 +109,7 @@ def project(tracked_project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield tracked_project
     git(tracked_project, "reset", "--quiet", "--hard")
     kept = [f"--exclude=/{name}" for name in ("mlflow.db*", "mlruns")]
-    git(tracked_project, "clean", "--quiet", "-d", "-x", "--force", *kept)
+    git(tracked_project, "clean", "--quiet", "-d", "-x", "--force", "--force", *kept)  # repositories within it, too
 
 
 @pytest.fixture
