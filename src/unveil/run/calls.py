@@ -5,6 +5,7 @@ A call may be made again after it was made in part, or whole: it then changes no
 
 import json
 import time
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,9 +48,9 @@ class Call(BaseModel):
         """Whether what it is to copy is gone: it can never be made."""
         return self.path is not None and not self.path.exists()
 
+    @abstractmethod
     def make(self, client: Any) -> None:
         """Write it with an MlflowClient. Raises what that raises."""
-        raise NotImplementedError
 
     def take(self, later: "Call") -> bool:
         """Take up a later call, which then needs not be made; False if that cannot be."""
