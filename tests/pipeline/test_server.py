@@ -109,6 +109,7 @@ def test_what_a_server_missed_arrives_by_itself_when_it_is_back(project: Project
 
 @pytest.mark.long
 def test_what_a_killed_stage_could_not_upload_arrives_with_the_next(project: Project, server: Server) -> None:
+    project.set_params("  images: 1024 ", "  images: 8192 ")  # so that it is not done before it is killed
     process = started(project, server, points=4)
     server.kill()
     time.sleep(3)
